@@ -1,0 +1,56 @@
+"""psrpc: the parameter server for PyTorch that people can put their jobs on."""
+
+from psrpc._version import __version__
+from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
+from psrpc.runtime import Result, Role, run
+from psrpc.worker import Worker
+
+__all__ = [
+    "Asynchronous",
+    "BoundedStaleness",
+    "Mode",
+    "Result",
+    "Role",
+    "Synchronous",
+    "Worker",
+    "__version__",
+    "run",
+]
+
+# The rooms from the top down: a module imports only from rooms above its own.
+ROOMS = (
+    "errors",
+    "clock",
+    "environment",
+    "interrupts",
+    "lifeline",
+    "modes",
+    "messages",
+    "core",
+    "job",
+    "importing",
+    "optional",
+    "datasets",
+    "models",
+    "tree",
+    "store",
+    "planes",
+    "meter",
+    "server",
+    "coordinator",
+    "exchange",
+    "crew",
+    "optimizer",
+    "batches",
+    "worker",
+    "rendezvous",
+    "report",
+    "display",
+    "nodes",
+    "runtime",
+    "testing",
+    "settings",
+    "launch",
+    "trainer",
+    "cli",
+)

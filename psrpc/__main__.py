@@ -1,0 +1,5 @@
+"""`python -m psrpc`: the command line."""
+
+from psrpc.cli import main
+
+main()

@@ -1,0 +1,110 @@
+"""Batches of an epoch, as leases hand them out: every sample once, whoever is fast."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence, Sized
+from typing import Any, Protocol, cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from psrpc.errors import DatasetError, UsageError
+from psrpc.messages import Lease
+from psrpc.tree import to_device
+
+Collate = Callable[[list[Any]], Any]
+
+
+class Source(Protocol):
+    """Where leases come from: the worker's side of the coordinator."""
+
+    def lease_batches(self, samples: int, batch_size: int) -> Iterator[tuple[Lease, int]]:
+        """Yield (lease, step) until the epoch's samples are all given out."""
+        ...
+
+    def take(self, lease: Lease, step: int) -> None:
+        """The training loop is about to get this batch."""
+        ...
+
+    def epoch_over(self) -> None:
+        """The training loop has got the epoch's last batch, and come back for more."""
+        ...
+
+
+def check(dataset: object, batch_size: int) -> int:
+    """Return the number of samples; raise DatasetError or UsageError for what cannot be leased."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise UsageError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
+    if isinstance(dataset, IterableDataset) or not (
+        hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    ):
+        raise DatasetError(
+            f"{type(dataset).__name__} has no length or no indices, so its samples cannot be "
+            "shared out: give a map-style dataset, or loop over your own data and call step()"
+        )
+    samples = len(cast(Sized, dataset))
+    if samples == 0:
+        raise DatasetError(f"{type(dataset).__name__} is empty")
+    return samples
+
+
+def order(samples: int, *, shuffle: bool, seed: int, epoch: int) -> torch.Tensor:
+    """The epoch's order of samples, int64 of shape (samples,): the same on every worker."""
+    if not shuffle:
+        return torch.arange(samples)
+    generator = torch.Generator().manual_seed(hash((seed, epoch)) & 0x7FFFFFFF)
+    return torch.randperm(samples, generator=generator)
+
+
+def batches(
+    source: Source,
+    dataset: Dataset[Any],
+    batch_size: int,
+    positions: torch.Tensor,
+    *,
+    device: torch.device,
+    collate: Collate | None = None,
+    loaders: int = 0,
+) -> Iterator[Any]:
+    """Yield this worker's batches of one epoch, on `device`.
+
+    `positions` is the epoch's order. `loaders` processes load and collate ahead
+    (torch's DataLoader); with 0 that is done in this thread.
+    """
+    plan: deque[tuple[Lease, int]] = deque()
+
+    def indices() -> Iterator[Sequence[int]]:
+        for lease, step in source.lease_batches(len(positions), batch_size):
+            plan.append((lease, step))
+            low, high = lease.batch(step)
+            yield positions[low:high]  # type: ignore[misc]
+
+    for batch in _load(dataset, indices(), collate, loaders):
+        source.take(*plan.popleft())
+        yield to_device(batch, device)
+    source.epoch_over()
+
+
+def _load(
+    dataset: Dataset[Any], indices: Iterator[Any], collate: Collate | None, loaders: int
+) -> Iterator[Any]:
+    if type(dataset) is TensorDataset and collate is None and loaders == 0:
+        # Tensors in memory: one index operation a batch in place of one a sample.
+        tensors = dataset.tensors
+        return ([tensor[chosen] for tensor in tensors] for chosen in indices)
+    lists = (chosen.tolist() for chosen in indices)
+    loader: DataLoader[Any] = DataLoader(
+        dataset, batch_sampler=_Once(lists), collate_fn=collate, num_workers=loaders
+    )
+    return iter(loader)
+
+
+class _Once:
+    """An iterator in the shape that DataLoader wants of a batch sampler."""
+
+    def __init__(self, lists: Iterator[list[int]]) -> None:
+        self._lists = lists
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._lists

@@ -1,0 +1,131 @@
+"""The command line: `psrpc train`, and what ends it when something is wrong."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from psrpc._version import __version__
+from psrpc.errors import ConfigError, PsrpcError
+from psrpc.settings import OPTIONS, TrainSettings, parse
+
+_INTERRUPTED = 130
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = cli.main(argv, prog_name="psrpc", standalone_mode=False, obj=argv)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as leaving:
+        sys.exit(leaving.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(_INTERRUPTED)
+    except PsrpcError as error:
+        _tell(error)
+        sys.exit(error.exit_code)
+
+
+def _train_options(command: Command) -> Command:
+    for option in reversed(OPTIONS):
+        shown = "" if option.default is None else f"  [{option.default}]"
+        add = click.option(
+            f"--{option.name}", option.name.replace("-", "_"), metavar="X", help=option.help + shown
+        )
+        command = add(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="psrpc")
+def cli() -> None:
+    """A parameter server for PyTorch."""
+
+
+@cli.command()
+@_train_options
+@click.option("--quiet", is_flag=True, help="no progress, no summary")
+@click.pass_obj
+def train(argv: list[str], quiet: bool, **texts: str | None) -> None:
+    """Train a model through parameter servers.
+
+    Called plainly, starts the servers and workers on this host itself. Under torchrun
+    the first --servers ranks serve and the others work.
+    """
+    settings = parse(texts, quiet=quiet)
+    # Imported late, so that help and wrong options need not wait for torch.
+    from psrpc import environment
+
+    place = environment.place()
+    if place is None:
+        _start(settings, argv)
+        return
+    from psrpc.launch import confess
+    from psrpc.lifeline import die_with_launcher
+    from psrpc.trainer import take_part
+
+    die_with_launcher()
+    try:
+        take_part(settings, place)
+    except PsrpcError as error:
+        if not confess(error):
+            raise
+        sys.exit(error.exit_code)
+    except Exception as error:
+        # Shown here, by the process in which it happened, and nowhere else.
+        traceback.print_exc()
+        confess(_own_failure(error))
+        sys.exit(1)
+
+
+def _start(settings: TrainSettings, argv: list[str]) -> None:
+    from psrpc import datasets, models
+    from psrpc.launch import launch
+    from psrpc.planes.agent import check_torch
+
+    problems: list[str] = []
+    for look in (
+        lambda: models.check(settings.model),
+        lambda: datasets.prepare(settings.dataset, data_root=settings.data_root),
+        lambda: _check_folder("--output", settings.output),
+        lambda: _check_folder("--json", settings.json),
+    ):
+        try:
+            look()
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    check_torch()
+    launch(argv, settings.servers + settings.workers, settings.port)
+
+
+def _check_folder(option: str, name: str | None) -> None:
+    if name is None or name == "-":
+        return
+    path = Path(name)
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"cannot be written: {path.parent} is no folder"
+        raise ConfigError([f"{option} {name} {what}"])
+
+
+def _own_failure(error: Exception) -> PsrpcError:
+    from psrpc.errors import JobFailedError
+
+    return JobFailedError(f"a process failed: {type(error).__name__}: {error} (traceback above)")
+
+
+def _tell(error: PsrpcError) -> None:
+    for line in error.problems if isinstance(error, ConfigError) else (str(error),):
+        click.echo(f"Error: {line}", err=True)

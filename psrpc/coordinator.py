@@ -1,0 +1,163 @@
+"""The coordinator, beside server 0's shard: who takes part, who does which samples, the counts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from psrpc.core.coordinator import CoordinatorCore
+from psrpc.core.decisions import Answer, Decision, Same
+from psrpc.errors import ConfigError, ProtocolError, PsrpcError, encode
+from psrpc.job import PROTOCOL, Job
+from psrpc.messages import (
+    Acquire,
+    Done,
+    Fail,
+    Failure,
+    GetBuffers,
+    GetFrozen,
+    GetStats,
+    Idle,
+    Leave,
+    PutBuffers,
+    Register,
+    Request,
+    StatsReply,
+)
+from psrpc.meter import Meter
+from psrpc.server import Answers, Call, Desk, Future, ParameterServer, resolve, worker_failed
+from psrpc.store.blueprint import Blueprint, compare
+from psrpc.store.buffers import BufferMean, buffers_of
+
+class Coordinator:
+    """Answers what concerns the whole job, and passes on the rest to its shard's server."""
+
+    def __init__(
+        self,
+        job: Job,
+        server: ParameterServer,
+        blueprint: Blueprint,
+        model: nn.Module,
+    ) -> None:
+        self.job = job
+        self.server = server
+        self.core = CoordinatorCore(job.mode, job.workers)
+        self.meter = Meter()
+        self.complete = threading.Event()
+        self._signature = blueprint.signature
+        self._buffers = BufferMean(buffers_of(model))
+        self._frozen = [p.detach().cpu().clone() for p in blueprint.untrained(model)]
+        self._lock = threading.Lock()
+        self._desk = Desk()
+        self._failure: PsrpcError | None = None
+        self._handlers: dict[type[Request], Callable[[Any, Call], Answers]] = {
+            Register: self._register,
+            Acquire: self._acquire,
+            Idle: self._idle,
+            Leave: self._leave,
+            Fail: self._fail,
+            PutBuffers: self._put_buffers,
+            GetBuffers: lambda request, call: [(call, (Done(), self._buffers.mean()))],
+            GetFrozen: lambda request, call: [(call, (Done(), self._frozen))],
+            GetStats: self._get_stats,
+        }
+        server.observe = self.meter.count
+
+    def handle(self, request: Request, tensors: Sequence[torch.Tensor]) -> Future:
+        """Take a request with its tensors; the future is done when the answer is."""
+        handler = self._handlers.get(type(request))
+        if handler is None:
+            return self.server.handle(request, tensors)
+        future: Future = torch.futures.Future()
+        call = Call(request, tensors, [future])
+        with self._lock:
+            answers = self._answer(handler, call)
+        resolve(answers)
+        return future
+
+    def fail(self, error: PsrpcError) -> None:
+        """End the job: every open and every later request is answered with `error`."""
+        with self._lock:
+            answers = self._end(error)
+        resolve(answers)
+
+    def _answer(self, handler: Callable[[Any, Call], Answers], call: Call) -> Answers:
+        if self._failure is not None:
+            return [(call, (Failure(encode(self._failure)), []))]
+        try:
+            return handler(call.request, call)
+        except PsrpcError as error:
+            return [(call, (Failure(encode(error)), []))]
+
+    def _register(self, request: Register, call: Call) -> Answers:
+        self._check(request)
+        answers = self._carry_out(self.core.register(request, self._desk.open(call)))
+        if not self.core.members.missing:
+            self.complete.set()
+        return answers
+
+    def _check(self, request: Register) -> None:
+        who = f"worker {request.worker}"
+        if request.protocol != PROTOCOL:
+            raise ProtocolError(
+                f"{who} speaks version {request.protocol} of the protocol, this server "
+                f"{PROTOCOL}: install the same psrpc everywhere"
+            )
+        if not 0 <= request.worker < self.job.workers:
+            raise ProtocolError(f"{who} does not belong to a job of {self.job.workers} workers")
+        ours = dict(self.job.settings)
+        differing = [
+            f"{name} is {text} on {who} and {ours.get(name)} on the server"
+            for name, text in request.settings
+            if ours.get(name) != text
+        ]
+        if differing:
+            raise ConfigError(f"{line}; give every process the same" for line in differing)
+        compare(request.model, self._signature, who)
+
+    def _acquire(self, request: Acquire, call: Call) -> Answers:
+        floor = self.server.core.gate.floor
+        return self._carry_out(self.core.acquire(request, self._desk.open(call), floor))
+
+    def _idle(self, request: Idle, call: Call) -> Answers:
+        return self._carry_out(self.core.idle(request, self._desk.open(call)))
+
+    def _leave(self, request: Leave, call: Call) -> Answers:
+        floor = self.server.core.gate.floor
+        return self._carry_out(self.core.leave(request, self._desk.open(call), floor))
+
+    def _fail(self, request: Fail, call: Call) -> Answers:
+        return [(call, (Done(), [])), *self._end(worker_failed(request))]
+
+    def _end(self, error: PsrpcError) -> Answers:
+        self._failure = self._failure or error
+        self.server.fail(self._failure)
+        self.complete.set()
+        return [(each, (Failure(encode(self._failure)), [])) for each in self._desk.clear()]
+
+    def _put_buffers(self, request: PutBuffers, call: Call) -> Answers:
+        self._buffers.put(request.worker, request.steps, call.tensors)
+        return [(call, (Done(), []))]
+
+    def _get_stats(self, request: GetStats, call: Call) -> Answers:
+        reply = StatsReply(
+            shard=self.server.core.stats(),
+            workers=tuple(sorted(self.core.stats.items())),
+            final_loss=self.meter.loss,
+            epochs=self.core.leases.totals(),
+        )
+        return [(call, (reply, []))]
+
+    def _carry_out(self, decisions: Sequence[Decision]) -> Answers:
+        answers: Answers = []
+        for decision in decisions:
+            match decision:
+                case Answer(token, reply):
+                    answers.append((self._desk.close(token), (reply, [])))
+                case Same(token, first):
+                    self._desk.attach(token, first)
+        return answers

@@ -1,0 +1,63 @@
+"""What the core answers: decisions about tokens, each with a sentence why.
+
+A token stands for one request that a shell holds: its gradients, its open
+future. The core never sees either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from psrpc.messages import Reply
+
+Token = int
+_FEW = 8
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Make one optimizer step of these requests' gradients, in this order.
+
+    `staleness` is that of each one's gradients, in clocks.
+    """
+
+    tokens: tuple[Token, ...]
+    reason: str
+    staleness: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Answer this request now."""
+
+    token: Token
+    reply: Reply
+    reason: str
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Keep this request open; a later decision answers it."""
+
+    token: Token
+    reason: str
+
+
+@dataclass(frozen=True)
+class Same:
+    """This request repeats `first`, which is still open: give both the same answer."""
+
+    token: Token
+    first: Token
+    reason: str
+
+
+Decision = Apply | Answer | Hold | Same
+
+
+def some_workers(count: int, names: Callable[[], Iterable[int]]) -> str:
+    """Words for `count` workers; only a few are named, as finding the names costs time."""
+    if count > _FEW:
+        return f"{count} workers"
+    return f"workers {sorted(names())}"

@@ -1,0 +1,125 @@
+"""Where a worker stands: its clock, its lease and step, and whom it told of which view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from psrpc.messages import (
+    Acquire,
+    Granted,
+    Idle,
+    Lease,
+    Leave,
+    Stream,
+    StreamKind,
+    UpdateKey,
+    View,
+    WorkerStats,
+)
+
+
+@dataclass
+class Progress:
+    """A worker's own bookkeeping; the same for a real worker and a simulated one."""
+
+    worker: int
+    incarnation: int = 0
+    clock: int = 0
+    epoch: int = 0
+    view: View = field(default_factory=View)
+    active: bool = False
+    started_in: int = 0
+    lease: Lease | None = None
+    step: int = 0
+    folded: tuple[UpdateKey, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._serial = 0
+        self._pushes = 0
+        self._done: list[int] = []
+        self._told: dict[int, int] = {}
+
+    def next_serial(self) -> int:
+        """Number one more word to the coordinator."""
+        self._serial += 1
+        return self._serial
+
+    def acquire(self, samples: int | None, batch_size: int = 1) -> Acquire:
+        """The request for the next lease of this epoch."""
+        serial = self.next_serial()
+        return Acquire(
+            self.worker, serial, self.clock, self.epoch, samples, batch_size, self.take_done()
+        )
+
+    def idle(self) -> Idle:
+        """The request to be waited for no longer."""
+        return Idle(self.worker, self.next_serial(), self.clock, self.epoch, self.take_done())
+
+    def leave(self, stats: WorkerStats) -> Leave:
+        """The last word; what is left of its leases goes to others."""
+        # Without a lease in work, `step` still counts the one before.
+        steps_done = self.step if self.lease is not None else 0
+        return Leave(
+            self.worker,
+            self.next_serial(),
+            self.clock,
+            self.epoch,
+            self.take_done(),
+            steps_done,
+            stats,
+        )
+
+    def granted(self, reply: Granted) -> None:
+        """Take in the coordinator's answer to `acquire` or `idle`."""
+        if reply.view.epoch > self.view.epoch:
+            self.view = reply.view
+        mine = dict(reply.view.active)
+        if self.worker in mine and not self.active:
+            self.started_in = reply.view.epoch
+        self.active = self.worker in mine
+        self.clock = max(self.clock, mine.get(self.worker, 0))
+
+    def begin(self, lease: Lease) -> None:
+        """Start on a lease."""
+        self.lease, self.step = lease, lease.first_step
+
+    def next_key(self) -> UpdateKey:
+        """The name of the update made from the lease's current batch."""
+        return self.lease.key(self.step) if self.lease is not None else self.own_key()
+
+    def own_key(self) -> UpdateKey:
+        """The name of an update made from data of the worker's own."""
+        return UpdateKey(Stream(StreamKind.WORKER, self.worker, self.incarnation), self._pushes)
+
+    def fold(self) -> None:
+        """The current batch has no update of its own: it goes into the next one's."""
+        self.folded += (self.next_key(),)
+        self._advance()
+
+    def finished(self, key: UpdateKey | None = None) -> None:
+        """The push of `key` (by default `next_key`) is answered by every shard."""
+        self.clock += 1
+        self.folded = ()
+        if (key or self.next_key()).stream.kind is StreamKind.WORKER:
+            self._pushes += 1
+        else:
+            self._advance()
+
+    def _advance(self) -> None:
+        assert self.lease is not None
+        self.step += 1
+        if self.step == self.lease.steps:
+            self._done.append(self.lease.index)
+            self.lease = None
+
+    def take_done(self) -> tuple[int, ...]:
+        """The leases finished since this was last asked."""
+        done, self._done = tuple(self._done), []
+        return done
+
+    def news_for(self, server: int) -> View | None:
+        """The view, if `server` has not been told of it by this worker."""
+        if self._told.get(server, 0) >= self.view.epoch:
+            return None
+        self._told[server] = self.view.epoch
+        return self.view

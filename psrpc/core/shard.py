@@ -1,0 +1,219 @@
+"""What one shard does with a push or a pull: apply, answer, hold, or drop as a duplicate."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from psrpc.core.consistency import Gate, Ready, Start
+from psrpc.core.decisions import Answer, Apply, Decision, Hold, Same, Token, some_workers
+from psrpc.core.ledger import Ledger
+from psrpc.messages import Failure, Pull, Push, ShardStats, Stepped, UpdateKey, View
+from psrpc.modes import Aggregation, Mode
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A push that waits for its round; `carries` is False where its key is applied already."""
+
+    token: Token
+    push: Push
+    carries: bool
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """The state of things when a worker was allowed to start the step at `clock`."""
+
+    clock: int
+    lead: int
+    updates: int
+
+
+class ShardCore:
+    """Decides for one shard; the same state and the same events give the same decisions."""
+
+    def __init__(self, mode: Mode) -> None:
+        self.mode = mode
+        self.gate = Gate(mode.bound)
+        self.version = 0
+        self._ledger = Ledger()
+        self._rounds: dict[int, dict[int, _Entry]] = {}  # by clock, then by worker
+        self._keys_held: set[UpdateKey] = set()
+        self._open: dict[tuple[int, int], Token] = {}
+        self._begun: dict[int, _Begun] = {}
+        self._answers: dict[int, tuple[int, Stepped]] = {}
+        self._updates = 0
+        self._samples = 0
+        self._duplicates = 0
+        self._voids = 0
+        self._max_gap = 0
+        self._staleness: Counter[int] = Counter()
+        self._update_lag: Counter[int] = Counter()
+
+    def adopt(self, view: View | None) -> list[Decision]:
+        """Take a newer view: those it leaves out are waited for no longer."""
+        if view is None or not self.gate.adopt(view):
+            return []
+        for worker in self._begun.keys() - self.gate.active:
+            # If it comes back it starts from the weights of that moment.
+            del self._begun[worker]
+        return [*self._close_rounds(), *self._release()]
+
+    def push(self, push: Push, token: Token) -> list[Decision]:
+        """A worker's gradients have come."""
+        decisions = self.adopt(push.view)
+        if push.worker in self.gate.active and not self._seen(push):
+            return [*decisions, *self._accept(push, token)]
+        return [*decisions, self._repeat(push, token)]
+
+    def pull(self, pull: Pull, token: Token) -> list[Decision]:
+        """A worker wants weights to start a step from."""
+        decisions = self.adopt(pull.view)
+        if pull.worker not in self.gate.active:
+            return [*decisions, self._refuse(pull.worker, token)]
+        start = Start(pull.worker, pull.clock)
+        self.gate.ask(token, start)
+        obstacle = self.gate.obstacle(start)
+        return [*decisions, *([Hold(token, obstacle)] if obstacle else self._release())]
+
+    def stats(self) -> ShardStats:
+        """The counters since the start."""
+        return ShardStats(
+            updates_applied=self._updates,
+            duplicates_dropped=self._duplicates,
+            optimizer_steps=self.version,
+            samples=self._samples,
+            void_updates=self._voids,
+            max_clock_gap=self._max_gap,
+            staleness=tuple(sorted(self._staleness.items())),
+            update_lag=tuple(sorted(self._update_lag.items())),
+        )
+
+    @property
+    def ledger_size(self) -> int:
+        """How many ranges it takes to know which updates are in the weights."""
+        return self._ledger.size
+
+    def applied(self, key: UpdateKey) -> bool:
+        """Whether this update is in the weights."""
+        return key in self._ledger
+
+    # A push that is new, and one that is not.
+
+    def _seen(self, push: Push) -> bool:
+        waits = push.worker in self._rounds.get(push.clock, ())
+        return waits or self.gate.finished(push.worker, push.clock)
+
+    def _accept(self, push: Push, token: Token) -> list[Decision]:
+        carries = push.key not in self._ledger and push.key not in self._keys_held
+        self._duplicates += not carries
+        self._open[push.worker, push.clock] = token
+        entry = _Entry(token, push, carries)
+        if self.mode.aggregation is Aggregation.PUSH:
+            decisions = self._apply([entry], "it is applied as it comes")
+        else:
+            decisions = self._join_round(entry)
+        decisions += self._release()
+        if (push.worker, push.clock) in self._open:
+            decisions.append(Hold(token, self._why_held(push)))
+        return decisions
+
+    def _why_held(self, push: Push) -> str:
+        if push.worker in self._rounds.get(push.clock, ()):
+            count = self.gate.slowest - len(self._rounds.get(self.gate.floor, ()))
+            return f"round {push.clock} waits for {some_workers(count, self._missing)}"
+        return self.gate.obstacle(Start(push.worker, push.clock + 1))
+
+    def _repeat(self, push: Push, token: Token) -> Decision:
+        first = self._open.get((push.worker, push.clock))
+        if first is not None:
+            self._duplicates += 1
+            return Same(token, first, f"worker {push.worker} sent step {push.clock} again")
+        if not self._seen(push):
+            return self._refuse(push.worker, token)
+        self._duplicates += 1
+        clock, answer = self._answers.get(push.worker, (-1, None))
+        if answer is None or clock != push.clock:
+            answer = Stepped(self.version, duplicate=True)
+        return Answer(token, answer, f"step {push.clock} of worker {push.worker} is done")
+
+    def _refuse(self, worker: int, token: Token) -> Decision:
+        why = f"worker {worker} is not among the stepping workers of view {self.gate.epoch}"
+        return Answer(token, Failure(("ProtocolError", why)), why)
+
+    # Rounds: the pushes of one clock, complete when every stepping worker's has come.
+
+    def _join_round(self, entry: _Entry) -> list[Decision]:
+        push = entry.push
+        self._rounds.setdefault(push.clock, {})[push.worker] = entry
+        self._keys_held.add(push.key)
+        if len(self._rounds.get(self.gate.floor, ())) < self.gate.slowest:
+            return []
+        return self._close_rounds()
+
+    def _missing(self) -> list[int]:
+        """The workers whose push for the current round has not come."""
+        now = self.gate.floor
+        come = self._rounds.get(now, {})
+        slowest = (w for w in self.gate.active if self.gate.clock(w) == now)
+        return sorted(worker for worker in slowest if worker not in come)
+
+    def _close_rounds(self) -> list[Decision]:
+        decisions: list[Decision] = []
+        while self._rounds and not self._missing():
+            now = min(self._rounds)
+            entries = [entry for _, entry in sorted(self._rounds.pop(now).items())]
+            self._keys_held.difference_update(entry.push.key for entry in entries)
+            decisions += self._apply(entries, f"round {now} is complete")
+        return decisions
+
+    def _apply(self, entries: list[_Entry], reason: str) -> list[Decision]:
+        carrying = [entry for entry in entries if entry.carries]
+        stale = {entry.token: self._count(entry.push) for entry in carrying}
+        self._updates += len(carrying)
+        for entry in entries:
+            self._finish(entry)
+        tokens = tuple(entry.token for entry in carrying if not entry.push.void)
+        if not tokens:
+            return []
+        self.version += 1
+        return [Apply(tokens, reason, tuple(stale[token] for token in tokens))]
+
+    def _count(self, push: Push) -> int:
+        """Enter an update that is applied now; returns its staleness in clocks."""
+        for key in (push.key, *push.also):
+            if key not in self._ledger:
+                self._ledger.record(key)
+        self._samples += push.samples
+        self._voids += push.void
+        begun = self._begun.get(push.worker)
+        if begun is None:
+            return 0
+        steps_since = push.clock - begun.clock
+        staleness = begun.lead + steps_since
+        self._staleness[staleness] += 1
+        self._update_lag[self._updates - begun.updates - steps_since] += 1
+        return staleness
+
+    def _finish(self, entry: _Entry) -> None:
+        push = entry.push
+        self.gate.finish(push.worker, push.clock)
+        self.gate.ask(entry.token, Start(push.worker, push.clock + 1, push.pull))
+
+    # Starts.
+
+    def _release(self) -> list[Decision]:
+        return [self._grant(ready) for ready in self.gate.release()]
+
+    def _grant(self, ready: Ready) -> Decision:
+        start, step = ready.start, (ready.start.worker, ready.start.clock - 1)
+        begun = self._begun.get(start.worker)
+        if start.reads and (begun is None or begun.clock < start.clock):
+            self._begun[start.worker] = _Begun(start.clock, ready.lead, self._updates)
+        self._max_gap = max(self._max_gap, ready.lead)
+        reply = Stepped(self.version, ready.lead)
+        if self._open.get(step) == ready.token:
+            del self._open[step]
+            self._answers[start.worker] = (step[1], reply)
+        return Answer(ready.token, reply, "its turn has come")

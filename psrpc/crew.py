@@ -1,0 +1,123 @@
+"""A worker's dealings with the coordinator: coming, leases, pausing, leaving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from psrpc.core.progress import Progress
+from psrpc.errors import ProtocolError
+from psrpc.job import PROTOCOL, Job
+from psrpc.messages import (
+    Acquire,
+    Adopt,
+    Bye,
+    Fail,
+    Granted,
+    Lease,
+    Leave,
+    Register,
+    Reply,
+    StatsReply,
+    WorkerStats,
+)
+from psrpc.planes.base import Link, Pending
+
+
+class Crew:
+    """Keeps a worker's place in the job. Used from the worker's training thread."""
+
+    def __init__(self, job: Job, progress: Progress, links: Sequence[Link]) -> None:
+        self.job = job
+        self.progress = progress
+        self._links = links
+        self._asked: Pending | None = None
+
+    def register(self, model: tuple[tuple[str, tuple[int, ...], str], ...]) -> None:
+        """Come to the job; blocks until all workers have come."""
+        request = Register(self.progress.worker, PROTOCOL, model, self.job.settings)
+        self._links[0].call(request).wait()
+
+    def lease_batches(self, samples: int, batch_size: int) -> Iterator[tuple[Lease, int]]:
+        """Yield (lease, step) of the progress's epoch; the next lease is asked for in time."""
+        lease = self._granted(self._ask(self.progress.acquire(samples, batch_size)))
+        while lease is not None:
+            for step in range(lease.first_step, lease.steps):
+                if step == lease.steps - 1:
+                    self._asked = self._ask(self.progress.acquire(samples, batch_size))
+                yield lease, step
+            assert self._asked is not None
+            pending, self._asked = self._asked, None
+            lease = self._granted(pending)
+
+    def enter(self) -> None:
+        """Be counted among the stepping workers without leases; in sync mode, blocks for all."""
+        self._granted(self._ask(self.progress.acquire(None)))
+
+    def pause(self) -> None:
+        """Be waited for no longer, until the next lease or `enter`."""
+        self._settle()
+        if not self.progress.active:
+            return
+        reply, _ = self._links[0].call(self.progress.idle()).wait()
+        self.progress.granted(_expect(reply))
+        news = [self.progress.news_for(server) for server in range(len(self._links))]
+        pending = [
+            link.call(Adopt(self.progress.worker, view))
+            for link, view in zip(self._links, news, strict=True)
+            if view is not None
+        ]
+        for each in pending:
+            each.wait()
+
+    def leave(self, stats: WorkerStats) -> None:
+        """Leave the job; blocks until all workers have left."""
+        self.pause()
+        progress = self.progress
+        request = Leave(
+            progress.worker,
+            progress.next_serial(),
+            progress.clock,
+            progress.epoch,
+            progress.take_done(),
+            progress.step if progress.lease is not None else 0,
+            stats,
+        )
+        self._links[0].call(request).wait()
+
+    def fail(self, error: tuple[str, str], timeout_s: float) -> None:
+        """Tell all servers that this worker's code failed; waits no longer than `timeout_s`."""
+        for link in self._links:
+            link.call(Fail(self.progress.worker, error)).wait(timeout_s)
+
+    def bye(self) -> None:
+        """Tell all servers that no more calls will come."""
+        for link in self._links:
+            link.call(Bye(self.progress.worker)).wait()
+
+    def _ask(self, request: Acquire) -> Pending:
+        self._settle()
+        return self._links[0].call(request)
+
+    def _settle(self) -> None:
+        """Take in the answer of a lease that was asked for ahead and is not needed."""
+        if self._asked is not None:
+            pending, self._asked = self._asked, None
+            self._granted(pending)
+
+    def _granted(self, pending: Pending) -> Lease | None:
+        reply, _ = pending.wait()
+        granted = _expect(reply)
+        self.progress.granted(granted)
+        return granted.lease
+
+
+def stats_of(links: Sequence[Link], worker: int, request: type) -> list[StatsReply]:
+    """Every server's counters."""
+    replies = [link.call(request(worker)).wait()[0] for link in links]
+    return [reply for reply in replies if isinstance(reply, StatsReply)]
+
+
+def _expect(reply: Reply) -> Granted:
+    if not isinstance(reply, Granted):
+        raise ProtocolError(f"the coordinator answered {reply!r} where work was asked for")
+    return reply

@@ -1,0 +1,99 @@
+"""What the launcher says about this process. The only module that reads the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from psrpc.errors import UsageError
+
+LAUNCHED_AT = "PSRPC_LAUNCHED_AT"
+FAILURE_FILE = "PSRPC_FAILURE_FILE"
+LAUNCHER = "PSRPC_LAUNCHER"
+INTERFACE = "TP_SOCKET_IFNAME"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A process's place among those that torchrun (or any env:// launcher) started."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    address: str
+    port: int
+    agent_keeps_store: bool
+    job: str
+
+    @property
+    def one_host(self) -> bool:
+        """Whether all processes of the job run on this host."""
+        return self.local_world_size == self.world_size
+
+
+def place(variables: Mapping[str, str] | None = None) -> Place | None:
+    """Read the place from `RANK`, `WORLD_SIZE`, ...; None if no launcher has set them.
+
+    Raises UsageError if only some are set or one is not a number.
+    """
+    env = os.environ if variables is None else variables
+    needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in needed if name not in env]
+    if "RANK" in missing or "WORLD_SIZE" in missing:
+        return None
+    if missing:
+        raise UsageError(f"the launcher has set RANK and WORLD_SIZE but not {', '.join(missing)}")
+    run = env.get("TORCHELASTIC_RUN_ID", "job")
+    return Place(
+        rank=_number(env, "RANK"),
+        world_size=_number(env, "WORLD_SIZE"),
+        local_rank=_number(env, "LOCAL_RANK", env["RANK"]),
+        local_world_size=_number(env, "LOCAL_WORLD_SIZE", env["WORLD_SIZE"]),
+        address=env["MASTER_ADDR"],
+        port=_number(env, "MASTER_PORT"),
+        agent_keeps_store=env.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        job=f"{run}/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}",
+    )
+
+
+def launched_at() -> float | None:
+    """When the user's command began, in seconds since 1970, if our launcher said so."""
+    said = os.environ.get(LAUNCHED_AT)
+    return float(said) if said else None
+
+
+def failure_file() -> str | None:
+    """Where our launcher wants the one line that says why a process failed."""
+    return os.environ.get(FAILURE_FILE)
+
+
+def launcher() -> int | None:
+    """The process id of our launcher, if it started this process."""
+    said = os.environ.get(LAUNCHER)
+    return int(said) if said else None
+
+
+def use_interface(name: str) -> None:
+    """Let TensorPipe listen on this network interface, unless the user chose one."""
+    os.environ.setdefault(INTERFACE, name)
+
+
+def for_children(**variables: str) -> None:
+    """Set variables that child processes shall see."""
+    os.environ.update(variables)
+
+
+def default_for_children(**variables: str) -> None:
+    """Set variables that child processes shall see, unless the user has set them."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+def _number(env: Mapping[str, str], name: str, default: str = "") -> int:
+    text = env.get(name, default)
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"the launcher has set {name} to {text!r}, not a number") from None

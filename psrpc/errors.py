@@ -1,0 +1,128 @@
+"""Every error psrpc raises, in one tree.
+
+::
+
+    PsrpcError
+    ├── UsageError                the caller asked for something that cannot be (exit code 2)
+    │   └── ConfigError           settings; carries all problems at once
+    ├── ModelError                a model cannot be built, or is not what psrpc can train
+    │   └── ModelMismatchError    worker and server hold different models
+    ├── DatasetError              a dataset cannot be found, read or split
+    ├── GradientError             a gradient of the wrong shape, dtype or device
+    │   └── NonFiniteGradientError  NaN or Inf in a gradient
+    ├── OptimizerError            an optimizer psrpc cannot run on a server, or bad options for one
+    ├── TorchInterfaceError       this torch lacks RPC, or its private interface has changed
+    ├── AddressError              a port is taken, an address cannot be bound or reached
+    ├── ProtocolError             a peer said something impossible (a bug, or another version)
+    ├── StartTimeoutError         not everybody came in time; says who is missing
+    ├── ClosedError               you closed this object, or left the job, and used it afterwards
+    ├── PeerLostError             a peer died or stopped answering
+    └── JobFailedError            the job was ended by a failure somewhere else
+
+An error is built from one sentence that says what happened, to whom, and what
+to try. All of them survive pickling, and cross a process boundary as a pair of
+class name and text (`encode`, `decode`), never as a pickled exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class PsrpcError(Exception):
+    """Base of all psrpc errors. `exit_code` is what a command ends with."""
+
+    exit_code = 1
+
+
+class UsageError(PsrpcError):
+    """The caller asked for something that cannot be."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """One or more settings are wrong. `problems` holds a sentence for each."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[str, ...]]]:
+        return type(self), (self.problems,)
+
+
+class ModelError(PsrpcError):
+    """A model cannot be built, or is not one that psrpc can train."""
+
+
+class ModelMismatchError(ModelError):
+    """A worker's model differs from the servers'."""
+
+
+class DatasetError(PsrpcError):
+    """A dataset cannot be found, read or split."""
+
+
+class GradientError(PsrpcError):
+    """A gradient does not fit its parameter."""
+
+
+class NonFiniteGradientError(GradientError):
+    """A gradient holds NaN or Inf."""
+
+
+class OptimizerError(PsrpcError):
+    """An optimizer cannot run on a server, or its options are wrong."""
+
+
+class TorchInterfaceError(PsrpcError):
+    """This torch lacks RPC, or the private names that psrpc needs have changed."""
+
+
+class AddressError(PsrpcError):
+    """A port is taken, or an address cannot be bound or reached."""
+
+
+class ProtocolError(PsrpcError):
+    """A peer said something impossible: a bug, or a peer of another version."""
+
+
+class StartTimeoutError(PsrpcError):
+    """Not everybody came in time."""
+
+
+class ClosedError(PsrpcError):
+    """This object was closed by its owner and then used."""
+
+
+class PeerLostError(PsrpcError):
+    """A peer died, or stopped answering."""
+
+
+class JobFailedError(PsrpcError):
+    """The job was ended by a failure somewhere else."""
+
+
+def encode(error: BaseException) -> tuple[str, str]:
+    """Return (class name, text) of `error`, to be sent to another process."""
+    return type(error).__name__, str(error) or repr(error)
+
+
+def decode(name: str, text: str) -> PsrpcError:
+    """Return the error that `encode` described; an unknown name gives `JobFailedError`."""
+    kind = _BY_NAME.get(name)
+    if kind is None:
+        return JobFailedError(f"{name}: {text}")
+    if issubclass(kind, ConfigError):
+        return kind(text.split("\n"))
+    return kind(text)
+
+
+def _tree(kind: type[PsrpcError]) -> Iterable[type[PsrpcError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _tree(child)
+
+
+_BY_NAME = {kind.__name__: kind for kind in _tree(PsrpcError)}

@@ -1,0 +1,130 @@
+"""One step's traffic: gradients to every shard, weights back, and who waits for what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+from psrpc.core.progress import Progress
+from psrpc.messages import Override, Peek, Pull, Push, UpdateKey
+from psrpc.planes.base import Link, Pending
+from psrpc.store.binding import Binding, raise_nonfinite
+
+
+class Ticket:
+    """A push or a pull under way. `result` finishes it; used from the training thread."""
+
+    def __init__(
+        self, pending: Sequence[Pending], finish: Callable[[], None]
+    ) -> None:
+        self._pending = list(pending)
+        self._finish: Callable[[], None] | None = finish
+        self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def done(self) -> bool:
+        """Whether `result` would return at once."""
+        return all(pending.done() for pending in self._pending)
+
+    def result(self, timeout_s: float | None = None) -> None:
+        """Block until all shards have answered; weights are then in the model.
+
+        Raises TimeoutError after `timeout_s` seconds (it may be called again), and
+        what the servers answered with.
+        """
+        if self._finish is None:
+            return
+        with self.waiting():
+            for pending in self._pending:
+                pending.wait(timeout_s)
+            self._finish()
+        self._finish = None
+
+
+class Exchange:
+    """Sends a worker's steps to all shards. One push is under way at a time."""
+
+    def __init__(self, links: Sequence[Link], binding: Binding, progress: Progress) -> None:
+        self._links = links
+        self._binding = binding
+        self._progress = progress
+        self._open: Ticket | None = None
+        self._read_view = -1
+        self.skipped = 0
+
+    @property
+    def stale(self) -> bool:
+        """Whether the worker has begun to step again since it last read weights in order."""
+        return self._read_view < self._progress.started_in
+
+    def push(
+        self,
+        key: UpdateKey,
+        *,
+        samples: int,
+        pull: bool,
+        overrides: tuple[Override, ...],
+        loss: float | None,
+        skip_nonfinite: bool,
+    ) -> Ticket:
+        """Gather the gradients and send them to every shard."""
+        self.settle()
+        absent = self._binding.gather()
+        bad = self._binding.nonfinite()
+        if bad is not None and not skip_nonfinite:
+            raise_nonfinite(bad, self._progress.clock)
+        self.skipped += bad is not None
+        pending = []
+        for server, link in enumerate(self._links):
+            request = Push(
+                self._progress.worker,
+                self._progress.clock,
+                key,
+                samples,
+                pull=pull,
+                absent=absent[server],
+                void=bad is not None,
+                also=self._progress.folded,
+                overrides=overrides,
+                loss=loss if server == 0 else None,
+                view=self._progress.news_for(server),
+            )
+            pending.append(link.exchange(request, send=bad is None, land=pull))
+
+        def finish() -> None:
+            self._progress.finished(key)
+            if pull:
+                self._binding.scatter()
+
+        return self._keep(pending, finish)
+
+    def pull(self) -> Ticket:
+        """Ask every shard for the weights of the next step."""
+        self.settle()
+        self._read_view = self._progress.started_in
+        progress = self._progress
+        pending = [
+            link.exchange(
+                Pull(progress.worker, progress.clock, progress.news_for(server)),
+                send=False,
+                land=True,
+            )
+            for server, link in enumerate(self._links)
+        ]
+        return self._keep(pending, self._binding.scatter)
+
+    def peek(self, request: Peek) -> None:
+        """Take the weights as they are now, out of any order."""
+        self.settle()
+        for pending in [link.exchange(request, send=False, land=True) for link in self._links]:
+            pending.wait()
+        self._binding.scatter()
+
+    def settle(self) -> None:
+        """Finish what is under way: the buffers belong to one exchange at a time."""
+        if self._open is not None:
+            open_ticket, self._open = self._open, None
+            open_ticket.result()
+
+    def _keep(self, pending: Sequence[Pending], finish: Callable[[], None]) -> Ticket:
+        self._open = Ticket(pending, finish)
+        return self._open

@@ -1,0 +1,59 @@
+"""What a job is: the settings that all its nodes share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from psrpc.errors import ConfigError
+from psrpc.modes import Mode, Reduction, Synchronous
+
+PROTOCOL = 1
+
+
+class NonFinite(Enum):
+    """What to do with a step whose gradients hold NaN or Inf."""
+
+    ERROR = "error"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's settings. `seed` orders samples and starts models."""
+
+    workers: int
+    servers: int = 1
+    mode: Mode = field(default_factory=Synchronous)
+    reduction: Reduction = Reduction.MEAN
+    nonfinite: NonFinite = NonFinite.ERROR
+    seed: int = 0
+    start_timeout_s: float = 300.0
+
+    def check(self) -> None:
+        """Raise ConfigError with all that is wrong."""
+        problems = []
+        if self.servers < 1:
+            problems.append(f"a job needs at least 1 server, not {self.servers}")
+        if self.workers < 1:
+            problems.append(f"a job needs at least 1 worker, not {self.workers}")
+        if not isinstance(self.mode, Mode):
+            problems.append(
+                f"mode must be psrpc.Synchronous(), psrpc.Asynchronous() or "
+                f"psrpc.BoundedStaleness(k), not {self.mode!r}"
+            )
+        if self.start_timeout_s <= 0:
+            problems.append(f"the start timeout must be above 0 s, not {self.start_timeout_s}")
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def settings(self) -> tuple[tuple[str, str], ...]:
+        """What a worker and a server must have alike, as pairs of name and text."""
+        return (
+            ("mode", str(self.mode)),
+            ("servers", str(self.servers)),
+            ("workers", str(self.workers)),
+            ("reduction", self.reduction.value),
+            ("seed", str(self.seed)),
+        )

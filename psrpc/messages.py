@@ -1,0 +1,316 @@
+"""What nodes say to each other: frozen headers, apart from the tensors they go with.
+
+A request and its reply are small and picklable. Gradients and weights travel
+beside them, as a list of flat tensors in the order of the shard's segments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class StreamKind(Enum):
+    """What numbers an update: the data it was made from, or the worker that made it."""
+
+    LEASE = "lease"
+    WORKER = "worker"
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A numbered sequence of updates: (epoch, lease index) or (worker, incarnation)."""
+
+    kind: StreamKind
+    major: int
+    minor: int
+
+
+@dataclass(frozen=True)
+class UpdateKey:
+    """Names one update for ever: a shard applies at most one update per key.
+
+    `total` is the number of updates in the stream, or 0 where it has no end.
+    """
+
+    stream: Stream
+    sequence: int
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Samples `start` to `stop` of an epoch's order, to be done in batches by one worker.
+
+    `first_step` is above 0 where another worker did the first part and gave it back.
+    """
+
+    epoch: int
+    index: int
+    start: int
+    stop: int
+    batch_size: int
+    first_step: int = 0
+
+    @property
+    def steps(self) -> int:
+        """The number of batches, those before `first_step` included."""
+        return -(-(self.stop - self.start) // self.batch_size)
+
+    def batch(self, step: int) -> tuple[int, int]:
+        """The first and the past-the-end position of batch `step` in the epoch's order."""
+        low = self.start + step * self.batch_size
+        return low, min(low + self.batch_size, self.stop)
+
+    def key(self, step: int) -> UpdateKey:
+        """The name of the update made from batch `step`."""
+        return UpdateKey(Stream(StreamKind.LEASE, self.epoch, self.index), step, self.steps)
+
+
+@dataclass(frozen=True)
+class View:
+    """Who is stepping, by the coordinator's word; a higher `epoch` replaces a lower one.
+
+    `active` pairs each stepping worker with the clock it starts from.
+    """
+
+    epoch: int = 0
+    active: tuple[tuple[int, int], ...] = ()
+
+
+# A changed optimizer setting: (parameter group, option, value).
+Override = tuple[int, str, object]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Base of what a worker asks of a server."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
+class Register(Request):
+    """A worker's first word. Answered when all workers have come.
+
+    `model` is the worker's list of (name, shape, dtype) of parameters, `protocol`
+    its version of these messages.
+    """
+
+    protocol: int
+    model: tuple[tuple[str, tuple[int, ...], str], ...]
+    settings: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Push(Request):
+    """One step's gradients, and (with `pull`) the request to start the next step.
+
+    `clock` is the number of steps the worker had finished when it made them.
+    `absent` are the pieces of this shard that have no gradient in this step;
+    `void` marks an update that carries none at all (skipped as not finite), `also`
+    names batches whose gradients were added up into this one.
+    `overrides` are the optimizer's options where they differ from the job's start.
+    """
+
+    clock: int
+    key: UpdateKey
+    samples: int
+    pull: bool = True
+    absent: tuple[int, ...] = ()
+    void: bool = False
+    also: tuple[UpdateKey, ...] = ()
+    overrides: tuple[Override, ...] = ()
+    loss: float | None = None
+    view: View | None = None
+
+
+@dataclass(frozen=True)
+class Pull(Request):
+    """Weights, as soon as the mode lets a worker with this clock start its next step."""
+
+    clock: int
+    view: View | None = None
+
+
+@dataclass(frozen=True)
+class Peek(Request):
+    """The weights as they are now, without a place in any clock's order."""
+
+
+@dataclass(frozen=True)
+class Adopt(Request):
+    """Takes a newer view to a shard."""
+
+    view: View
+
+
+@dataclass(frozen=True)
+class Acquire(Request):
+    """Work, please: a lease of the epoch's samples; `samples` None asks only to be counted.
+
+    `done` are leases finished since the last word, `clock` the worker's own, `serial`
+    numbers a worker's words to the coordinator, so that a repeated one is answered alike.
+    """
+
+    serial: int
+    clock: int
+    epoch: int
+    samples: int | None
+    batch_size: int = 1
+    done: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Idle(Request):
+    """The worker has no more work for now: wait for it no longer. `done` as in `Acquire`."""
+
+    serial: int
+    clock: int
+    epoch: int
+    done: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class WorkerStats:
+    """What one worker counted: seconds in its training function, seconds waiting in steps."""
+
+    steps: int = 0
+    samples: int = 0
+    busy_s: float = 0.0
+    wait_s: float = 0.0
+    nonfinite_skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Leave(Request):
+    """The worker is done. Answered when every worker has left.
+
+    `steps_done` are the steps it finished of the lease that it still holds.
+    """
+
+    serial: int
+    clock: int
+    epoch: int
+    done: tuple[int, ...] = ()
+    steps_done: int = 0
+    stats: WorkerStats = field(default_factory=WorkerStats)
+
+
+@dataclass(frozen=True)
+class Fail(Request):
+    """The worker's own code failed; the job ends with this error."""
+
+    error: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class PutBuffers(Request):
+    """The worker's buffers, as tensors beside; `steps` is their weight in the mean."""
+
+    steps: int
+
+
+@dataclass(frozen=True)
+class GetBuffers(Request):
+    """The mean of all workers' buffers; before any worker sent its own, the server's."""
+
+
+@dataclass(frozen=True)
+class GetFrozen(Request):
+    """The parameters that are not trained, as the first server's model has them."""
+
+
+@dataclass(frozen=True)
+class GetState(Request):
+    """The optimizer's state of this shard."""
+
+
+@dataclass(frozen=True)
+class GetStats(Request):
+    """This server's counters."""
+
+
+@dataclass(frozen=True)
+class Bye(Request):
+    """The worker has all that it wanted; it will not call again."""
+
+
+@dataclass(frozen=True)
+class Ping(Request):
+    """Are you there?"""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Base of answers; a failed request is answered with `Failure`."""
+
+
+@dataclass(frozen=True)
+class Failure(Reply):
+    """The request failed: an error's class name and its text, see `errors.decode`."""
+
+    error: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Done(Reply):
+    """Nothing more to say. `version` counts the shard's optimizer steps."""
+
+    version: int = 0
+
+
+@dataclass(frozen=True)
+class Stepped(Reply):
+    """A push was applied, or weights are granted.
+
+    `lead` is how many clocks the worker is ahead of the slowest stepping one, at
+    the moment it may start its next step.
+    """
+
+    version: int
+    lead: int = 0
+    duplicate: bool = False
+
+
+@dataclass(frozen=True)
+class Granted(Reply):
+    """Work: a lease, or none because the epoch's samples are all given out (or not leased)."""
+
+    view: View
+    lease: Lease | None = None
+    exhausted: bool = False
+
+
+@dataclass(frozen=True)
+class ShardStats:
+    """What one shard counted since its start."""
+
+    updates_applied: int = 0
+    duplicates_dropped: int = 0
+    optimizer_steps: int = 0
+    samples: int = 0
+    void_updates: int = 0
+    max_clock_gap: int = 0
+    staleness: tuple[tuple[int, int], ...] = ()
+    update_lag: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class StatsReply(Reply):
+    """One server's shard counters; the coordinator adds its workers' and the mean last loss."""
+
+    shard: ShardStats
+    workers: tuple[tuple[int, WorkerStats], ...] = ()
+    final_loss: float | None = None
+    epochs: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class StateReply(Reply):
+    """Optimizer state: for each piece its (name, first row, entries), tensors beside in order.
+
+    An entry is (key, index of its tensor, or None for a plain value, the value).
+    """
+
+    pieces: tuple[tuple[str, int, tuple[tuple[str, int | None, object], ...]], ...]

@@ -1,0 +1,40 @@
+"""What is seen of a running job: steps, samples, the loss, staleness."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from psrpc.messages import Push
+
+_SMOOTHING = 0.98
+_RECENT = 64
+
+
+class Meter:
+    """Counts pushes as the first server applies them. Written by its threads, read by any."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.samples = 0
+        self._sum = 0.0
+        self._weight = 0.0
+        self._staleness: deque[int] = deque(maxlen=_RECENT)
+
+    @property
+    def loss(self) -> float | None:
+        """The exponentially weighted mean of the losses that came with pushes."""
+        return self._sum / self._weight if self._weight else None
+
+    def staleness_range(self) -> tuple[int, int]:
+        """The lowest and the highest staleness of recent pushes, in clocks."""
+        recent = tuple(self._staleness) or (0,)
+        return min(recent), max(recent)
+
+    def count(self, push: Push, staleness: int) -> None:
+        """Count one applied push."""
+        self.steps += 1
+        self.samples += push.samples
+        self._staleness.append(staleness)
+        if push.loss is not None:
+            self._sum = _SMOOTHING * self._sum + (1 - _SMOOTHING) * push.loss
+            self._weight = _SMOOTHING * self._weight + (1 - _SMOOTHING)

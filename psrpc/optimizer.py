@@ -1,0 +1,92 @@
+"""The optimizer that a training loop sees: torch.optim's shape, the servers' work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from psrpc.errors import OptimizerError
+from psrpc.messages import Override
+from psrpc.store.blueprint import Blueprint
+
+StateFetcher = Callable[[], dict[int, dict[str, Any]]]
+
+
+class DistributedOptimizer(torch.optim.Optimizer):
+    """A `torch.optim.Optimizer` whose `step` pushes gradients and pulls weights.
+
+    Its parameter groups have the options of the optimizer on the servers. What a
+    scheduler (or the user) changes in them goes along with the next push. Clip
+    gradients before `step`, as with any optimizer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blueprint: Blueprint,
+        push: Callable[[], None],
+        fetch_state: StateFetcher,
+    ) -> None:
+        self._push = push
+        self._fetch_state = fetch_state
+        self._initial = blueprint.groups
+        named = dict(model.named_parameters())
+        groups = [
+            {**options, "params": [named[s.name] for s in blueprint.specs if s.group == index]}
+            for index, options in enumerate(blueprint.groups)
+        ]
+        super().__init__(groups, {})
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Push the gradients, wait as the mode demands, and take the new weights.
+
+        Blocks. Returns what `closure` (called once, with gradients enabled) returned.
+        """
+        value = None
+        if closure is not None:
+            with torch.enable_grad():
+                value = closure()
+        self._push()
+        return value
+
+    def overrides(self) -> tuple[Override, ...]:
+        """The options that differ from the job's start: (group, option, value)."""
+        return tuple(
+            (index, key, _plain(group[key]))
+            for index, (group, initial) in enumerate(
+                zip(self.param_groups, self._initial, strict=True)
+            )
+            for key, value in initial.items()
+            if group[key] is not value and _plain(group[key]) != _plain(value)
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state kept by the servers, in the form of the plain optimizer's `state_dict`.
+
+        Blocks: it is fetched from the servers.
+        """
+        packed = super().state_dict()
+        packed["state"] = self._fetch_state()
+        return packed
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take the options of the groups; state proper lives on the servers and cannot be set."""
+        if state_dict["state"]:
+            raise OptimizerError(
+                "the optimizer's state lives on the servers and cannot be loaded through a "
+                "worker; start from the weights alone (give psrpc.run a model that has them)"
+            )
+        super().load_state_dict(dict(state_dict))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Groups are fixed when the job starts: later ones raise OptimizerError."""
+        if len(self.param_groups) >= len(self._initial):
+            raise OptimizerError("parameter groups cannot be added after the job has started")
+        super().add_param_group(param_group)
+
+
+def _plain(value: object) -> object:
+    return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value

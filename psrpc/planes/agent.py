@@ -1,0 +1,149 @@
+"""This process's torch RPC agent. The only module that touches torch's private names.
+
+`rpc.init_rpc` knows static groups, which never take a replacement, and dynamic
+ones, which break for good when a member dies. Here every process starts its own
+agent on its own store, and learns its peers one by one: an agent takes a peer's
+address from its store when it is told of that peer.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from psrpc import environment
+from psrpc.errors import AddressError, TorchInterfaceError
+
+_NEEDED = {
+    "torch.distributed": ("HashStore", "is_available"),
+    "torch.distributed.rpc": (
+        "TensorPipeRpcBackendOptions",
+        "WorkerInfo",
+        "is_available",
+        "rpc_async",
+        "remote",
+        "functions",
+    ),
+    "torch.distributed.rpc.api": ("_init_rpc_states", "shutdown"),
+    "torch._C._distributed_rpc": ("TensorPipeAgent",),
+    "torch.distributed.autograd": ("_init",),
+}
+_MEMBERSHIP = "_update_group_membership"
+
+
+def check_torch() -> None:
+    """Raise TorchInterfaceError unless this torch has RPC and the names that psrpc uses."""
+    distributed = importlib.import_module("torch.distributed")
+    if not distributed.is_available() or not _rpc().is_available():
+        raise TorchInterfaceError(
+            f"torch {torch.__version__} is built without torch.distributed.rpc; install a Linux "
+            "build of torch that has it (pip install torch)"
+        )
+    missing = [
+        f"{module}.{name}"
+        for module, names in _NEEDED.items()
+        for name in names
+        if not hasattr(importlib.import_module(module), name)
+    ]
+    agent = getattr(importlib.import_module("torch._C._distributed_rpc"), "TensorPipeAgent", None)
+    if agent is not None and not hasattr(agent, _MEMBERSHIP):
+        missing.append(f"TensorPipeAgent.{_MEMBERSHIP}")
+    states = getattr(importlib.import_module("torch.distributed.rpc.api"), "_init_rpc_states", None)
+    if states is not None and len(inspect.signature(states).parameters) != 1:
+        missing.append("torch.distributed.rpc.api._init_rpc_states(agent)")
+    if missing:
+        raise TorchInterfaceError(
+            f"torch {torch.__version__} has another private RPC interface than psrpc knows: "
+            f"{', '.join(missing)} is missing or changed; install a torch that this psrpc was "
+            "tested with (2.11 to 2.15)"
+        )
+
+
+class Agent:
+    """The RPC agent of this process; torch allows one at a time.
+
+    `name` and `number` must be unique in the job, for ever: agents keep pipes by
+    number and never open a second one to the same number.
+    """
+
+    def __init__(self, name: str, number: int, *, threads: int, one_host: bool) -> None:
+        self.name = name
+        self.number = number
+        self._threads = threads
+        self._one_host = one_host
+        self._store: Any = None
+        self._agent: Any = None
+
+    @property
+    def url(self) -> str:
+        """Where peers reach this agent."""
+        return str(self._store.get(f"addrs/{self.name}").decode())
+
+    def start(self) -> None:
+        """Start listening. On one host only the loopback interface listens."""
+        check_torch()
+        if self._one_host:
+            environment.use_interface("lo")
+        rpc, api = _rpc(), importlib.import_module("torch.distributed.rpc.api")
+        # uv: the other transports poll without pause and take the cores from training.
+        options = rpc.TensorPipeRpcBackendOptions(
+            num_worker_threads=self._threads, rpc_timeout=0, _transports=["uv"], _channels=["basic"]
+        )
+        importlib.import_module("torch.distributed.autograd")._init(self.number)
+        self._store = importlib.import_module("torch.distributed").HashStore()
+        kind = importlib.import_module("torch._C._distributed_rpc").TensorPipeAgent
+        try:
+            self._agent = kind(self._store, self.name, self.number, 0, options, {}, [])
+            api._init_rpc_states(self._agent)
+        except RuntimeError as error:
+            raise AddressError(
+                f"the RPC agent of {self.name} cannot listen: {_first_line(error)}; check that the "
+                "host's name resolves, or set TP_SOCKET_IFNAME to a network interface"
+            ) from error
+
+    def meet(self, name: str, number: int, url: str) -> None:
+        """Make a peer known, so that it can be called and its calls can be answered."""
+        self._store.set(f"addrs/{name}", url)
+        info = _rpc().WorkerInfo(name, number)
+        self._agent._update_group_membership(info, [], {}, True)
+
+    def close(self) -> None:
+        """Stop at once: calls under way fail at their callers."""
+        if self._agent is not None:
+            with _hushed():
+                importlib.import_module("torch.distributed.rpc.api").shutdown(graceful=False)
+            self._agent = None
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Throw away what is written to stderr, C++ included.
+
+    Torch logs every connection that it closes as a fault, and its level of logging
+    can be set by the environment only, before torch is loaded.
+    """
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _rpc() -> ModuleType:
+    return importlib.import_module("torch.distributed.rpc")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0]

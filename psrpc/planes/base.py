@@ -1,0 +1,76 @@
+"""The seam of data planes: a worker's link to one server, and a server's service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from psrpc.errors import decode
+from psrpc.messages import Failure, Reply, Request
+from psrpc.store.binding import Buffers
+from psrpc.store.layout import ShardLayout
+
+Payload = tuple[Reply, list[torch.Tensor]]
+
+
+
+class Service(Protocol):
+    """What a server offers to every plane."""
+
+    def handle(
+        self, request: Request, tensors: Sequence[torch.Tensor]
+    ) -> torch.futures.Future[Payload]:
+        """Take a request; the future is done when its answer is. Never blocks, never raises."""
+        ...
+
+
+class Pending(Protocol):
+    """An answer under way. Waiting does not hold the interpreter."""
+
+    def done(self) -> bool:
+        """Whether `wait` would return at once."""
+        ...
+
+    def wait(self, timeout_s: float | None = None) -> Payload:
+        """Block until the answer is here; weights have then landed in the link's buffers.
+
+        Raises the error that the server answered with, PeerLostError if it died or
+        stopped answering, and TimeoutError after `timeout_s` (wait may be called again).
+        """
+        ...
+
+
+class Link(Protocol):
+    """One worker's way to one server. Calls may overlap, exchanges may not."""
+
+    def open(self, layout: ShardLayout) -> Buffers:
+        """Provide the CPU buffers from which gradients go and in which weights land."""
+        ...
+
+    def call(self, request: Request, tensors: Sequence[torch.Tensor] = ()) -> Pending:
+        """Send a request, with tensors that must not change until it is answered."""
+        ...
+
+    def exchange(self, request: Request, *, send: bool, land: bool) -> Pending:
+        """Send a request with the gradient buffers (`send`); let weights land (`land`)."""
+        ...
+
+    def close(self) -> None:
+        """Give the way up. Open calls fail with PeerLostError."""
+        ...
+
+
+def checked(payload: Payload) -> Payload:
+    """Raise the error that a server answered with, or return the answer."""
+    reply = payload[0]
+    if isinstance(reply, Failure):
+        raise decode(*reply.error)
+    return payload
+
+
+def land(tensors: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> None:
+    """Copy weights that came to the place where they belong."""
+    for target, tensor in zip(weights, tensors, strict=True):
+        target.copy_(tensor)

@@ -1,0 +1,203 @@
+"""The plane that works anywhere: requests and tensors in torch RPC calls.
+
+A worker's handle to a server is an RRef to the server object, held for the life
+of the job. Calls go to the RRef's owner and name the server by its key: an
+RRef among the arguments would be forked and confirmed anew in each step.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.distributed import rpc
+
+from psrpc.errors import PeerLostError, encode
+from psrpc.messages import Failure, Ping, Request
+from psrpc.planes.agent import Agent
+from psrpc.planes.base import Payload, Pending, Service, checked, land
+from psrpc.store.binding import Buffers
+from psrpc.store.layout import ShardLayout
+
+
+@dataclass(frozen=True)
+class Address:
+    """How an agent is found: its name, its number in the job, its url."""
+
+    name: str
+    number: int
+    url: str
+
+
+# Functions called by RPC are module-level, so they find their server by name here.
+_serving: dict[str, tuple[Agent, Service]] = {}
+
+
+def serve(agent: Agent, service: Service) -> None:
+    """Let peers reach `service` under the agent's name, until `withdraw`."""
+    _serving[agent.name] = (agent, service)
+
+
+def withdraw(agent: Agent) -> None:
+    """Undo `serve`."""
+    _serving.pop(agent.name, None)
+
+
+def _greet(key: str, caller: Address) -> bool:
+    if key in _serving:
+        _serving[key][0].meet(caller.name, caller.number, caller.url)
+    return key in _serving
+
+
+def _service(key: str) -> Service:
+    return _serving[key][1]
+
+
+@rpc.functions.async_execution
+def _handle(
+    key: str, request: Request, tensors: list[torch.Tensor]
+) -> torch.futures.Future[Payload]:
+    if key in _serving:
+        return _serving[key][1].handle(request, tensors)
+    gone: torch.futures.Future[Payload] = torch.futures.Future()
+    gone.set_result((Failure(encode(PeerLostError(f"{key} is closed"))), []))
+    return gone
+
+
+@dataclass(frozen=True)
+class Patience:
+    """When a call is sent again, and when its server is given up, in seconds."""
+
+    attempt_s: float = 60.0
+    ping_s: float = 10.0
+
+
+class RpcPending:
+    """An answer under way; sent again when it is late and the server still answers."""
+
+    def __init__(self, link: RpcLink, request: Request, tensors: list[torch.Tensor]) -> None:
+        self._link = link
+        self._request = request
+        self._tensors = tensors
+        self.weights: Sequence[torch.Tensor] | None = None
+        self._send()
+
+    def done(self) -> bool:
+        """See `Pending`."""
+        return bool(self._future.done())
+
+    def wait(self, timeout_s: float | None = None) -> Payload:
+        """See `Pending`."""
+        if timeout_s is not None:
+            self._wait_for(timeout_s)
+        while True:
+            try:
+                payload = checked(self._future.wait())
+                break
+            except RuntimeError as error:
+                self._retry(error)
+        if self.weights is not None:
+            land(payload[1], self.weights)
+        return payload
+
+    def _send(self) -> None:
+        self._sent = time.monotonic()
+        self._future = self._link.send(self._request, self._tensors)
+
+    def _wait_for(self, timeout_s: float) -> None:
+        came = threading.Event()
+        self._future.add_done_callback(lambda _: came.set())
+        if not came.wait(timeout_s):
+            raise TimeoutError(f"no answer from {self._link.peer.name} in {timeout_s} s")
+
+    def _retry(self, error: RuntimeError) -> None:
+        """Send again what ran into its time limit; anything else means that the server is gone."""
+        if time.monotonic() - self._sent < self._link.patience.attempt_s:
+            raise self._link.lost(error) from None
+        self._link.ping()
+        self._send()
+
+
+class RpcLink:
+    """A worker's way to a server over torch RPC."""
+
+    def __init__(self, agent: Agent, peer: Address, patience: Patience | None = None) -> None:
+        self.agent = agent
+        self.peer = peer
+        self.patience = patience or Patience()
+        self._buffers = Buffers([], [])
+        self._handle: torch.futures.Future[Service] | None = None
+
+    def connect(self) -> None:
+        """Introduce this agent to the server and take a handle of it. Blocks.
+
+        Raises PeerLostError if nobody answers at the peer's address.
+        """
+        me = Address(self.agent.name, self.agent.number, self.agent.url)
+        self.agent.meet(self.peer.name, self.peer.number, self.peer.url)
+        try:
+            known = rpc.rpc_sync(
+                self.peer.name, _greet, (self.peer.name, me), timeout=self.patience.ping_s
+            )
+            if not known:
+                raise PeerLostError(f"{self.peer.name} is not serving")
+            self._handle = rpc.remote(
+                self.peer.name, _service, (self.peer.name,), timeout=self.patience.ping_s
+            )
+            self._owner = self._handle.owner()
+        except RuntimeError as error:
+            raise self.lost(error) from None
+
+    def open(self, layout: ShardLayout) -> Buffers:
+        """See `Link`."""
+        self._buffers = Buffers(layout.empty(), layout.empty())
+        return self._buffers
+
+    def call(self, request: Request, tensors: Sequence[torch.Tensor] = ()) -> Pending:
+        """See `Link`."""
+        return RpcPending(self, request, list(tensors))
+
+    def exchange(self, request: Request, *, send: bool, land: bool) -> Pending:
+        """See `Link`."""
+        pending = RpcPending(self, request, self._buffers.gradients if send else [])
+        pending.weights = self._buffers.weights if land else None
+        return pending
+
+    def close(self) -> None:
+        """See `Link`. The server forgets this handle; farewells may still be called."""
+        self._handle = None
+
+    def send(
+        self, request: Request, tensors: list[torch.Tensor]
+    ) -> torch.futures.Future[Payload]:
+        """Send once; the future fails when the server dies or the attempt's time is over."""
+        try:
+            future: torch.futures.Future[Payload] = rpc.rpc_async(
+                self._owner,
+                _handle,
+                (self.peer.name, request, tensors),
+                timeout=self.patience.attempt_s,
+            )
+        except RuntimeError as error:
+            raise self.lost(error) from None
+        return future
+
+    def ping(self) -> None:
+        """Return when the server answers; raise PeerLostError if it does not."""
+        try:
+            rpc.rpc_sync(
+                self._owner,
+                _handle,
+                (self.peer.name, Ping(self.agent.number), []),
+                timeout=self.patience.ping_s,
+            )
+        except RuntimeError as error:
+            raise self.lost(error) from None
+
+    def lost(self, error: Exception) -> PeerLostError:
+        """The error that says this server is gone."""
+        cause = str(error).split("\n", 1)[0]
+        return PeerLostError(f"{self.peer.name} at {self.peer.url} died or left ({cause})")

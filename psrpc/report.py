@@ -1,0 +1,66 @@
+"""What a finished job reports: the counts of all servers and workers in one object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from psrpc.messages import StatsReply
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished job's counts. Times are in seconds.
+
+    `samples`, `worker_steps` and `updates_applied` count each update once;
+    `optimizer_steps` are the steps of the first shard's optimizer (one a round in
+    synchronous mode); `duplicates_dropped` adds up all shards. `train_s` is the
+    longest time that a worker spent training; `wait_share` the share of all
+    workers' time spent waiting for servers, leases or each other.
+    `staleness_histogram` counts pushes by how many clocks of the slowest worker
+    their weights may have lacked; `update_lag_histogram` by how many updates of
+    others were applied between the reading of their weights and their own
+    application. `max_clock_gap` is the largest lead, in finished steps, with which
+    a worker was let into its next step.
+    """
+
+    final_loss: float | None = None
+    samples: int = 0
+    worker_steps: int = 0
+    updates_applied: int = 0
+    optimizer_steps: int = 0
+    duplicates_dropped: int = 0
+    nonfinite_skipped: int = 0
+    train_s: float = 0.0
+    samples_per_s: float = 0.0
+    worker_steps_per_s: float = 0.0
+    wait_share: float = 0.0
+    max_clock_gap: int = 0
+    staleness_histogram: dict[int, int] = field(default_factory=dict)
+    update_lag_histogram: dict[int, int] = field(default_factory=dict)
+
+
+def summarize(replies: Sequence[StatsReply]) -> Report:
+    """Put the servers' counters together; the first is the coordinator's."""
+    first = replies[0]
+    workers = [stats for _, stats in first.workers]
+    train_s = max((stats.busy_s for stats in workers), default=0.0)
+    busy_s = sum(stats.busy_s for stats in workers)
+    steps = sum(stats.steps for stats in workers)
+    samples = first.shard.samples
+    return Report(
+        final_loss=first.final_loss,
+        samples=samples,
+        worker_steps=steps,
+        updates_applied=first.shard.updates_applied,
+        optimizer_steps=first.shard.optimizer_steps,
+        duplicates_dropped=sum(reply.shard.duplicates_dropped for reply in replies),
+        nonfinite_skipped=sum(stats.nonfinite_skipped for stats in workers),
+        train_s=train_s,
+        samples_per_s=samples / train_s if train_s else 0.0,
+        worker_steps_per_s=steps / train_s if train_s else 0.0,
+        wait_share=sum(stats.wait_s for stats in workers) / busy_s if busy_s else 0.0,
+        max_clock_gap=max(reply.shard.max_clock_gap for reply in replies),
+        staleness_histogram=dict(first.shard.staleness),
+        update_lag_histogram=dict(first.shard.update_lag),
+    )

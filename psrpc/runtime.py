@@ -1,0 +1,231 @@
+"""`psrpc.run`: from a launcher's environment to a finished job."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from enum import Enum
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from psrpc import environment
+from psrpc.display import ProgressLine
+from psrpc.environment import Place
+from psrpc.errors import ConfigError, ModelError, PsrpcError, UsageError
+from psrpc.interrupts import Interrupts
+from psrpc.job import Job, NonFinite
+from psrpc.modes import Mode, Reduction, Synchronous
+from psrpc.nodes import ServerNode, WorkerNode
+from psrpc.rendezvous import Rendezvous
+from psrpc.report import Report
+from psrpc.store.blueprint import Blueprint, GroupsFactory, OptimizerFactory, draw
+from psrpc.worker import Worker
+
+
+class Role(Enum):
+    """What a process does in the job."""
+
+    SERVER = "server"
+    WORKER = "worker"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `run` returns in each process.
+
+    `is_main` is true in exactly one process, worker 0. On workers `model` is the
+    trained model (final weights, the workers' mean buffers) and `report` the
+    job's counts; both are None on servers.
+    """
+
+    role: Role
+    rank: int
+    model: nn.Module | None = None
+    report: Report | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is worker 0."""
+        return self.role is Role.WORKER and self.rank == 0
+
+
+def run(
+    train: Callable[[Worker], Any],
+    *,
+    model: nn.Module | Callable[[], nn.Module],
+    optimizer: OptimizerFactory,
+    mode: Mode | None = None,
+    servers: int = 1,
+    param_groups: GroupsFactory | None = None,
+    reduction: str = "mean",
+    nonfinite: str = "error",
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    start_timeout_s: float = 300.0,
+    progress: bool = False,
+    progress_samples: int | None = None,
+) -> Result:
+    """Take this process's part in a job started by torchrun; blocks until the job is done.
+
+    The first `servers` ranks serve parameters, each of the others calls
+    `train(worker)`. `model` is a module, or a class or function that makes one; the
+    weights of the servers' own become everybody's. `optimizer` is called with
+    parameters, as `functools.partial(torch.optim.SGD, lr=0.1)` is; any torch.optim
+    class that needs no closure will do. `param_groups(model)` returns the list of
+    groups to give it instead of `model.parameters()`. `mode` is `Synchronous()`
+    (the default), `BoundedStaleness(k)` or `Asynchronous()`. `reduction` ("mean" by
+    samples, or "sum") joins the gradients of a synchronous round. `nonfinite` says
+    what happens to a step with NaN or Inf in its gradients: "error" or "skip".
+    `device` is "auto" (CUDA where there is any), "cpu" or "cuda"; servers compute
+    on the CPU. `threads` sets torch's threads in this process.
+
+    Raises UsageError outside torchrun, ConfigError for wrong settings, ModelError and
+    OptimizerError, StartTimeoutError when somebody does not come, JobFailedError when
+    another process ended the job, and whatever `train` raises.
+    """
+    try:
+        place = environment.place()
+        if place is None:
+            raise UsageError(
+                "psrpc.run must be started by torchrun: torchrun --nproc-per-node=3 script.py "
+                "(the first `servers` processes serve, the rest work)"
+            )
+        job = _job(place, servers, mode, reduction, nonfinite, seed, start_timeout_s)
+        target = _device(device, place, servers)
+        torch.manual_seed(seed)
+        built = _build(model)
+        blueprint = draw(built, optimizer, param_groups)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        rendezvous = Rendezvous(place, start_timeout_s)
+        with Interrupts():
+            rendezvous.open()
+            if place.rank < servers:
+                watch = _Watch(progress, progress_samples)
+                return _serve(job, place, built, blueprint, rendezvous, watch)
+            return _work(train, job, place, built.to(target), blueprint, rendezvous)
+    except PsrpcError:
+        _one_line_errors()
+        raise
+
+
+@dataclass(frozen=True)
+class _Watch:
+    wanted: bool
+    total_samples: int | None
+
+    def over(self, node: ServerNode) -> AbstractContextManager[object]:
+        if not self.wanted or node.coordinator is None:
+            return nullcontext()
+        return ProgressLine(node.coordinator.meter, self.total_samples)
+
+
+def _job(
+    place: Place,
+    servers: int,
+    mode: Mode | None,
+    reduction: str,
+    nonfinite: str,
+    seed: int,
+    start_timeout_s: float,
+) -> Job:
+    problems = []
+    for name, value, kind in (
+        ("reduction", reduction, Reduction),
+        ("nonfinite", nonfinite, NonFinite),
+    ):
+        known = [member.value for member in kind]
+        if value not in known:
+            problems.append(f"{name} must be one of {', '.join(known)}, not {value!r}")
+    if isinstance(servers, bool) or not isinstance(servers, int):
+        problems.append(f"servers must be a whole number, not {servers!r}")
+    elif 1 <= servers >= place.world_size:
+        problems.append(
+            f"{place.world_size} processes cannot hold {servers} servers and a worker: start at "
+            f"least {servers + 1} (torchrun --nproc-per-node={servers + 1})"
+        )
+    if problems:
+        raise ConfigError(problems)
+    workers = place.world_size - servers
+    job = Job(
+        max(workers, 1),
+        servers,
+        Synchronous() if mode is None else mode,
+        Reduction(reduction),
+        NonFinite(nonfinite),
+        seed,
+        start_timeout_s,
+    )
+    job.check()
+    return job
+
+
+def _device(name: str, place: Place, servers: int) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError([f"device must be one of auto, cpu, cuda, not {name!r}"])
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(["device is cuda, but torch finds no usable GPU here"])
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", max(place.local_rank - servers, 0) % torch.cuda.device_count())
+
+
+def _build(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    built = model if isinstance(model, nn.Module) else model()
+    if not isinstance(built, nn.Module):
+        raise ModelError(
+            f"model= must be a torch.nn.Module, or a class or function that makes one; it made "
+            f"{type(built).__name__}"
+        )
+    return built
+
+
+def _serve(
+    job: Job,
+    place: Place,
+    model: nn.Module,
+    blueprint: Blueprint,
+    rendezvous: Rendezvous,
+    watch: _Watch,
+) -> Result:
+    node = ServerNode(job, place.rank, model, blueprint, one_host=place.one_host)
+    with watch.over(node):
+        node.serve(rendezvous)
+    return Result(Role.SERVER, place.rank)
+
+
+def _work(
+    train: Callable[[Worker], Any],
+    job: Job,
+    place: Place,
+    model: nn.Module,
+    blueprint: Blueprint,
+    rendezvous: Rendezvous,
+) -> Result:
+    rank = place.rank - job.servers
+    # From here on workers draw their own random numbers (dropout, augmentation).
+    torch.manual_seed(job.seed + 1 + rank)
+    node = WorkerNode(job, rank, model, blueprint, one_host=place.one_host)
+    report = node.train(train, rendezvous)
+    return Result(Role.WORKER, rank, model, report)
+
+
+def _one_line_errors() -> None:
+    """Let an uncaught PsrpcError end the process with its one line and no traceback."""
+    previous = sys.excepthook
+
+    def hook(
+        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, PsrpcError):
+            print(f"psrpc: {error}", file=sys.stderr)
+        else:
+            previous(kind, error, traceback)
+
+    sys.excepthook = hook

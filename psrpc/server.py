@@ -1,0 +1,242 @@
+"""A parameter server: one shard, and the one place where gradients and decisions meet."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from psrpc.core.decisions import Answer, Apply, Decision, Same, Token
+from psrpc.core.shard import ShardCore
+from psrpc.errors import JobFailedError, ProtocolError, PsrpcError, encode
+from psrpc.job import Job
+from psrpc.messages import (
+    Adopt,
+    Bye,
+    Done,
+    Fail,
+    Failure,
+    GetState,
+    GetStats,
+    Peek,
+    Ping,
+    Pull,
+    Push,
+    Reply,
+    Request,
+    StateReply,
+    StatsReply,
+    Stepped,
+)
+from psrpc.planes.base import Payload
+from psrpc.store.blueprint import Blueprint
+from psrpc.store.shard import Contribution, ShardStore
+
+Future = torch.futures.Future[Payload]
+
+
+@dataclass
+class Call:
+    """A request that is not answered yet, and all futures that its answer goes to."""
+
+    request: Request
+    tensors: Sequence[torch.Tensor] = ()
+    futures: list[Future] = field(default_factory=list)
+
+
+class Desk:
+    """Open calls by token. Not thread-safe; used under its owner's lock."""
+
+    def __init__(self) -> None:
+        self._calls: dict[Token, Call] = {}
+        self._tokens = itertools.count()
+
+    def open(self, call: Call) -> Token:
+        """Keep a call until it is answered."""
+        token = next(self._tokens)
+        self._calls[token] = call
+        return token
+
+    def look(self, token: Token) -> Call:
+        """The open call of this token."""
+        return self._calls[token]
+
+    def attach(self, token: Token, first: Token) -> None:
+        """Let the call `token` share the answer of the open call `first`."""
+        self._calls[first].futures += self._calls.pop(token).futures
+
+    def close(self, token: Token) -> Call:
+        """Take out a call that is about to be answered."""
+        return self._calls.pop(token)
+
+    def clear(self) -> list[Call]:
+        """Take out all open calls."""
+        calls, self._calls = list(self._calls.values()), {}
+        return calls
+
+
+Answers = list[tuple[Call, Payload]]
+
+
+def resolve(answers: Answers) -> None:
+    """Send answers. Called without a lock, for it runs what waits for them."""
+    for call, payload in answers:
+        for future in call.futures:
+            future.set_result(payload)
+
+
+class ParameterServer:
+    """Keeps one shard of the model and serves every plane through `handle`.
+
+    `handle` may be called from any thread and never blocks on another worker: a
+    request that must wait keeps its future open.
+    """
+
+    def __init__(self, job: Job, index: int, blueprint: Blueprint, store: ShardStore) -> None:
+        self.job = job
+        self.index = index
+        self.core = ShardCore(job.mode)
+        self.observe: Callable[[Push, int], None] = lambda push, staleness: None
+        self._blueprint = blueprint
+        self._store = store
+        self._lock = threading.Lock()
+        self._desk = Desk()
+        self._failure: PsrpcError | None = None
+        self._gone: set[int] = set()
+        self.ended = threading.Event()
+        self._handlers: dict[type[Request], Callable[[Any, Call], Answers]] = {
+            Push: self._push,
+            Pull: self._pull,
+            Adopt: self._adopt,
+            Peek: self._peek,
+            GetState: self._get_state,
+            GetStats: lambda request, call: [(call, (StatsReply(self.core.stats()), []))],
+            Ping: lambda request, call: [(call, (Done(self.core.version), []))],
+            Fail: self._fail,
+            Bye: self._bye,
+        }
+
+    def handle(self, request: Request, tensors: Sequence[torch.Tensor]) -> Future:
+        """Take a request with its tensors; the future is done when the answer is."""
+        future: Future = torch.futures.Future()
+        call = Call(request, tensors, [future])
+        with self._lock:
+            answers = self._answer(call)
+        resolve(answers)
+        return future
+
+    def fail(self, error: PsrpcError) -> None:
+        """Answer every open and every later request with `error`."""
+        with self._lock:
+            self._failure = self._failure or error
+            answers = [(call, _failure(self._failure)) for call in self._desk.clear()]
+        resolve(answers)
+        self.ended.set()
+
+    @property
+    def failure(self) -> PsrpcError | None:
+        """What ended the job before its time, if anything did."""
+        return self._failure
+
+    def _answer(self, call: Call) -> Answers:
+        handler = self._handlers.get(type(call.request))
+        if handler is None:
+            return [(call, _failure(ProtocolError(f"unknown request {call.request!r}")))]
+        if self._failure is not None and not isinstance(call.request, Bye):
+            return [(call, _failure(self._failure))]
+        try:
+            return handler(call.request, call)
+        except PsrpcError as error:
+            return [(call, _failure(error))]
+        except Exception as error:
+            # The optimizer is the user's own class: whatever it raises ends the job.
+            self._failure = JobFailedError(f"server {self.index}: {type(error).__name__}: {error}")
+            self.ended.set()
+            calls = [call, *(c for c in self._desk.clear() if c is not call)]
+            return [(each, _failure(self._failure)) for each in calls]
+
+    def _push(self, push: Push, call: Call) -> Answers:
+        if not push.void:
+            self._store.check(call.tensors, f"worker {push.worker}")
+        return self._carry_out(self.core.push(push, self._desk.open(call)))
+
+    def _pull(self, pull: Pull, call: Call) -> Answers:
+        return self._carry_out(self.core.pull(pull, self._desk.open(call)))
+
+    def _adopt(self, adopt: Adopt, call: Call) -> Answers:
+        done = (call, (Done(self.core.version), []))
+        return [*self._carry_out(self.core.adopt(adopt.view)), done]
+
+    def _peek(self, request: Peek, call: Call) -> Answers:
+        return [(call, (Done(self.core.version), self._store.snapshot()))]
+
+    def _get_state(self, request: GetState, call: Call) -> Answers:
+        pieces, tensors = [], []
+        states = self._store.optimizer_state()
+        for piece, state in zip(self._store.layout.pieces, states, strict=True):
+            entries: list[tuple[str, int | None, object]] = []
+            for key, value in state.items():
+                is_tensor = isinstance(value, torch.Tensor)
+                entries.append((key, len(tensors) if is_tensor else None, value))
+                if is_tensor:
+                    entries[-1] = (key, len(tensors), None)
+                    tensors.append(value.clone())
+            name = self._blueprint.specs[piece.parameter].name
+            pieces.append((name, piece.first_row, tuple(entries)))
+        return [(call, (StateReply(tuple(pieces)), tensors))]
+
+    def _fail(self, request: Fail, call: Call) -> Answers:
+        self._failure = worker_failed(request)
+        held = [(each, _failure(self._failure)) for each in self._desk.clear()]
+        self.ended.set()
+        return [(call, (Done(self.core.version), [])), *held]
+
+    def _bye(self, request: Bye, call: Call) -> Answers:
+        self._gone.add(request.worker)
+        if len(self._gone) == self.job.workers:
+            self.ended.set()
+        return [(call, (Done(self.core.version), []))]
+
+    def _carry_out(self, decisions: Sequence[Decision]) -> Answers:
+        answers: Answers = []
+        for decision in decisions:
+            match decision:
+                case Apply(tokens, _, staleness):
+                    self._apply(tokens, staleness)
+                case Answer(token, reply):
+                    call = self._desk.close(token)
+                    answers.append((call, (reply, self._weights_for(call.request, reply))))
+                case Same(token, first):
+                    self._desk.attach(token, first)
+        return answers
+
+    def _apply(self, tokens: Sequence[Token], staleness: Sequence[int]) -> None:
+        calls = [self._desk.look(token) for token in tokens]
+        pushes = [call.request for call in calls if isinstance(call.request, Push)]
+        self._store.step(
+            [
+                Contribution(call.tensors, push.samples, push.absent, push.overrides)
+                for call, push in zip(calls, pushes, strict=True)
+            ]
+        )
+        for call, push, stale in zip(calls, pushes, staleness, strict=True):
+            call.tensors = ()
+            self.observe(push, stale)
+
+    def _weights_for(self, request: Request, reply: Reply) -> list[torch.Tensor]:
+        wants = isinstance(request, Pull) or (isinstance(request, Push) and request.pull)
+        return self._store.snapshot() if wants and isinstance(reply, Stepped) else []
+
+
+def _failure(error: PsrpcError) -> Payload:
+    return Failure(encode(error)), []
+
+
+def worker_failed(request: Fail) -> PsrpcError:
+    """The error that ends a job in which a worker's own code failed."""
+    name, text = request.error
+    return JobFailedError(f"worker {request.worker} failed: {name}: {text}")

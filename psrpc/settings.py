@@ -1,0 +1,157 @@
+"""The options of `psrpc train`: their names, defaults, and what may stand there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from psrpc.errors import ConfigError, UsageError
+from psrpc.job import NonFinite
+from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Reduction, Synchronous
+
+Parser = Callable[[str], Any]
+
+
+def whole(low: int) -> Parser:
+    """A parser of whole numbers from `low` on."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise ValueError(f"a whole number of at least {low}") from None
+        if number < low:
+            raise ValueError(f"a whole number of at least {low}")
+        return number
+
+    return parse
+
+
+def real(low: float, *, above: bool = False) -> Parser:
+    """A parser of numbers from `low` on (or above it)."""
+    wanted = f"a number {'above' if above else 'of at least'} {low:g}"
+
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            raise ValueError(wanted) from None
+        if not low <= number < float("inf") or (above and number == low):
+            raise ValueError(wanted)
+        return number
+
+    return parse
+
+
+def choice(*names: str) -> Parser:
+    """A parser of one of `names`."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"one of {', '.join(names)}")
+        return text
+
+    return parse
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: `--name`, how its text is read, what it is when left out, what it does."""
+
+    name: str
+    parse: Parser
+    default: str | None
+    help: str
+
+
+OPTIONS = (
+    Option("mode", choice("sync", "async", "bounded"), "bounded", "how workers keep together: sync|async|bounded"),
+    Option("staleness", whole(0), "4", "bounded mode: clocks that a worker may be ahead"),
+    Option("servers", whole(1), "1", "number of parameter servers"),
+    Option("workers", whole(1), "2", "number of workers (under torchrun: the other ranks)"),
+    Option("dataset", str, "digits", "digits|mnist|synthetic|module:callable"),
+    Option("data-root", str, None, "folder that holds MNIST, or takes its download (default ./data)"),
+    Option("model", str, "auto", "auto|convnet|mlp|a torchvision model|module:callable"),
+    Option("optimizer", choice("sgd", "adam", "adamw", "adagrad"), "sgd", "sgd|adam|adamw|adagrad"),
+    Option("lr", real(0.0), None, "learning rate (default: sgd 0.05, adam and adamw 0.001, adagrad 0.01)"),
+    Option("momentum", real(0.0), None, "sgd only (default 0.9)"),
+    Option("weight-decay", real(0.0), None, "weight decay (default: the optimizer's own)"),
+    Option("batch-size", whole(1), None, "samples per worker and step (default: digits 32, others 128)"),
+    Option("epochs", whole(1), None, "passes over the data (default: digits 20, others 3)"),
+    Option("steps", whole(1), None, "steps per worker, in place of --epochs"),
+    Option("reduction", choice(*(r.value for r in Reduction)), "mean", "joins a synchronous round: mean|sum"),
+    Option("nonfinite", choice(*(n.value for n in NonFinite)), "error", "NaN or Inf in gradients: error|skip"),
+    Option("device", choice("auto", "cpu", "cuda"), "auto", "auto|cpu|cuda"),
+    Option("threads", whole(1), None, "torch threads per process (default: cores / workers)"),
+    Option("seed", whole(0), "0", "orders samples and starts the model"),
+    Option("port", whole(0), "0", "port of the launcher's store on 127.0.0.1 (default: a free one)"),
+    Option("start-timeout", real(0.0, above=True), "300", "seconds to wait for all processes"),
+    Option("output", str, None, "file for the trained weights, a plain state_dict"),
+    Option("json", str, None, "file for the results as one JSON object (- for stdout)"),
+)  # fmt: skip
+
+_LR = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001, "adagrad": 0.01}
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The options of one `psrpc train`, read and checked."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    quiet: bool = False
+
+    def __getattr__(self, name: str) -> Any:
+        values = object.__getattribute__(self, "values")
+        if name in values:
+            return values[name]
+        raise AttributeError(name)
+
+    @property
+    def consistency(self) -> Mode:
+        """The mode as `psrpc.run` takes it."""
+        return {
+            "sync": Synchronous(),
+            "async": Asynchronous(),
+            "bounded": BoundedStaleness(self.values["staleness"]),
+        }[self.values["mode"]]
+
+
+def parse(texts: Mapping[str, str | None], *, quiet: bool = False) -> TrainSettings:
+    """Read the options' texts. Raises ConfigError with everything that is wrong, at once."""
+    values: dict[str, Any] = {}
+    problems = []
+    for option in OPTIONS:
+        key = option.name.replace("-", "_")
+        text = texts.get(key)
+        text = option.default if text is None else text
+        try:
+            values[key] = None if text is None else option.parse(text)
+        except (ValueError, UsageError) as error:
+            problems.append(f"--{option.name} must be {error}, not {text!r}")
+    problems += _contradictions(values)
+    if problems:
+        raise ConfigError(problems)
+    return TrainSettings(_filled(values), quiet)
+
+
+def _contradictions(values: Mapping[str, Any]) -> list[str]:
+    problems = []
+    if values.get("epochs") and values.get("steps"):
+        problems.append("give --epochs or --steps, not both")
+    if values.get("momentum") is not None and values.get("optimizer", "sgd") != "sgd":
+        problems.append(f"--momentum belongs to sgd, not to {values['optimizer']}")
+    return problems
+
+
+def _filled(values: dict[str, Any]) -> dict[str, Any]:
+    digits = values["dataset"] == "digits"
+    if values["batch_size"] is None:
+        values["batch_size"] = 32 if digits else 128
+    if values["epochs"] is None and values["steps"] is None:
+        values["epochs"] = 20 if digits else 3
+    if values["lr"] is None:
+        values["lr"] = _LR[values["optimizer"]]
+    if values["optimizer"] == "sgd" and values["momentum"] is None:
+        values["momentum"] = 0.9
+    return values

@@ -1,0 +1,1 @@
+"""Tensors in one process: how parameters are cut into shards, kept, stepped and bound."""

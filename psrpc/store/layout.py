@@ -1,0 +1,155 @@
+"""Which server keeps which part of the model: whole tensors, balanced by bytes.
+
+A shard keeps its pieces in a few contiguous segments, one for each parameter
+group and dtype, so that a push or a pull is one tensor a segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """A trained parameter, as all nodes must agree on it. `dtype` is a name such as float32."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    group: int
+
+    @property
+    def numel(self) -> int:
+        """The number of elements."""
+        return prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        """The number of bytes."""
+        return self.numel * torch_dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A parameter, or rows of one, at `offset` in a segment. `parameter` indexes the specs."""
+
+    parameter: int
+    shape: tuple[int, ...]
+    first_row: int
+    segment: int
+    offset: int
+
+    @property
+    def numel(self) -> int:
+        """The number of elements."""
+        return prod(self.shape)
+
+    def view(self, flat: torch.Tensor) -> torch.Tensor:
+        """This piece's part of its segment's flat tensor, in the piece's own shape."""
+        return flat[self.offset : self.offset + self.numel].view(self.shape)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A contiguous run of one shard: the pieces of one parameter group and dtype."""
+
+    group: int
+    dtype: str
+    numel: int
+
+    def empty(self) -> torch.Tensor:
+        """A new flat CPU tensor of this segment's size and dtype, filled with zeros."""
+        return torch.zeros(self.numel, dtype=torch_dtype(self.dtype))
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """What one server keeps."""
+
+    segments: tuple[Segment, ...]
+    pieces: tuple[Piece, ...]
+
+    def whole(self, piece: Piece, specs: Sequence[ParameterSpec]) -> bool:
+        """Whether `piece` is a parameter uncut."""
+        return piece.shape == specs[piece.parameter].shape
+
+    def views(self, flats: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Each piece's part of the segments' flat tensors."""
+        return [piece.view(flats[piece.segment]) for piece in self.pieces]
+
+    def empty(self) -> list[torch.Tensor]:
+        """New flat tensors, one a segment, filled with zeros."""
+        return [segment.empty() for segment in self.segments]
+
+
+@dataclass(frozen=True)
+class _Cut:
+    parameter: int
+    shape: tuple[int, ...]
+    first_row: int
+    size_bytes: int
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype that `dtype_name` named."""
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype without its module: float32, bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def partition(
+    specs: Sequence[ParameterSpec], servers: int, *, divisible: bool
+) -> tuple[ShardLayout, ...]:
+    """Lay out `specs` over `servers` shards, balanced by bytes, the same on every node.
+
+    Whole tensors go, largest first, to the emptiest shard (longest processing time
+    first, Graham 1969). With `divisible` (the optimizer treats every element by
+    itself) a tensor larger than a fair share is first cut by rows into equal parts.
+    """
+    total = sum(spec.size_bytes for spec in specs)
+    fair = max(total / servers, 1)
+    cuts = [cut for i, spec in enumerate(specs) for cut in _cuts(i, spec, fair, divisible)]
+    shards: list[list[_Cut]] = [[] for _ in range(servers)]
+    loads = [0] * servers
+    for cut in sorted(cuts, key=lambda cut: -cut.size_bytes):
+        emptiest = loads.index(min(loads))
+        shards[emptiest].append(cut)
+        loads[emptiest] += cut.size_bytes
+    return tuple(_lay_out(shard, specs) for shard in shards)
+
+
+def _cuts(index: int, spec: ParameterSpec, fair: float, divisible: bool) -> list[_Cut]:
+    rows = spec.shape[0] if spec.shape else 1
+    parts = min(-(-spec.size_bytes // max(int(fair), 1)), rows) if divisible else 1
+    if parts <= 1 or spec.size_bytes <= fair:
+        return [_Cut(index, spec.shape, 0, spec.size_bytes)]
+    bounds = [rows * part // parts for part in range(parts + 1)]
+    row_bytes = spec.size_bytes // rows
+    return [
+        _Cut(index, (high - low, *spec.shape[1:]), low, (high - low) * row_bytes)
+        for low, high in zip(bounds, bounds[1:], strict=False)
+    ]
+
+
+def _lay_out(cuts: list[_Cut], specs: Sequence[ParameterSpec]) -> ShardLayout:
+    kinds = sorted({(specs[cut.parameter].group, specs[cut.parameter].dtype) for cut in cuts})
+    ends = dict.fromkeys(kinds, 0)
+    pieces = []
+    for cut in sorted(cuts, key=lambda cut: (cut.parameter, cut.first_row)):
+        spec = specs[cut.parameter]
+        kind = (spec.group, spec.dtype)
+        pieces.append(
+            Piece(cut.parameter, cut.shape, cut.first_row, kinds.index(kind), ends[kind])
+        )
+        ends[kind] += prod(cut.shape)
+    segments = tuple(Segment(group, dtype, ends[group, dtype]) for group, dtype in kinds)
+    return ShardLayout(segments, tuple(pieces))

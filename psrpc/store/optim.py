@@ -1,0 +1,154 @@
+"""The user's torch.optim class, run on one shard.
+
+An optimizer that treats every element by itself gets one parameter a segment,
+so that a step is few kernels. Others get each tensor in its own shape. Where a
+tensor has no gradient in a step while its segment's others have, torch.optim
+leaves its state alone; the segment is then split into its tensors for good,
+with the state it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from psrpc.errors import OptimizerError
+from psrpc.messages import Override
+from psrpc.store.blueprint import Blueprint
+from psrpc.store.layout import Piece, ShardLayout
+
+
+class ShardOptimizer:
+    """Steps a shard's flat segments in place. Not thread-safe: one step at a time."""
+
+    def __init__(
+        self, blueprint: Blueprint, layout: ShardLayout, flats: Sequence[torch.Tensor]
+    ) -> None:
+        self.layout = layout
+        self._flats = list(flats)
+        self._groups = blueprint.groups
+        self._overridden: set[tuple[int, str]] = set()
+        self._indices = [
+            [i for i, piece in enumerate(layout.pieces) if piece.segment == segment]
+            for segment in range(len(layout.segments))
+        ]
+        self._joined = [blueprint.elementwise] * len(layout.segments)
+        self._of_segment = [self._parameters(i) for i in range(len(layout.segments))]
+        groups = [
+            {**options, "params": [p for s in self._segments(g) for p in self._of_segment[s]]}
+            for g, options in enumerate(blueprint.groups)
+        ]
+        self._optimizer = blueprint.factory(groups) if layout.segments else None
+
+    def step(
+        self,
+        gradients: Sequence[torch.Tensor],
+        absent: Collection[int] = (),
+        overrides: Sequence[Override] = (),
+    ) -> None:
+        """Take one optimizer step.
+
+        `gradients` are flat tensors, one a segment, of the segment's dtype; pieces in
+        `absent` (indices into the layout's) have no gradient and are not touched.
+        `overrides` set options that differ from the job's start; those of the last step
+        that are not repeated go back.
+        """
+        if self._optimizer is None:
+            return
+        self._set_options(overrides)
+        for segment, flat in enumerate(gradients):
+            self._give(segment, flat, absent)
+        self._optimizer.step()
+        for parameters in self._of_segment:
+            for parameter in parameters:
+                parameter.grad = None
+
+    def state(self) -> list[dict[str, Any]]:
+        """For each piece, its optimizer state in the piece's shape (views and plain values)."""
+        states: list[dict[str, Any]] = []
+        for piece in self.layout.pieces:
+            whole = self._of_segment[piece.segment]
+            if not self._joined[piece.segment]:
+                place = self._places(piece.segment).index(piece)
+                states.append(dict(self._state_of(whole[place])))
+                continue
+            state = self._state_of(whole[0])
+            numel = self.layout.segments[piece.segment].numel
+            states.append(
+                {
+                    key: piece.view(value) if _is_elementwise(value, numel) else value
+                    for key, value in state.items()
+                }
+            )
+        return states
+
+    def _parameters(self, segment: int) -> list[nn.Parameter]:
+        flat = self._flats[segment]
+        if self._joined[segment]:
+            return [nn.Parameter(flat, requires_grad=True)]
+        return [nn.Parameter(piece.view(flat)) for piece in self._places(segment)]
+
+    def _places(self, segment: int) -> list[Piece]:
+        return [self.layout.pieces[i] for i in self._indices[segment]]
+
+    def _segments(self, group: int) -> list[int]:
+        return [i for i, segment in enumerate(self.layout.segments) if segment.group == group]
+
+    def _give(self, segment: int, flat: torch.Tensor, absent: Collection[int]) -> None:
+        indices = self._indices[segment]
+        missing = [i for i in indices if i in absent] if absent else []
+        if len(missing) == len(indices):
+            return
+        if missing and self._joined[segment]:
+            self._split(segment)
+        if self._joined[segment]:
+            self._of_segment[segment][0].grad = flat
+            return
+        for index, parameter in zip(indices, self._of_segment[segment], strict=True):
+            if index not in absent:
+                parameter.grad = self.layout.pieces[index].view(flat)
+
+    def _split(self, segment: int) -> None:
+        assert self._optimizer is not None
+        (whole,) = self._of_segment[segment]
+        self._joined[segment] = False
+        parts = self._parameters(segment)
+        state = self._optimizer.state.pop(whole, {})
+        numel = whole.numel()
+        for piece, part in zip(self._places(segment), parts, strict=True):
+            if state:
+                self._optimizer.state[part] = {
+                    key: piece.view(value) if _is_elementwise(value, numel) else _copy(value)
+                    for key, value in state.items()
+                }
+        group = self._optimizer.param_groups[self.layout.segments[segment].group]
+        at = next(i for i, parameter in enumerate(group["params"]) if parameter is whole)
+        group["params"][at : at + 1] = parts
+        self._of_segment[segment] = parts
+
+    def _state_of(self, parameter: nn.Parameter) -> dict[str, Any]:
+        assert self._optimizer is not None
+        return self._optimizer.state.get(parameter, {})
+
+    def _set_options(self, overrides: Sequence[Override]) -> None:
+        assert self._optimizer is not None
+        wanted = {(group, key): value for group, key, value in overrides}
+        groups = self._optimizer.param_groups
+        for index, key in self._overridden - wanted.keys():
+            groups[index][key] = self._groups[index][key]
+        for (index, key), value in wanted.items():
+            if index >= len(groups) or key not in self._groups[index]:
+                raise OptimizerError(f"the optimizer has no option {key!r} in group {index}")
+            groups[index][key] = value
+        self._overridden = set(wanted)
+
+
+def _is_elementwise(value: object, numel: int) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0 and value.numel() == numel
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value

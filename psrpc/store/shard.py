@@ -1,0 +1,114 @@
+"""One shard's parameters: flat segments, stepped in place, read as snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from psrpc.errors import GradientError
+from psrpc.messages import Override
+from psrpc.modes import Reduction
+from psrpc.store.blueprint import Blueprint
+from psrpc.store.layout import ShardLayout
+from psrpc.store.optim import ShardOptimizer
+
+_NARROW = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One worker's gradients: flat tensors, one a segment, and the samples they are a mean of."""
+
+    gradients: Sequence[torch.Tensor]
+    samples: int
+    absent: tuple[int, ...] = ()
+    overrides: tuple[Override, ...] = ()
+
+
+class ShardStore:
+    """Parameters and optimizer of one shard. Callers take turns (a server holds its lock)."""
+
+    def __init__(
+        self, blueprint: Blueprint, layout: ShardLayout, model: nn.Module, reduction: Reduction
+    ) -> None:
+        self.layout = layout
+        self.reduction = reduction
+        self.flats = layout.empty()
+        fill(self.flats, layout, blueprint, model)
+        self._optimizer = ShardOptimizer(blueprint, layout, self.flats)
+        self._snapshot: list[torch.Tensor] | None = None
+
+    def check(self, gradients: Sequence[torch.Tensor], who: str) -> None:
+        """Raise GradientError unless `gradients` fit the segments in number, size and dtype."""
+        if len(gradients) != len(self.flats):
+            raise GradientError(
+                f"{who} sent {len(gradients)} gradient tensors, this shard has {len(self.flats)}"
+            )
+        for index, (gradient, flat) in enumerate(zip(gradients, self.flats, strict=True)):
+            if gradient.shape != flat.shape or gradient.dtype != flat.dtype:
+                raise GradientError(
+                    f"{who} sent a gradient {list(gradient.shape)} {gradient.dtype} for segment "
+                    f"{index}, which is {list(flat.shape)} {flat.dtype}"
+                )
+
+    def step(self, contributions: Sequence[Contribution]) -> None:
+        """One optimizer step from the contributions' gradients, reduced in the order given.
+
+        Gradient tensors may be overwritten. Options follow the first contribution.
+        """
+        absent = set(contributions[0].absent).intersection(*(c.absent for c in contributions))
+        gradients = reduce(contributions, self.reduction)
+        self._snapshot = None
+        self._optimizer.step(gradients, absent, contributions[0].overrides)
+
+    def snapshot(self) -> list[torch.Tensor]:
+        """The weights as they are now, one flat copy a segment, shared until the next step."""
+        if self._snapshot is None:
+            self._snapshot = [flat.clone() for flat in self.flats]
+        return self._snapshot
+
+    def optimizer_state(self) -> list[dict[str, object]]:
+        """Each piece's optimizer state, see `ShardOptimizer.state`."""
+        return self._optimizer.state()
+
+
+def reduce(contributions: Sequence[Contribution], reduction: Reduction) -> list[torch.Tensor]:
+    """The sum, or the mean weighted by samples, of the contributions' gradients."""
+    if len(contributions) == 1:
+        return list(contributions[0].gradients)
+    total = sum(c.samples for c in contributions)
+    weights = [1.0] * len(contributions)
+    if reduction is Reduction.MEAN:
+        weights = [c.samples / total if total else 1 / len(contributions) for c in contributions]
+    columns = zip(*(c.gradients for c in contributions), strict=True)
+    return [_weighted_sum(column, weights) for column in columns]
+
+
+def _weighted_sum(column: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    first = column[0]
+    total = first.float() if first.dtype in _NARROW else first
+    total.mul_(weights[0])
+    for gradient, weight in zip(column[1:], weights[1:], strict=True):
+        total.add_(gradient, alpha=weight)
+    return total.to(first.dtype)
+
+
+def fill(
+    flats: Sequence[torch.Tensor], layout: ShardLayout, blueprint: Blueprint, model: nn.Module
+) -> None:
+    """Copy the model's parameters into a shard's flat segments."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for piece, view in zip(layout.pieces, layout.views(flats), strict=True):
+            parameter = parameters[blueprint.specs[piece.parameter].name]
+            view.copy_(rows(parameter, piece.first_row, view))
+
+
+def rows(tensor: torch.Tensor, first_row: int, like: torch.Tensor) -> torch.Tensor:
+    """The rows of `tensor` that a piece shaped as `like` stands for."""
+    if tensor.shape == like.shape:
+        return tensor
+    return tensor[first_row : first_row + like.shape[0]]

@@ -1,0 +1,155 @@
+"""Everything about one simulated job that its seed decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from random import Random
+
+from psrpc.errors import UsageError
+from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
+from psrpc.testing.network import Weather
+
+MODES = ("sync", "bounded", "async")
+
+
+class Manner(Enum):
+    """How a worker leaves in the middle of an epoch."""
+
+    POLITE = "polite"  # it says how much of its lease is done
+    FORGETFUL = "forgetful"  # it says that nothing of its lease is done
+    ABRUPT = "abrupt"  # it does not wait for its last push, and does not count it
+
+
+@dataclass(frozen=True)
+class Departure:
+    """Worker `worker` leaves when it has made `after_steps` steps."""
+
+    worker: int
+    after_steps: int
+    manner: Manner
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Worker `worker` stands still for `seconds` when it has made `after_steps` steps."""
+
+    worker: int
+    after_steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One simulated job. `own_steps` are the steps of workers that feed themselves, if they do.
+
+    `step_s` are each worker's mean seconds for one step, `retry_s` its patience
+    before it says something again for the first time, `voids` the probability
+    that an update carries no gradient, `folds` that a batch's gradient goes into
+    the next batch's update, `blind` that a push takes no fresh weights back.
+    """
+
+    name: str
+    seed: int
+    mode: Mode
+    workers: int
+    servers: int
+    epochs: int
+    samples: int
+    batch_size: int
+    step_s: tuple[float, ...]
+    weather: Weather
+    retry_s: float
+    voids: float
+    folds: float
+    blind: float
+    own_steps: tuple[int, ...] = ()
+    departure: Departure | None = None
+    pause: Pause | None = None
+
+
+def draw(
+    name: str,
+    seed: int,
+    *,
+    workers: int | None = None,
+    servers: int | None = None,
+    epochs: int = 2,
+) -> Schedule:
+    """Draw a schedule for the mode called `name`; sizes that are given are not drawn."""
+    random = Random(f"{name} {seed}")
+    mode = _mode(name, random)
+    drawn_workers, drawn_servers = random.randint(1, 4), random.randint(1, 3)
+    workers, servers = workers or drawn_workers, servers or drawn_servers
+    batches, batch_size = random.randint(3, 20), random.randint(1, 4)
+    weather = _weather(random)
+    feed_themselves = random.random() < 0.2
+    departure = None if feed_themselves else _departure(random, workers, batches * epochs)
+    # A gradient in two updates cannot be taken out of one of them again.
+    may_fold = departure is None or departure.manner is Manner.POLITE
+    return Schedule(
+        name=name,
+        seed=seed,
+        mode=mode,
+        workers=workers,
+        servers=servers,
+        epochs=epochs,
+        samples=batches * batch_size - random.randrange(batch_size),
+        batch_size=batch_size,
+        step_s=_speeds(random, workers),
+        weather=weather,
+        retry_s=weather.delay_s * random.uniform(2.5, 12.0),
+        voids=random.choice((0.0, 0.0, 0.1)),
+        folds=random.choice((0.0, 0.0, 0.3)) if may_fold else 0.0,
+        blind=random.choice((0.0, 0.0, 0.5)),
+        own_steps=_own_steps(random, workers) if feed_themselves else (),
+        departure=departure,
+        pause=_pause(random, workers),
+    )
+
+
+def _mode(name: str, random: Random) -> Mode:
+    staleness = random.randint(0, 4)
+    modes: dict[str, Mode] = {
+        "sync": Synchronous(),
+        "bounded": BoundedStaleness(staleness),
+        "async": Asynchronous(),
+    }
+    if name not in modes:
+        raise UsageError(f"no mode is called {name!r}; there are {', '.join(MODES)}")
+    return modes[name]
+
+
+def _weather(random: Random) -> Weather:
+    fair = random.random() < 0.15
+    return Weather(
+        delay_s=random.choice((0.0005, 0.005, 0.05)),
+        heavy_tail=random.random() < 0.5,
+        loss=0.0 if fair else random.uniform(0.0, 0.2),
+        duplication=0.0 if fair else random.uniform(0.0, 0.2),
+    )
+
+
+def _speeds(random: Random, workers: int) -> tuple[float, ...]:
+    usual_s = random.uniform(0.005, 0.05)
+    factors = (random.choice((1.0, 1.0, 1.5, 6.0)) for _ in range(workers))
+    return tuple(usual_s * factor for factor in factors)
+
+
+def _own_steps(random: Random, workers: int) -> tuple[int, ...]:
+    if random.random() < 0.5:
+        return (random.randint(1, 12),) * workers
+    return tuple(random.randint(0, 15) for _ in range(workers))
+
+
+def _departure(random: Random, workers: int, steps: int) -> Departure | None:
+    if random.random() < 0.6:
+        return None
+    after = random.randrange(max(steps // workers, 1))
+    return Departure(random.randrange(workers), after, random.choice(tuple(Manner)))
+
+
+def _pause(random: Random, workers: int) -> Pause | None:
+    if random.random() < 0.7:
+        return None
+    return Pause(random.randrange(workers), random.randrange(10), random.uniform(0.5, 5.0))

@@ -1,0 +1,246 @@
+"""Watches one simulated shard: its own clocks, its own list of what is applied."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from psrpc.core.decisions import Answer, Apply, Decision, Hold, Same, Token
+from psrpc.core.shard import ShardCore
+from psrpc.messages import Failure, Pull, Push, Reply, Request, Stepped, UpdateKey, View
+from psrpc.modes import Aggregation
+from psrpc.testing.calls import CheckError
+from psrpc.testing.schedule import Manner, Schedule
+
+_Step = tuple[int, int]  # worker, clock
+
+
+class ShardWitness:
+    """The checks of one shard."""
+
+    def __init__(self, index: int, schedule: Schedule) -> None:
+        self.index = index
+        self.schedule = schedule
+        self.applied: set[UpdateKey] = set()
+        self.rounds: list[frozenset[UpdateKey]] = []
+        self.holds = 0
+        self._in_rounds = schedule.mode.aggregation is Aggregation.ROUND
+        self._bound = schedule.mode.bound
+        self._view = View()
+        self._active: dict[int, int] = {}
+        self._clocks: dict[int, int] = {}
+        self._open: dict[Token, Request] = {}
+        self._first: dict[_Step, Token] = {}
+        self._pushes: dict[Token, Push] = {}
+        self._replies: dict[_Step, Reply] = {}
+        self._latest: dict[int, int] = {}
+        self._same: dict[Token, list[Token]] = {}
+        self._keys_held: set[UpdateKey] = set()
+        self._silent: dict[_Step, Push] = {}  # they finish with their round, but carry nothing
+        self._begun: dict[int, tuple[int, int, int]] = {}  # clock, lead, updates
+        self._floor_at_receipt = 0
+        self._updates = 0
+        self._samples = 0
+        self._steps = 0
+        self._duplicates = 0
+        self._max_lead = 0
+        self._staleness: Counter[int] = Counter()
+        self._lag: Counter[int] = Counter()
+
+    def received(self, token: Token, request: Request) -> None:
+        """A request has come."""
+        self._open[token] = request
+        view: View | None = getattr(request, "view", None)
+        if view is not None and view.epoch > self._view.epoch:
+            self._adopt(view)
+        self._floor_at_receipt = self._floor()
+        if isinstance(request, Push):
+            self._pushes[token] = request
+            step = (request.worker, request.clock)
+            if step in self._first:
+                self._duplicates += 1
+            elif request.worker in self._active:
+                self._first[step] = token
+                self._note_silent(step, request)
+
+    def decided(self, token: Token, decisions: list[Decision], core: ShardCore) -> None:
+        """The shard has decided about what it received last."""
+        self._check_decided_once(token, decisions)
+        for decision in decisions:
+            match decision:
+                case Apply():
+                    self._check_apply(decision)
+                case Answer():
+                    self._check_answer(decision)
+                case Hold():
+                    self._check_hold(decision)
+                case Same():
+                    self._check_same(decision)
+        if core.gate.floor != self._floor():
+            raise self._error(f"the floor is {core.gate.floor}, not {self._floor()}")
+
+    def ended(self, core: ShardCore) -> None:
+        """Nothing is on its way any more."""
+        stats = core.stats()
+        wanted = {
+            "updates_applied": self._updates,
+            "duplicates_dropped": self._duplicates,
+            "optimizer_steps": self._steps,
+            "samples": self._samples,
+            "max_clock_gap": self._max_lead,
+            "staleness": tuple(sorted(self._staleness.items())),
+            "update_lag": tuple(sorted(self._lag.items())),
+        }
+        for name, value in wanted.items():
+            if getattr(stats, name) != value:
+                raise self._error(f"{name} is {getattr(stats, name)}, not {value}")
+        if self._open:
+            raise self._error(f"never answered: {next(iter(self._open.values()))}")
+        if core.ledger_size > self._ledger_bound():
+            raise self._error(f"the ledger has {core.ledger_size} ranges")
+
+    def _ledger_bound(self) -> int:
+        """One range for each worker's stream and each epoch, and a few around a leaver's lease."""
+        return self.schedule.workers + 4 * self.schedule.epochs
+
+    # What comes in.
+
+    def _adopt(self, view: View) -> None:
+        self._view, self._active = view, dict(view.active)
+        for worker, clock in view.active:
+            self._clocks[worker] = max(self._clocks.get(worker, 0), clock)
+        for worker in self._begun.keys() - self._active.keys():
+            del self._begun[worker]
+
+    def _note_silent(self, step: _Step, push: Push) -> None:
+        again = push.key in self.applied or push.key in self._keys_held
+        self._duplicates += again
+        self._keys_held.add(push.key)
+        if again or push.void:
+            self._silent[step] = push
+            if not self._in_rounds:
+                self._finish(self._take_silent(push.clock))
+
+    # What is decided.
+
+    def _check_decided_once(self, token: Token, decisions: list[Decision]) -> None:
+        about = [d for d in decisions if not isinstance(d, Apply) and d.token == token]
+        if len(about) != 1:
+            raise self._error(f"{len(about)} decisions about {self._open[token]}")
+
+    def _check_apply(self, apply: Apply) -> None:
+        pushes = [self._pushes[token] for token in apply.tokens]
+        for token, push in zip(apply.tokens, pushes, strict=True):
+            if token not in self._open or self._first.get((push.worker, push.clock)) != token:
+                raise self._error(f"gradients are applied that are not held: {push}")
+            if push.key in self.applied:
+                raise self._error(f"{push.key} is applied twice")
+        if self._in_rounds:
+            pushes += self._take_silent(pushes[0].clock)
+            self._check_round(pushes)
+        elif len(pushes) != 1:
+            raise self._error(f"{len(pushes)} pushes in one optimizer step")
+        self._finish(pushes)
+        self._steps += 1
+
+    def _check_round(self, pushes: list[Push]) -> None:
+        clock = pushes[0].clock
+        there = {push.worker for push in pushes}
+        departure = self.schedule.departure
+        abrupt = departure is not None and departure.manner is Manner.ABRUPT
+        gone = {departure.worker} if departure is not None and abrupt else set()
+        if (
+            any(push.clock != clock for push in pushes)
+            or there - gone != self._active.keys() - gone
+        ):
+            raise self._error(f"round {clock} is of workers {there}, not {self._active.keys()}")
+        if len({push.key.stream.major for push in pushes}) > 1 and not self.schedule.own_steps:
+            raise self._error(f"round {clock} mixes epochs")
+        self.rounds.append(frozenset(push.key for push in pushes))
+
+    def _take_silent(self, clock: int) -> list[Push]:
+        return [self._silent.pop(step) for step in [*self._silent] if step[1] == clock]
+
+    def _finish(self, pushes: list[Push]) -> None:
+        before = self._updates
+        for push in pushes:
+            if self._clocks[push.worker] != push.clock:
+                raise self._error(f"clock {self._clocks[push.worker]} of {push}")
+            self._clocks[push.worker] += 1
+            self._keys_held.discard(push.key)
+            if push.key not in self.applied:
+                self._enter(push, before)
+
+    def _enter(self, push: Push, updates_before: int) -> None:
+        keys = {push.key, *push.also}
+        if self.applied & keys:
+            raise self._error(f"{self.applied & keys} are applied twice")
+        self.applied |= keys
+        self._updates += 1
+        self._samples += push.samples
+        if push.worker in self._begun:
+            clock, lead, updates = self._begun[push.worker]
+            blind = push.clock - clock
+            self._staleness[lead + blind] += 1
+            self._lag[updates_before - updates - blind] += 1
+
+    def _check_answer(self, answer: Answer) -> None:
+        request = self._open.pop(answer.token, None)
+        if request is None:
+            raise self._error(f"token {answer.token} is answered twice")
+        for token in self._same.pop(answer.token, ()):
+            del self._open[token]
+        if isinstance(answer.reply, Failure):
+            if request.worker in self._active:
+                raise self._error(f"{request} is refused: {answer.reason}")
+            return
+        if isinstance(request, Pull):
+            self._check_start(request.worker, request.clock, answer.reply, reads=True)
+        elif isinstance(request, Push):
+            self._check_push_answer(request, answer)
+
+    def _check_push_answer(self, push: Push, answer: Answer) -> None:
+        step = (push.worker, push.clock)
+        if self._first[step] != answer.token:
+            again = self._latest.get(push.worker) != push.clock
+            first = self._replies.get(step)
+            if answer.reply != first and not (again and getattr(answer.reply, "duplicate", False)):
+                raise self._error(f"{push} is answered {answer.reply}, at first {first}")
+            return
+        self._finish(self._take_silent(push.clock))
+        self._replies[step] = answer.reply
+        self._latest[push.worker] = push.clock
+        self._check_start(push.worker, push.clock + 1, answer.reply, reads=push.pull)
+
+    def _check_start(self, worker: int, clock: int, reply: Reply, *, reads: bool) -> None:
+        # A push that brings a new view may let others go before it counts itself.
+        floors = (self._floor(), self._floor_at_receipt)
+        leads = [clock - floor if worker in self._active else 0 for floor in floors]
+        lead = reply.lead if isinstance(reply, Stepped) and reply.lead in leads else leads[0]
+        if self._bound is not None and lead > self._bound:
+            raise self._error(f"worker {worker} may start {lead} clocks ahead")
+        if self._clocks.get(worker, 0) < clock:
+            raise self._error(f"worker {worker} may start step {clock} before its own last")
+        if reply != Stepped(self._steps, lead):
+            raise self._error(f"{reply} should be of version {self._steps} and lead {lead}")
+        self._max_lead = max(self._max_lead, lead)
+        if reads and (worker not in self._begun or self._begun[worker][0] < clock):
+            self._begun[worker] = (clock, lead, self._updates)
+
+    def _check_hold(self, hold: Hold) -> None:
+        self.holds += 1
+        if self._bound is None and isinstance(self._open[hold.token], Push):
+            raise self._error(f"an asynchronous push is held: {hold.reason}")
+
+    def _check_same(self, same: Same) -> None:
+        request, first = self._open[same.token], self._open.get(same.first)
+        if request != first:
+            raise self._error(f"{request} is taken for {first}")
+        self._same.setdefault(same.first, []).append(same.token)
+
+    def _floor(self) -> int:
+        if self._active:
+            return min(self._clocks[worker] for worker in self._active)
+        return max(self._clocks.values(), default=0)
+
+    def _error(self, what: str) -> CheckError:
+        return CheckError(f"shard {self.index}: {what}")

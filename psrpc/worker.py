@@ -1,0 +1,313 @@
+"""A worker: the face that a training function is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from psrpc.batches import Collate, batches, check, order
+from psrpc.clock import Clock, SystemClock
+from psrpc.core.progress import Progress
+from psrpc.crew import Crew
+from psrpc.errors import ClosedError
+from psrpc.exchange import Exchange, Ticket
+from psrpc.job import Job, NonFinite
+from psrpc.messages import (
+    GetBuffers,
+    GetFrozen,
+    GetState,
+    Lease,
+    Peek,
+    PutBuffers,
+    StateReply,
+    WorkerStats,
+)
+from psrpc.optimizer import DistributedOptimizer
+from psrpc.planes.base import Link
+from psrpc.store.binding import Binding
+from psrpc.store.blueprint import Blueprint
+from psrpc.store.buffers import buffers_of
+from psrpc.store.state import PieceState, join, unpack
+
+
+class Worker:
+    """One worker of a job. All methods are for the thread that trains.
+
+    Attributes: `model` (its parameters are the servers' weights as of the last
+    pull), `optimizer` (a `torch.optim.Optimizer` for existing loops), `rank` (0 to
+    `num_workers` - 1), `num_workers`, `device`, `seed`.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        rank: int,
+        model: nn.Module,
+        blueprint: Blueprint,
+        links: Sequence[Link],
+        clock: Clock | None = None,
+    ) -> None:
+        self.job = job
+        self.rank = rank
+        self.num_workers = job.workers
+        self.seed = job.seed
+        self.model = model
+        self.device = next(model.parameters()).device
+        self._blueprint = blueprint
+        self._links = links
+        self._clock = clock or SystemClock()
+        self._progress = Progress(rank)
+        self._crew = Crew(job, self._progress, links)
+        self.optimizer = DistributedOptimizer(
+            model, blueprint, self._optimizer_step, self._fetch_state
+        )
+        self._fetched: Lease | None = None
+        self._samples = 0
+        self._loss: torch.Tensor | float | None = None
+        self._epoch = -1
+        self._began_s = 0.0
+        self._wait_s = 0.0
+        self._steps = 0
+        self._samples_done = 0
+        self._closed = False
+
+    def start(self) -> None:
+        """Come to the job and take its weights. Blocks until all workers have come."""
+        self._crew.register(self._blueprint.signature)
+        layouts = self._blueprint.layouts(len(self._links))
+        buffers = [link.open(layout) for link, layout in zip(self._links, layouts, strict=True)]
+        binding = Binding(self.model, self._blueprint, layouts, buffers)
+        self._exchange = Exchange(self._links, binding, self._progress)
+        self._copy_in(GetFrozen(self.rank), self._blueprint.untrained(self.model))
+        self._copy_in(GetBuffers(self.rank), buffers_of(self.model))
+        self._exchange.peek(Peek(self.rank))
+        self._began_s = self._clock.now()
+
+    @property
+    def clock(self) -> int:
+        """The number of steps that this worker has finished."""
+        return self._progress.clock
+
+    @property
+    def steps(self) -> int:
+        """The number of steps that this worker has made itself."""
+        return self._steps
+
+    @property
+    def epoch(self) -> int:
+        """The number of the epoch that `batches` serves or served last, from 0."""
+        return max(self._epoch, 0)
+
+    def batches(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        collate_fn: Collate | None = None,
+        loaders: int = 0,
+    ) -> Iterator[Any]:
+        """Yield this worker's share of one epoch of a map-style dataset, as batches on `device`.
+
+        Each call is the next epoch. Every sample is given to one worker, once; fast
+        workers get more. All workers must be given the same dataset. The order is
+        drawn from the job's seed and the epoch. Collating follows torch's DataLoader;
+        with `loaders` above 0, that many processes load ahead. Call `step` for each
+        batch; gradients of a batch without a step go into the next one.
+
+        Blocks while it waits for work; in synchronous mode, at an epoch's start, for
+        all workers. When it ends nobody waits for this worker until its next batch.
+        """
+        samples = check(dataset, batch_size)
+        self._epoch += 1
+        self._progress.epoch = self._epoch
+        positions = order(samples, shuffle=shuffle, seed=self.seed, epoch=self._epoch)
+        return batches(
+            self,
+            dataset,
+            batch_size,
+            positions,
+            device=self.device,
+            collate=collate_fn,
+            loaders=loaders,
+        )
+
+    def step(self, loss: torch.Tensor | float | None = None, *, samples: int | None = None) -> None:
+        """Push the gradients, wait as the mode demands, pull weights, and clear the gradients.
+
+        `loss` is only reported. `samples` is this step's weight in a synchronous
+        round: by default the batch's size, or 1 for data that is not from `batches`.
+        Raises GradientError (NonFiniteGradientError for NaN or Inf, unless they are to
+        be skipped), PeerLostError, or JobFailedError.
+        """
+        self._loss = loss.detach() if isinstance(loss, torch.Tensor) else loss
+        if samples is not None:
+            self._samples = samples
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def push(self) -> Ticket:
+        """Push the gradients without waiting. The ticket's result comes when they are applied
+        and the mode lets this worker start its next step; weights stay as they are.
+
+        Waits for an earlier push first.
+        """
+        return self._push(pull=False)
+
+    def pull(self) -> Ticket:
+        """Ask for weights; they are in the model when the ticket's `result` returns."""
+        self._ensure_active()
+        return self._exchange.pull()
+
+    def push_pull(self) -> Ticket:
+        """Push the gradients and ask for the weights of the next step, without waiting."""
+        return self._push(pull=True)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While evaluating, say: nobody waits for this worker, until its next batch or step."""
+        self._exchange.settle()
+        self._crew.pause()
+        yield
+
+    def leave(self) -> None:
+        """Leave the job. Blocks until all workers have left, then takes the final weights."""
+        if self._closed:
+            return
+        self._exchange.settle()
+        self._put_buffers()
+        self._crew.leave(self.stats())
+        self._closed = True
+        self._copy_in(GetBuffers(self.rank), buffers_of(self.model))
+        self._exchange.peek(Peek(self.rank))
+
+    def bye(self) -> None:
+        """Tell the servers that this worker is gone; nothing can be asked of them any more."""
+        self._crew.bye()
+
+    def fail(self, error: tuple[str, str], timeout_s: float = 2.0) -> None:
+        """Tell the job that this worker's code failed."""
+        self._crew.fail(error, timeout_s)
+
+    def stats(self) -> WorkerStats:
+        """What this worker has counted."""
+        return WorkerStats(
+            steps=self._steps,
+            samples=self._samples_done,
+            busy_s=self._clock.now() - self._began_s,
+            wait_s=self._wait_s,
+            nonfinite_skipped=self._exchange.skipped,
+        )
+
+    # What `batches` asks of its source.
+
+    def lease_batches(self, samples: int, batch_size: int) -> Iterator[tuple[Lease, int]]:
+        """See `batches.Source`."""
+        leases = self._crew.lease_batches(samples, batch_size)
+        while True:
+            with self._waiting():
+                item = next(leases, None)
+            if item is None:
+                return
+            yield item
+
+    def take(self, lease: Lease, step: int) -> None:
+        """See `batches.Source`."""
+        if self._fetched is not None:
+            self._progress.fold()
+        else:
+            self._samples = 0
+        if step == lease.first_step:
+            self._progress.begin(lease)
+        low, high = lease.batch(step)
+        self._samples += high - low
+        self._fetched = lease
+        self._refresh()
+
+    def epoch_over(self) -> None:
+        """See `batches.Source`."""
+        if self._fetched is not None:
+            self._progress.fold()
+            self._fetched = None
+        self._exchange.settle()
+        self._put_buffers()
+        self._crew.pause()
+
+    # Steps.
+
+    def _optimizer_step(self) -> None:
+        self._push(pull=True).result()
+
+    def _push(self, *, pull: bool) -> Ticket:
+        if self._closed:
+            raise ClosedError(f"worker {self.rank} has left the job and cannot step")
+        self._ensure_active()
+        leased = self._fetched is not None
+        key = self._progress.next_key() if leased else self._progress.own_key()
+        loss = self._loss
+        with self._waiting():
+            ticket = self._exchange.push(
+                key,
+                samples=self._samples or 1,
+                pull=pull,
+                overrides=self.optimizer.overrides(),
+                loss=float(loss) if loss is not None else None,
+                skip_nonfinite=self.job.nonfinite is NonFinite.SKIP,
+            )
+        self._steps += 1
+        self._samples_done += self._samples or 1
+        self._samples, self._loss, self._fetched = 0, None, None
+        ticket.waiting = self._waiting
+        return ticket
+
+    def _ensure_active(self) -> None:
+        if not self._progress.active:
+            with self._waiting():
+                self._crew.enter()
+            self._refresh()
+
+    def _refresh(self) -> None:
+        """After a pause, start from weights as the mode demands."""
+        if self._exchange.stale:
+            with self._waiting():
+                self._exchange.pull().result()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        began = self._clock.now()
+        try:
+            yield
+        finally:
+            self._wait_s += self._clock.now() - began
+
+    # State other than trained parameters.
+
+    def _put_buffers(self) -> None:
+        tensors = [buffer.detach().cpu().clone() for buffer in buffers_of(self.model)]
+        if tensors:
+            self._links[0].call(PutBuffers(self.rank, self._steps), tensors).wait()
+
+    def _copy_in(self, request: GetBuffers | GetFrozen, targets: Sequence[torch.Tensor]) -> None:
+        if targets:
+            _, tensors = self._links[0].call(request).wait()
+            with torch.no_grad():
+                for target, tensor in zip(targets, tensors, strict=True):
+                    target.copy_(tensor)
+
+    def _fetch_state(self) -> dict[int, dict[str, Any]]:
+        self._exchange.settle()
+        pieces: list[PieceState] = []
+        for link in self._links:
+            reply, tensors = link.call(GetState(self.rank)).wait()
+            assert isinstance(reply, StateReply)
+            pieces += unpack(reply, tensors)
+        state = join(self._blueprint, pieces)
+        groups = range(len(self._blueprint.groups))
+        specs = self._blueprint.specs
+        names = [spec.name for group in groups for spec in specs if spec.group == group]
+        return {i: state[name] for i, name in enumerate(names) if state.get(name)}

@@ -1,0 +1,26 @@
+"""Fixtures for every shelf."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+DATA_VARIABLE = "PSRPC_TEST_DATA"
+
+
+def candidate_roots() -> list[Path]:
+    """Folders that may hold `MNIST`: the one named by the environment, or each one further up."""
+    if named := os.environ.get(DATA_VARIABLE):
+        return [Path(named)]
+    return [folder / "shared" / "data" for folder in Path(__file__).resolve().parents]
+
+
+@pytest.fixture(scope="session")
+def mnist_root() -> Path:
+    """The folder that contains `MNIST/raw`, laid out as torchvision does."""
+    for root in candidate_roots():
+        if (root / "MNIST" / "raw").is_dir():
+            return root
+    pytest.skip(f"no MNIST here: set {DATA_VARIABLE} to the folder that contains MNIST/raw")

@@ -32,7 +32,7 @@ class Source(Protocol):
         ...
 
 
-def check(dataset: object, batch_size: int) -> int:
+def check(dataset: object, batch_size: object) -> int:
     """Return the number of samples; raise DatasetError or UsageError for what cannot be leased."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise UsageError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")

@@ -57,7 +57,7 @@ def cli() -> None:
 @_train_options
 @click.option("--quiet", is_flag=True, help="no progress, no summary")
 @click.pass_obj
-def train(argv: list[str], quiet: bool, **texts: str | None) -> None:
+def train(argv: list[str], /, quiet: bool, **texts: str | None) -> None:
     """Train a model through parameter servers.
 
     Called plainly, starts the servers and workers on this host itself. Under torchrun
@@ -95,12 +95,13 @@ def _start(settings: TrainSettings, argv: list[str]) -> None:
     from psrpc.planes.agent import check_torch
 
     problems: list[str] = []
-    for look in (
+    looks: tuple[Callable[[], None], ...] = (
         lambda: models.check(settings.model),
         lambda: datasets.prepare(settings.dataset, data_root=settings.data_root),
         lambda: _check_folder("--output", settings.output),
         lambda: _check_folder("--json", settings.json),
-    ):
+    )
+    for look in looks:
         try:
             look()
         except ConfigError as error:

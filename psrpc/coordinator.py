@@ -33,6 +33,7 @@ from psrpc.server import Answers, Call, Desk, Future, ParameterServer, resolve, 
 from psrpc.store.blueprint import Blueprint, compare
 from psrpc.store.buffers import BufferMean, buffers_of
 
+
 class Coordinator:
     """Answers what concerns the whole job, and passes on the rest to its shard's server."""
 

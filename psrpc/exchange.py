@@ -14,9 +14,7 @@ from psrpc.store.binding import Binding, raise_nonfinite
 class Ticket:
     """A push or a pull under way. `result` finishes it; used from the training thread."""
 
-    def __init__(
-        self, pending: Sequence[Pending], finish: Callable[[], None]
-    ) -> None:
+    def __init__(self, pending: Sequence[Pending], finish: Callable[[], None]) -> None:
         self._pending = list(pending)
         self._finish: Callable[[], None] | None = finish
         self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext

@@ -37,7 +37,8 @@ class Job:
             problems.append(f"a job needs at least 1 server, not {self.servers}")
         if self.workers < 1:
             problems.append(f"a job needs at least 1 worker, not {self.workers}")
-        if not isinstance(self.mode, Mode):
+        mode: object = self.mode
+        if not isinstance(mode, Mode):
             problems.append(
                 f"mode must be psrpc.Synchronous(), psrpc.Asynchronous() or "
                 f"psrpc.BoundedStaleness(k), not {self.mode!r}"

@@ -113,7 +113,7 @@ def _check_free(port: int) -> None:
 
 
 def _stop_soon(config: object) -> None:
-    """Processes that do not stop when told are killed soon; where torch knows no such time, in 30 s."""
+    """Kill processes that do not stop when told soon, where this torch lets one say when."""
     if hasattr(config, "shutdown_timeout"):
         config.shutdown_timeout = _STOP_S
 

@@ -39,9 +39,7 @@ class ServerNode:
         self.index = index
         store = ShardStore(blueprint, blueprint.layouts(job.servers)[index], model, job.reduction)
         self.server = ParameterServer(job, index, blueprint, store)
-        self.coordinator = (
-            Coordinator(job, self.server, blueprint, model) if index == 0 else None
-        )
+        self.coordinator = Coordinator(job, self.server, blueprint, model) if index == 0 else None
         self.agent = Agent(f"server{index}", index, threads=_SERVER_THREADS, one_host=one_host)
 
     def serve(self, rendezvous: Rendezvous) -> None:

@@ -40,7 +40,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         ]
         super().__init__(groups, {})
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Push the gradients, wait as the mode demands, and take the new weights.
 
         Blocks. Returns what `closure` (called once, with gradients enabled) returned.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from psrpc.clock import Clock, SystemClock
 from psrpc.environment import Place
@@ -23,7 +24,7 @@ class Rendezvous:
         self._place = place
         self._timeout_s = timeout_s
         self._clock = clock or SystemClock()
-        self._store: dist.Store | None = None
+        self._store: Store | None = None
 
     def open(self) -> None:
         """Connect to the store; rank 0 keeps it where the launcher does not.
@@ -35,7 +36,7 @@ class Rendezvous:
         keeps = place.rank == 0 and not place.agent_keeps_store
         listener = _listen(place.address, place.port) if keeps else None
         try:
-            store = dist.TCPStore(
+            store = TCPStore(
                 place.address,
                 place.port,
                 is_master=keeps,
@@ -48,7 +49,7 @@ class Rendezvous:
                 f"rank {place.rank} found no store at {place.address}:{place.port} within "
                 f"{self._timeout_s:g} s: is rank 0 running, and does MASTER_ADDR name its host?"
             ) from error
-        self._store = dist.PrefixStore(f"psrpc/{place.job}", store)
+        self._store = PrefixStore(f"psrpc/{place.job}", store)
 
     def publish(self, key: str, value: str) -> None:
         """Let the others read `value` under `key`."""

@@ -168,23 +168,24 @@ class ParameterServer:
         return self._carry_out(self.core.pull(pull, self._desk.open(call)))
 
     def _adopt(self, adopt: Adopt, call: Call) -> Answers:
-        done = (call, (Done(self.core.version), []))
-        return [*self._carry_out(self.core.adopt(adopt.view)), done]
+        answers = self._carry_out(self.core.adopt(adopt.view))
+        return [*answers, (call, (Done(self.core.version), []))]
 
     def _peek(self, request: Peek, call: Call) -> Answers:
         return [(call, (Done(self.core.version), self._store.snapshot()))]
 
     def _get_state(self, request: GetState, call: Call) -> Answers:
-        pieces, tensors = [], []
+        pieces: list[tuple[str, int, tuple[tuple[str, int | None, object], ...]]] = []
+        tensors: list[torch.Tensor] = []
         states = self._store.optimizer_state()
         for piece, state in zip(self._store.layout.pieces, states, strict=True):
             entries: list[tuple[str, int | None, object]] = []
             for key, value in state.items():
-                is_tensor = isinstance(value, torch.Tensor)
-                entries.append((key, len(tensors) if is_tensor else None, value))
-                if is_tensor:
-                    entries[-1] = (key, len(tensors), None)
+                if isinstance(value, torch.Tensor):
+                    entries.append((key, len(tensors), None))
                     tensors.append(value.clone())
+                else:
+                    entries.append((key, None, value))
             name = self._blueprint.specs[piece.parameter].name
             pieces.append((name, piece.first_row, tuple(entries)))
         return [(call, (StateReply(tuple(pieces)), tensors))]

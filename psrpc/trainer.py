@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.lr_scheduler import LinearLR
 from torch.utils.data import DataLoader, Dataset
 
 from psrpc import datasets, environment, models
@@ -82,11 +83,14 @@ def take_part(settings: TrainSettings, place: Place) -> None:
 
 def _train(worker: Worker, *, settings: TrainSettings, dataset: Dataset[Any]) -> None:
     limit = settings.steps
+    # Early gradients are large, and early weights the stalest: small steps first.
+    warmup = LinearLR(worker.optimizer, 1 / (settings.warmup + 1), total_iters=settings.warmup)
     for _ in _epochs(settings):
         for images, labels in worker.batches(dataset, settings.batch_size):
             loss = F.cross_entropy(worker.model(images), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             worker.step(loss)
+            warmup.step()
             if limit is not None and worker.steps >= limit:
                 return
 
@@ -193,12 +197,13 @@ def _present(settings: TrainSettings, results: dict[str, Any]) -> None:
 
 def _summary(results: dict[str, Any]) -> str:
     accuracy = results["test_accuracy"]
+    measured = "not measured (no test set)" if accuracy is None else f"{accuracy:.2%}"
     mode = results["mode"]
     kind = f"bounded staleness {results['staleness']}" if mode == "bounded" else mode
     lines = (
         f"{results['dataset']} with {results['model']}, {kind}: {results['servers']} server(s), "
         f"{results['workers']} worker(s)",
-        f"  test accuracy  {'not measured (no test set)' if accuracy is None else f'{accuracy:.2%}'}",
+        f"  test accuracy  {measured}",
         f"  training       {results['train_s']:.1f} s, {results['samples']:,} samples "
         f"({results['samples_per_s']:,.0f}/s), {results['worker_steps']:,} worker steps "
         f"({results['worker_steps_per_s']:,.0f}/s)",
@@ -215,7 +220,7 @@ def _save(settings: TrainSettings, result: Result) -> None:
     if settings.output is None or result.model is None:
         return
     # Clones, for a parameter is a view of a buffer that holds its whole shard.
-    state = {name: value.detach().cpu().clone() for name, value in result.model.state_dict().items()}
+    state = {name: v.detach().cpu().clone() for name, v in result.model.state_dict().items()}
     try:
         torch.save(state, settings.output)
     except (OSError, RuntimeError) as error:

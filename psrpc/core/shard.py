@@ -21,13 +21,17 @@ class _Entry:
     carries: bool
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Begun:
-    """The state of things when a worker was allowed to start the step at `clock`."""
+    """The state of things when a worker was allowed to start the step at `clock`.
+
+    `own` of the updates since then are the worker's.
+    """
 
     clock: int
     lead: int
     updates: int
+    own: int = 0
 
 
 class ShardCore:
@@ -190,10 +194,10 @@ class ShardCore:
         begun = self._begun.get(push.worker)
         if begun is None:
             return 0
-        steps_since = push.clock - begun.clock
-        staleness = begun.lead + steps_since
+        staleness = begun.lead + push.clock - begun.clock
         self._staleness[staleness] += 1
-        self._update_lag[self._updates - begun.updates - steps_since] += 1
+        self._update_lag[self._updates - begun.updates - begun.own] += 1
+        begun.own += 1
         return staleness
 
     def _finish(self, entry: _Entry) -> None:

@@ -15,7 +15,6 @@ from psrpc.store.layout import ShardLayout
 Payload = tuple[Reply, list[torch.Tensor]]
 
 
-
 class Service(Protocol):
     """What a server offers to every plane."""
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.distributed import rpc
@@ -56,7 +57,7 @@ def _service(key: str) -> Service:
     return _serving[key][1]
 
 
-@rpc.functions.async_execution
+@rpc.functions.async_execution  # type: ignore[untyped-decorator]
 def _handle(
     key: str, request: Request, tensors: list[torch.Tensor]
 ) -> torch.futures.Future[Payload]:
@@ -129,7 +130,7 @@ class RpcLink:
         self.peer = peer
         self.patience = patience or Patience()
         self._buffers = Buffers([], [])
-        self._handle: torch.futures.Future[Service] | None = None
+        self._handle: Any = None
 
     def connect(self) -> None:
         """Introduce this agent to the server and take a handle of it. Blocks.
@@ -170,9 +171,7 @@ class RpcLink:
         """See `Link`. The server forgets this handle; farewells may still be called."""
         self._handle = None
 
-    def send(
-        self, request: Request, tensors: list[torch.Tensor]
-    ) -> torch.futures.Future[Payload]:
+    def send(self, request: Request, tensors: list[torch.Tensor]) -> torch.futures.Future[Payload]:
         """Send once; the future fails when the server dies or the attempt's time is over."""
         try:
             future: torch.futures.Future[Payload] = rpc.rpc_async(

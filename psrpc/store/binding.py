@@ -167,9 +167,7 @@ def _views(
     return [layout.views(shard) for layout, shard in zip(layouts, flats, strict=True)]
 
 
-def _copy_all(
-    targets: Sequence[list[torch.Tensor]], sources: Sequence[list[torch.Tensor]]
-) -> None:
+def _copy_all(targets: Sequence[list[torch.Tensor]], sources: Sequence[list[torch.Tensor]]) -> None:
     for target, source in zip(targets, sources, strict=True):
         for to, have in zip(target, source, strict=True):
             to.copy_(have)

@@ -6,6 +6,7 @@ group and dtype, so that a push or a pull is one tensor a segment.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -136,7 +137,7 @@ def _cuts(index: int, spec: ParameterSpec, fair: float, divisible: bool) -> list
     row_bytes = spec.size_bytes // rows
     return [
         _Cut(index, (high - low, *spec.shape[1:]), low, (high - low) * row_bytes)
-        for low, high in zip(bounds, bounds[1:], strict=False)
+        for low, high in itertools.pairwise(bounds)
     ]
 
 
@@ -147,9 +148,7 @@ def _lay_out(cuts: list[_Cut], specs: Sequence[ParameterSpec]) -> ShardLayout:
     for cut in sorted(cuts, key=lambda cut: (cut.parameter, cut.first_row)):
         spec = specs[cut.parameter]
         kind = (spec.group, spec.dtype)
-        pieces.append(
-            Piece(cut.parameter, cut.shape, cut.first_row, kinds.index(kind), ends[kind])
-        )
+        pieces.append(Piece(cut.parameter, cut.shape, cut.first_row, kinds.index(kind), ends[kind]))
         ends[kind] += prod(cut.shape)
     segments = tuple(Segment(group, dtype, ends[group, dtype]) for group, dtype in kinds)
     return ShardLayout(segments, tuple(pieces))

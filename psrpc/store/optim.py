@@ -131,7 +131,8 @@ class ShardOptimizer:
 
     def _state_of(self, parameter: nn.Parameter) -> dict[str, Any]:
         assert self._optimizer is not None
-        return self._optimizer.state.get(parameter, {})
+        state: dict[str, Any] = self._optimizer.state.get(parameter, {})
+        return state
 
     def _set_options(self, overrides: Sequence[Override]) -> None:
         assert self._optimizer is not None

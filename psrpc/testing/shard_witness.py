@@ -36,9 +36,9 @@ class ShardWitness:
         self._same: dict[Token, list[Token]] = {}
         self._keys_held: set[UpdateKey] = set()
         self._silent: dict[_Step, Push] = {}  # they finish with their round, but carry nothing
-        self._begun: dict[int, tuple[int, int, int]] = {}  # clock, lead, updates
-        self._floor_at_receipt = 0
+        self._begun: dict[int, tuple[int, int, int]] = {}  # clock, lead, others' updates
         self._updates = 0
+        self._own: Counter[int] = Counter()
         self._samples = 0
         self._steps = 0
         self._duplicates = 0
@@ -52,7 +52,6 @@ class ShardWitness:
         view: View | None = getattr(request, "view", None)
         if view is not None and view.epoch > self._view.epoch:
             self._adopt(view)
-        self._floor_at_receipt = self._floor()
         if isinstance(request, Push):
             self._pushes[token] = request
             step = (request.worker, request.clock)
@@ -66,17 +65,22 @@ class ShardWitness:
         """The shard has decided about what it received last."""
         self._check_decided_once(token, decisions)
         for decision in decisions:
-            match decision:
-                case Apply():
-                    self._check_apply(decision)
-                case Answer():
-                    self._check_answer(decision)
-                case Hold():
-                    self._check_hold(decision)
-                case Same():
-                    self._check_same(decision)
+            if not self._in_rounds and self._silent and self._comes_after(decision, token):
+                self._finish(self._take_silent())
+            self._check(decision)
         if core.gate.floor != self._floor():
             raise self._error(f"the floor is {core.gate.floor}, not {self._floor()}")
+
+    def _check(self, decision: Decision) -> None:
+        match decision:
+            case Apply():
+                self._check_apply(decision)
+            case Answer():
+                self._check_answer(decision)
+            case Hold():
+                self._check_hold(decision)
+            case Same():
+                self._check_same(decision)
 
     def ended(self, core: ShardCore) -> None:
         """Nothing is on its way any more."""
@@ -117,8 +121,6 @@ class ShardWitness:
         self._keys_held.add(push.key)
         if again or push.void:
             self._silent[step] = push
-            if not self._in_rounds:
-                self._finish(self._take_silent(push.clock))
 
     # What is decided.
 
@@ -157,8 +159,20 @@ class ShardWitness:
             raise self._error(f"round {clock} mixes epochs")
         self.rounds.append(frozenset(push.key for push in pushes))
 
-    def _take_silent(self, clock: int) -> list[Push]:
-        return [self._silent.pop(step) for step in [*self._silent] if step[1] == clock]
+    def _take_silent(self, clock: int | None = None) -> list[Push]:
+        steps = [step for step in self._silent if clock is None or step[1] == clock]
+        return [self._silent.pop(step) for step in steps]
+
+    def _comes_after(self, decision: Decision, token: Token) -> bool:
+        """Whether a decision is made after the push that came last has finished its step.
+
+        Others whom it lets go without that step are let go by the view that it brought.
+        """
+        if isinstance(decision, Apply) or decision.token == token or self._bound is None:
+            return True
+        request = self._open[decision.token]
+        clock = request.clock + 1 if isinstance(request, Push) else getattr(request, "clock", 0)
+        return request.worker in self._active and clock - self._floor() > self._bound
 
     def _finish(self, pushes: list[Push]) -> None:
         before = self._updates
@@ -178,10 +192,10 @@ class ShardWitness:
         self._updates += 1
         self._samples += push.samples
         if push.worker in self._begun:
-            clock, lead, updates = self._begun[push.worker]
-            blind = push.clock - clock
-            self._staleness[lead + blind] += 1
-            self._lag[updates_before - updates - blind] += 1
+            clock, lead, others = self._begun[push.worker]
+            self._staleness[lead + push.clock - clock] += 1
+            self._lag[updates_before - self._own[push.worker] - others] += 1
+        self._own[push.worker] += 1
 
     def _check_answer(self, answer: Answer) -> None:
         request = self._open.pop(answer.token, None)
@@ -206,16 +220,14 @@ class ShardWitness:
             if answer.reply != first and not (again and getattr(answer.reply, "duplicate", False)):
                 raise self._error(f"{push} is answered {answer.reply}, at first {first}")
             return
-        self._finish(self._take_silent(push.clock))
+        if self._in_rounds:
+            self._finish(self._take_silent(push.clock))
         self._replies[step] = answer.reply
         self._latest[push.worker] = push.clock
         self._check_start(push.worker, push.clock + 1, answer.reply, reads=push.pull)
 
     def _check_start(self, worker: int, clock: int, reply: Reply, *, reads: bool) -> None:
-        # A push that brings a new view may let others go before it counts itself.
-        floors = (self._floor(), self._floor_at_receipt)
-        leads = [clock - floor if worker in self._active else 0 for floor in floors]
-        lead = reply.lead if isinstance(reply, Stepped) and reply.lead in leads else leads[0]
+        lead = clock - self._floor() if worker in self._active else 0
         if self._bound is not None and lead > self._bound:
             raise self._error(f"worker {worker} may start {lead} clocks ahead")
         if self._clocks.get(worker, 0) < clock:
@@ -224,7 +236,7 @@ class ShardWitness:
             raise self._error(f"{reply} should be of version {self._steps} and lead {lead}")
         self._max_lead = max(self._max_lead, lead)
         if reads and (worker not in self._begun or self._begun[worker][0] < clock):
-            self._begun[worker] = (clock, lead, self._updates)
+            self._begun[worker] = (clock, lead, self._updates - self._own[worker])
 
     def _check_hold(self, hold: Hold) -> None:
         self.holds += 1

@@ -1,0 +1,105 @@
+"""Ranges of numbers, and the ledger that is made of them."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from psrpc.core.ledger import Ledger
+from psrpc.core.ranges import Ranges
+from psrpc.messages import Lease, Stream, StreamKind, UpdateKey
+
+
+def ranges_of(*numbers: int) -> Ranges:
+    ranges = Ranges()
+    for number in numbers:
+        ranges.add(number)
+    return ranges
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ((), []),
+        ((3,), [(3, 4)]),
+        ((3, 3), [(3, 4)]),
+        ((1, 2, 3), [(1, 4)]),
+        ((3, 2, 1), [(1, 4)]),
+        ((1, 3), [(1, 2), (3, 4)]),
+        ((1, 3, 2), [(1, 4)]),
+        ((5, 1, 3, 2, 2), [(1, 4), (5, 6)]),
+    ],
+)
+def test_ranges_join(numbers: tuple[int, ...], expected: list[tuple[int, int]]) -> None:
+    ranges = ranges_of(*numbers)
+    assert list(ranges) == expected
+    assert len(ranges) == len(set(numbers))
+
+
+def test_ranges_are_a_set() -> None:
+    for seed in range(50):
+        draw = random.Random(seed)
+        numbers = [draw.randrange(60) for _ in range(draw.randrange(80))]
+        ranges = ranges_of(*numbers)
+        assert [n in ranges for n in range(-1, 61)] == [n in numbers for n in range(-1, 61)]
+        assert len(ranges) == len(set(numbers))
+        edges = [edge for low_high in ranges for edge in low_high]
+        assert edges == sorted(set(edges)), "ranges are disjoint and do not touch"
+
+
+def own_key(sequence: int, worker: int = 0, incarnation: int = 0) -> UpdateKey:
+    return UpdateKey(Stream(StreamKind.WORKER, worker, incarnation), sequence)
+
+
+def test_a_key_is_known_once_recorded() -> None:
+    ledger = Ledger()
+    assert own_key(0) not in ledger
+    ledger.record(own_key(0))
+    assert own_key(0) in ledger
+    assert own_key(1) not in ledger
+    assert own_key(0, worker=1) not in ledger
+    assert own_key(0, incarnation=1) not in ledger
+
+
+def test_a_closed_lease_is_known_and_small() -> None:
+    ledger = Ledger()
+    lease = Lease(epoch=2, index=5, start=0, stop=10, batch_size=3)
+    for step in (1, 0, 3):
+        ledger.record(lease.key(step))
+    assert [lease.key(step) in ledger for step in range(4)] == [True, True, False, True]
+    assert ledger.size == 2
+    ledger.record(lease.key(2))
+    assert all(lease.key(step) in ledger for step in range(4))
+    assert ledger.size == 1
+    other = Lease(epoch=2, index=6, start=10, stop=20, batch_size=3)
+    assert other.key(0) not in ledger
+
+
+def test_an_epoch_of_closed_leases_is_one_range() -> None:
+    ledger = Ledger()
+    leases = [Lease(0, index, 2 * index, 2 * index + 2, 1) for index in range(100)]
+    random.Random(0).shuffle(leases)
+    for lease in leases:
+        for step in range(lease.steps):
+            ledger.record(lease.key(step))
+    assert ledger.size == 1
+
+
+def test_streams_of_data_and_of_workers_differ() -> None:
+    ledger = Ledger()
+    lease = Lease(epoch=1, index=1, start=0, stop=1, batch_size=1)
+    ledger.record(lease.key(0))
+    assert own_key(0, worker=1, incarnation=1) not in ledger
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "batches"),
+    [(7, 3, [(10, 13), (13, 16), (16, 17)]), (3, 3, [(10, 13)]), (1, 8, [(10, 11)])],
+)
+def test_a_lease_is_cut_into_batches(
+    samples: int, batch_size: int, batches: list[tuple[int, int]]
+) -> None:
+    lease = Lease(0, 0, 10, 10 + samples, batch_size)
+    assert [lease.batch(step) for step in range(lease.steps)] == batches
+    assert {lease.key(step).total for step in range(lease.steps)} == {len(batches)}

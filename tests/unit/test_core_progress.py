@@ -1,0 +1,102 @@
+"""A worker's bookkeeping: clocks, keys, words and who was told what."""
+
+from __future__ import annotations
+
+from psrpc.core.progress import Progress
+from psrpc.messages import Granted, Lease, Stream, StreamKind, UpdateKey, View, WorkerStats
+
+LEASE = Lease(epoch=0, index=4, start=0, stop=6, batch_size=2)
+
+
+def test_a_lease_is_worked_off() -> None:
+    progress = Progress(1)
+    progress.begin(LEASE)
+    for step in range(3):
+        assert progress.next_key() == LEASE.key(step)
+        assert progress.lease is LEASE
+        progress.finished()
+    assert progress.lease is None
+    assert progress.clock == 3
+    assert progress.acquire(6, 2).done == (4,)
+    assert progress.acquire(6, 2).done == ()
+
+
+def test_a_lease_begins_where_another_worker_left_it() -> None:
+    progress = Progress(1)
+    progress.begin(Lease(0, 4, 0, 6, 2, first_step=2))
+    assert progress.next_key() == LEASE.key(2)
+    progress.finished()
+    assert progress.take_done() == (4,)
+
+
+def test_without_a_lease_updates_are_numbered_by_the_worker() -> None:
+    progress = Progress(3, incarnation=2)
+    stream = Stream(StreamKind.WORKER, 3, 2)
+    for sequence in range(3):
+        assert progress.next_key() == UpdateKey(stream, sequence)
+        progress.finished()
+    assert progress.clock == 3
+
+
+def test_own_updates_between_leased_ones_do_not_use_up_the_lease() -> None:
+    progress = Progress(3)
+    progress.begin(LEASE)
+    own = progress.own_key()
+    progress.finished(own)
+    assert progress.next_key() == LEASE.key(0)
+    assert progress.own_key().sequence == own.sequence + 1
+    assert progress.clock == 1
+
+
+def test_a_batch_without_a_step_goes_into_the_next_update() -> None:
+    progress = Progress(3)
+    progress.begin(LEASE)
+    progress.fold()
+    assert progress.folded == (LEASE.key(0),)
+    assert progress.next_key() == LEASE.key(1)
+    assert progress.clock == 0
+    progress.finished()
+    assert progress.folded == ()
+    progress.fold()
+    assert progress.folded == (LEASE.key(2),)
+    assert progress.take_done() == (4,)
+
+
+def test_words_are_numbered() -> None:
+    progress = Progress(0)
+    serials = [progress.acquire(6).serial, progress.idle().serial]
+    serials.append(progress.leave(WorkerStats()).serial)
+    assert serials == [1, 2, 3]
+
+
+def test_a_view_makes_active_and_sets_the_clock() -> None:
+    progress = Progress(1, clock=3)
+    progress.granted(Granted(View(4, ((0, 9), (1, 5)))))
+    assert (progress.active, progress.clock, progress.started_in) == (True, 5, 4)
+    progress.granted(Granted(View(5, ((1, 2),))))
+    assert (progress.clock, progress.started_in) == (5, 4)
+    progress.granted(Granted(View(6, ((0, 9),))))
+    assert not progress.active
+    progress.granted(Granted(View(9, ((1, 8),))))
+    assert (progress.active, progress.clock, progress.started_in) == (True, 8, 9)
+
+
+def test_each_server_is_told_of_a_view_once() -> None:
+    progress = Progress(0)
+    assert progress.news_for(0) is None
+    view = View(2, ((0, 0),))
+    progress.granted(Granted(view))
+    assert [progress.news_for(server) for server in (0, 1, 0, 1)] == [view, view, None, None]
+    progress.granted(Granted(View(1)))
+    assert progress.news_for(0) is None, "an older view is no news"
+
+
+def test_leaving_tells_how_much_of_the_lease_is_done() -> None:
+    progress = Progress(0)
+    progress.begin(LEASE)
+    progress.finished()
+    assert progress.leave(WorkerStats(steps=1)).steps_done == 1
+    progress.finished()
+    progress.finished()
+    leave = progress.leave(WorkerStats(steps=3))
+    assert (leave.steps_done, leave.done) == (0, (4,)), "it holds no lease any more"

@@ -49,6 +49,13 @@ def check(dataset: object, batch_size: object) -> int:
     return samples
 
 
+def check_samples(samples: object) -> int:
+    """Return a step's weight in a round; raise UsageError if it can be none."""
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 0:
+        raise UsageError(f"samples must be a whole number of 0 or more, not {samples!r}")
+    return samples
+
+
 def order(samples: int, *, shuffle: bool, seed: int, epoch: int) -> torch.Tensor:
     """The epoch's order of samples, int64 of shape (samples,): the same on every worker."""
     if not shuffle:

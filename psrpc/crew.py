@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from psrpc.core.progress import Progress
 from psrpc.errors import ProtocolError
@@ -14,13 +14,27 @@ from psrpc.messages import (
     Fail,
     Granted,
     Lease,
-    Leave,
     Register,
     Reply,
     StatsReply,
     WorkerStats,
 )
 from psrpc.planes.base import Link, Pending
+
+
+class _Ahead:
+    """A lease asked for ahead. Its answer is taken in once, before any later word is said."""
+
+    def __init__(self, pending: Pending, take_in: Callable[[Pending], Lease | None]) -> None:
+        self._pending: Pending | None = pending
+        self._take_in = take_in
+        self._lease: Lease | None = None
+
+    def lease(self) -> Lease | None:
+        """The lease, or None if no samples are left. Blocks."""
+        if self._pending is not None:
+            self._lease, self._pending = self._take_in(self._pending), None
+        return self._lease
 
 
 class Crew:
@@ -30,7 +44,7 @@ class Crew:
         self.job = job
         self.progress = progress
         self._links = links
-        self._asked: Pending | None = None
+        self._ahead: _Ahead | None = None
 
     def register(self, model: tuple[tuple[str, tuple[int, ...], str], ...]) -> None:
         """Come to the job; blocks until all workers have come."""
@@ -39,15 +53,13 @@ class Crew:
 
     def lease_batches(self, samples: int, batch_size: int) -> Iterator[tuple[Lease, int]]:
         """Yield (lease, step) of the progress's epoch; the next lease is asked for in time."""
-        lease = self._granted(self._ask(self.progress.acquire(samples, batch_size)))
+        lease = self._ask_ahead(samples, batch_size).lease()
         while lease is not None:
-            for step in range(lease.first_step, lease.steps):
-                if step == lease.steps - 1:
-                    self._asked = self._ask(self.progress.acquire(samples, batch_size))
+            for step in range(lease.first_step, lease.steps - 1):
                 yield lease, step
-            assert self._asked is not None
-            pending, self._asked = self._asked, None
-            lease = self._granted(pending)
+            following = self._ask_ahead(samples, batch_size)
+            yield lease, lease.steps - 1
+            lease = following.lease()
 
     def enter(self) -> None:
         """Be counted among the stepping workers without leases; in sync mode, blocks for all."""
@@ -72,16 +84,7 @@ class Crew:
     def leave(self, stats: WorkerStats) -> None:
         """Leave the job; blocks until all workers have left."""
         self.pause()
-        progress = self.progress
-        request = Leave(
-            progress.worker,
-            progress.next_serial(),
-            progress.clock,
-            progress.epoch,
-            progress.take_done(),
-            progress.step if progress.lease is not None else 0,
-            stats,
-        )
+        request = self.progress.leave(stats)
         self._links[0].call(request).wait()
 
     def fail(self, error: tuple[str, str], timeout_s: float) -> None:
@@ -94,15 +97,19 @@ class Crew:
         for link in self._links:
             link.call(Bye(self.progress.worker)).wait()
 
+    def _ask_ahead(self, samples: int, batch_size: int) -> _Ahead:
+        request = self.progress.acquire(samples, batch_size)
+        self._ahead = _Ahead(self._ask(request), self._granted)
+        return self._ahead
+
     def _ask(self, request: Acquire) -> Pending:
         self._settle()
         return self._links[0].call(request)
 
     def _settle(self) -> None:
-        """Take in the answer of a lease that was asked for ahead and is not needed."""
-        if self._asked is not None:
-            pending, self._asked = self._asked, None
-            self._granted(pending)
+        """Take in the answer about a lease that was asked for ahead."""
+        if self._ahead is not None:
+            self._ahead.lease()
 
     def _granted(self, pending: Pending) -> Lease | None:
         reply, _ = pending.wait()

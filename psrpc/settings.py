@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from psrpc.errors import ConfigError, UsageError
-from psrpc.job import NonFinite
-from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Reduction, Synchronous
+from psrpc.errors import ConfigError
+from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 
 Parser = Callable[[str], Any]
 
@@ -65,6 +64,9 @@ class Option:
     help: str
 
 
+# Learning rates that suit the built-in models on the built-in datasets.
+_LR = {"sgd": 0.05, "adam": 0.005, "adamw": 0.005, "adagrad": 0.1}
+
 OPTIONS = (
     Option("mode", choice("sync", "async", "bounded"), "bounded", "sync|async|bounded"),
     Option("staleness", whole(0), "4", "bounded mode: clocks that a worker may be ahead"),
@@ -73,16 +75,16 @@ OPTIONS = (
     Option("dataset", str, "digits", "digits|mnist|synthetic|module:callable"),
     Option("data-root", str, None, "folder that has or takes MNIST (default ./data)"),
     Option("model", str, "auto", "auto|convnet|mlp|a torchvision model|module:callable"),
-    Option("optimizer", choice("sgd", "adam", "adamw", "adagrad"), "sgd", "sgd|adam|adamw|adagrad"),
+    Option("optimizer", choice(*_LR), "adagrad", "sgd|adam|adamw|adagrad"),
     Option("lr", real(0.0), None, "learning rate (default: by optimizer)"),
     Option("momentum", real(0.0), None, "sgd only (default 0.9)"),
     Option("weight-decay", real(0.0), None, "weight decay (default: the optimizer's own)"),
     Option("warmup", whole(0), "30", "steps per worker until the full learning rate"),
-    Option("batch-size", whole(1), None, "samples per worker and step (default 32 or 128)"),
+    Option("batch-size", whole(1), None, "samples per worker and step (default 32 or 64)"),
     Option("epochs", whole(1), None, "passes over the data (default: digits 20, others 3)"),
     Option("steps", whole(1), None, "steps per worker, in place of --epochs"),
-    Option("reduction", choice(*(r.value for r in Reduction)), "mean", "of a synchronous round: mean|sum"),
-    Option("nonfinite", choice(*(n.value for n in NonFinite)), "error", "NaN, Inf in gradients: error|skip"),
+    Option("reduction", choice("mean", "sum"), "mean", "of a synchronous round: mean|sum"),
+    Option("nonfinite", choice("error", "skip"), "error", "NaN, Inf in gradients: error|skip"),
     Option("device", choice("auto", "cpu", "cuda"), "auto", "auto|cpu|cuda"),
     Option("threads", whole(1), None, "torch threads per process (default: cores / workers)"),
     Option("seed", whole(0), "0", "orders samples and starts the model"),
@@ -92,30 +94,46 @@ OPTIONS = (
     Option("json", str, None, "file for the results as one JSON object (- for stdout)"),
 )  # fmt: skip
 
-_LR = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001, "adagrad": 0.01}
-
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The options of one `psrpc train`, read and checked."""
+    """The options of one `psrpc train`, read and checked. Times are in seconds."""
 
-    values: Mapping[str, Any] = field(default_factory=dict)
+    mode: str
+    staleness: int
+    servers: int
+    workers: int
+    dataset: str
+    data_root: str | None
+    model: str
+    optimizer: str
+    lr: float
+    momentum: float | None
+    weight_decay: float | None
+    warmup: int
+    batch_size: int
+    epochs: int | None
+    steps: int | None
+    reduction: str
+    nonfinite: str
+    device: str
+    threads: int | None
+    seed: int
+    port: int
+    start_timeout: float
+    output: str | None
+    json: str | None
     quiet: bool = False
-
-    def __getattr__(self, name: str) -> Any:
-        values = object.__getattribute__(self, "values")
-        if name in values:
-            return values[name]
-        raise AttributeError(name)
 
     @property
     def consistency(self) -> Mode:
         """The mode as `psrpc.run` takes it."""
-        return {
-            "sync": Synchronous(),
-            "async": Asynchronous(),
-            "bounded": BoundedStaleness(self.values["staleness"]),
-        }[self.values["mode"]]
+        match self.mode:
+            case "sync":
+                return Synchronous()
+            case "async":
+                return Asynchronous()
+        return BoundedStaleness(self.staleness)
 
 
 def parse(texts: Mapping[str, str | None], *, quiet: bool = False) -> TrainSettings:
@@ -128,19 +146,19 @@ def parse(texts: Mapping[str, str | None], *, quiet: bool = False) -> TrainSetti
         text = option.default if text is None else text
         try:
             values[key] = None if text is None else option.parse(text)
-        except (ValueError, UsageError) as error:
+        except ValueError as error:
             problems.append(f"--{option.name} must be {error}, not {text!r}")
     problems += _contradictions(values)
     if problems:
         raise ConfigError(problems)
-    return TrainSettings(_filled(values), quiet)
+    return TrainSettings(**_filled(values), quiet=quiet)
 
 
 def _contradictions(values: Mapping[str, Any]) -> list[str]:
     problems = []
     if values.get("epochs") and values.get("steps"):
         problems.append("give --epochs or --steps, not both")
-    if values.get("momentum") is not None and values.get("optimizer", "sgd") != "sgd":
+    if values.get("momentum") is not None and values.get("optimizer") not in ("sgd", None):
         problems.append(f"--momentum belongs to sgd, not to {values['optimizer']}")
     return problems
 
@@ -148,7 +166,7 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
 def _filled(values: dict[str, Any]) -> dict[str, Any]:
     digits = values["dataset"] == "digits"
     if values["batch_size"] is None:
-        values["batch_size"] = 32 if digits else 128
+        values["batch_size"] = 32 if digits else 64
     if values["epochs"] is None and values["steps"] is None:
         values["epochs"] = 20 if digits else 3
     if values["lr"] is None:

@@ -101,8 +101,8 @@ def _epochs(settings: TrainSettings) -> Iterator[int]:
 
 def _total(settings: TrainSettings, samples: int, workers: int) -> int:
     if settings.epochs is not None:
-        return int(settings.epochs * samples)
-    return int(settings.steps * workers * settings.batch_size)
+        return settings.epochs * samples
+    return (settings.steps or 0) * workers * settings.batch_size
 
 
 def _threads(sharers: int) -> int:

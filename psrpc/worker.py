@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from psrpc.batches import Collate, batches, check, order
+from psrpc.batches import Collate, batches, check, check_samples, order
 from psrpc.clock import Clock, SystemClock
 from psrpc.core.progress import Progress
 from psrpc.crew import Crew
@@ -67,7 +67,7 @@ class Worker:
             model, blueprint, self._optimizer_step, self._fetch_state
         )
         self._fetched: Lease | None = None
-        self._samples = 0
+        self._samples: int | None = None
         self._loss: torch.Tensor | float | None = None
         self._epoch = -1
         self._began_s = 0.0
@@ -147,7 +147,7 @@ class Worker:
         """
         self._loss = loss.detach() if isinstance(loss, torch.Tensor) else loss
         if samples is not None:
-            self._samples = samples
+            self._samples = check_samples(samples)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -170,10 +170,17 @@ class Worker:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """While evaluating, say: nobody waits for this worker, until its next batch or step."""
+        """While evaluating, say: nobody waits for this worker, and its weights stay as they are.
+
+        At the end a worker that was stepping before takes fresh weights and goes on,
+        in synchronous mode when all workers are about to start.
+        """
         self._exchange.settle()
+        was_active = self._progress.active
         self._crew.pause()
         yield
+        if was_active:
+            self._ensure_active()
 
     def leave(self) -> None:
         """Leave the job. Blocks until all workers have left, then takes the final weights."""
@@ -218,23 +225,26 @@ class Worker:
 
     def take(self, lease: Lease, step: int) -> None:
         """See `batches.Source`."""
+        if self._fetched is not None or step == lease.first_step:
+            self._exchange.settle()  # what is under way still counts on the lease before
         if self._fetched is not None:
             self._progress.fold()
         else:
-            self._samples = 0
+            self._samples = None
         if step == lease.first_step:
             self._progress.begin(lease)
         low, high = lease.batch(step)
-        self._samples += high - low
+        self._samples = (self._samples or 0) + high - low
         self._fetched = lease
+        self._ensure_active()
         self._refresh()
 
     def epoch_over(self) -> None:
         """See `batches.Source`."""
+        self._exchange.settle()
         if self._fetched is not None:
             self._progress.fold()
             self._fetched = None
-        self._exchange.settle()
         self._put_buffers()
         self._crew.pause()
 
@@ -246,22 +256,24 @@ class Worker:
     def _push(self, *, pull: bool) -> Ticket:
         if self._closed:
             raise ClosedError(f"worker {self.rank} has left the job and cannot step")
+        self._exchange.settle()
         self._ensure_active()
         leased = self._fetched is not None
+        samples = 1 if self._samples is None else self._samples
         key = self._progress.next_key() if leased else self._progress.own_key()
         loss = self._loss
         with self._waiting():
             ticket = self._exchange.push(
                 key,
-                samples=self._samples or 1,
+                samples=samples,
                 pull=pull,
                 overrides=self.optimizer.overrides(),
                 loss=float(loss) if loss is not None else None,
                 skip_nonfinite=self.job.nonfinite is NonFinite.SKIP,
             )
         self._steps += 1
-        self._samples_done += self._samples or 1
-        self._samples, self._loss, self._fetched = 0, None, None
+        self._samples_done += samples
+        self._samples, self._loss, self._fetched = None, None, None
         ticket.waiting = self._waiting
         return ticket
 

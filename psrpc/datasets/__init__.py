@@ -19,7 +19,7 @@ def names() -> tuple[str, ...]:
     return ("digits", "mnist", "synthetic")
 
 
-def load(name: str, *, data_root: str | None, seed: int) -> Splits:
+def load(name: str, *, data_root: str | None = None, seed: int = 0) -> Splits:
     """Return the dataset called `name`, the same in every process that passes the same arguments.
 
     The built-in ones are `TensorDataset`s held in memory: float32 images of

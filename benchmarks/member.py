@@ -1,0 +1,96 @@
+"""Inside a contender's process: the stage on which it plays its part."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from benchmarks.contender import Plan
+from benchmarks.processes import CONTROL, Part
+
+
+@dataclass(frozen=True)
+class Here:
+    """From a worker: started, and ready for rounds."""
+
+
+@dataclass(frozen=True)
+class Warm:
+    """From a worker: this round's warm-up is over."""
+
+
+@dataclass(frozen=True)
+class Go:
+    """To a worker: all are warm, start to measure."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """From a worker: the measured part, by this host's monotonic clock."""
+
+    steps: int
+    began_s: float
+    ended_s: float
+
+
+@dataclass(frozen=True)
+class Stop:
+    """To everybody: end."""
+
+
+class Stage:
+    """The harness's orders, as a worker sees them."""
+
+    def __init__(self, control: Connection) -> None:
+        self._control = control
+
+    def play(
+        self,
+        step: Callable[[], None],
+        resting: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        """Take steps as ordered, until told to stop; between rounds stay within `resting`."""
+        self._control.send(Here())
+        for plan in self._plans(resting):
+            for _ in range(plan.warmup):
+                step()
+            self._control.send(Warm())
+            self._control.recv()
+            began_s = time.monotonic()
+            for _ in range(plan.steps):
+                step()
+            self._control.send(Ran(plan.steps, began_s, time.monotonic()))
+
+    def _plans(self, resting: Callable[[], AbstractContextManager[object]]) -> Iterator[Plan]:
+        while True:
+            with resting():
+                order = self._control.recv()
+            if not isinstance(order, Plan):
+                return
+            yield order
+
+
+def main() -> None:
+    """Play the part that comes over the socket."""
+    from psrpc.lifeline import die_with_launcher
+
+    die_with_launcher()
+    control = Connection(int(os.environ[CONTROL]))
+    try:
+        part = control.recv()
+        assert isinstance(part, Part)
+        part.play(Stage(control), *part.arguments)
+    except EOFError:
+        sys.exit("the harness is gone")
+
+
+if __name__ == "__main__":
+    # Under its full name, for the messages' classes must be the harness's.
+    from benchmarks.member import main as play
+
+    play()

@@ -1,0 +1,169 @@
+"""A group of processes that play one contender, told what to do over sockets.
+
+Each gets the variables of an env:// launcher (RANK, WORLD_SIZE, MASTER_ADDR, ...)
+and one end of a socket pair. Every wait has a deadline. None outlives its parent:
+members ask the kernel to be killed with it, and end when their socket closes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contender import BenchmarkError
+from benchmarks.machine import ROOT
+
+CONTROL = "PSRPC_BENCHMARK_CONTROL"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a process does: `play(stage, *arguments)`; `play` is a module's function."""
+
+    play: Callable[..., None]
+    arguments: tuple[Any, ...] = ()
+
+
+class ProcessGroup:
+    """The processes of one contender, by rank."""
+
+    def __init__(self, name: str, parts: Sequence[Part], python: str = sys.executable) -> None:
+        self.name = name
+        self._parts = parts
+        self._python = python
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._controls: list[connection.Connection] = []
+
+    def start(self) -> None:
+        """Start all processes and hand out their parts."""
+        port = free_port()
+        for rank, part in enumerate(self._parts):
+            self._start_one(rank, port)
+            self.send([rank], part)
+
+    def send(self, ranks: Sequence[int], message: object) -> None:
+        """Send a message to the processes of these ranks."""
+        for rank in ranks:
+            try:
+                self._controls[rank].send(message)
+            except OSError:
+                raise self._broken(rank) from None
+
+    def gather(self, ranks: Sequence[int], kind: type, timeout_s: float) -> list[Any]:
+        """Wait for one message of this kind from each of these ranks; all others must live on.
+
+        Raises BenchmarkError when one of the processes ends, or at the deadline.
+        """
+        deadline = time.monotonic() + timeout_s
+        messages: dict[int, Any] = {}
+        while len(messages) < len(ranks):
+            ready = connection.wait(self._controls, max(deadline - time.monotonic(), 0.0))
+            if not ready:
+                silent = sorted(set(ranks) - messages.keys())
+                raise BenchmarkError(
+                    f"{self.name}: no {kind.__name__} from rank {silent} within {timeout_s:g} s"
+                )
+            for control in ready:
+                rank = self._controls.index(control)  # type: ignore[arg-type]
+                messages[rank] = self._receive(rank, kind)
+        return [messages[rank] for rank in ranks]
+
+    def cpu_s(self) -> float:
+        """The processor time that all processes have used so far; ticks of 10 ms."""
+        return sum(_cpu_s(process.pid) for process in self._processes)
+
+    def stop(self, message: object, timeout_s: float) -> None:
+        """Ask all to end, and kill those that have not after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        for control in self._controls:
+            try:
+                control.send(message)
+            except OSError:
+                continue
+        try:
+            for process in self._processes:
+                process.wait(max(deadline - time.monotonic(), 0.0))
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            self._kill()
+
+    def _start_one(self, rank: int, port: int) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._controls.append(connection.Connection(ours.detach()))
+            process = subprocess.Popen(
+                [self._python, "-m", "benchmarks.member"],
+                cwd=ROOT,
+                env=self._environment(rank, port, theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                # Ctrl-C is for us alone; we then stop them.
+                process_group=0,
+            )
+        self._processes.append(process)
+
+    def _environment(self, rank: int, port: int, control: int) -> dict[str, str]:
+        size = str(len(self._parts))
+        return os.environ | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": size,
+            "LOCAL_WORLD_SIZE": size,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+            "TORCH_CPP_LOG_LEVEL": "ERROR",
+            "PSRPC_LAUNCHER": str(os.getpid()),
+            CONTROL: str(control),
+        }
+
+    def _receive(self, rank: int, kind: type) -> object:
+        try:
+            message = self._controls[rank].recv()
+        except (EOFError, OSError):
+            raise self._broken(rank) from None
+        if not isinstance(message, kind):
+            raise BenchmarkError(f"{self.name}: rank {rank} said {message!r} out of turn")
+        return message
+
+    def _broken(self, rank: int) -> BenchmarkError:
+        try:
+            code = f"exit code {self._processes[rank].wait(2.0)}"
+        except subprocess.TimeoutExpired:
+            code = "still running"
+        return BenchmarkError(f"{self.name}: rank {rank} has left ({code}); see its output above")
+
+    def _kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.wait()
+        for control in self._controls:
+            control.close()
+        self._processes, self._controls = [], []
+
+
+def _cpu_s(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0.0
+    user, system = int(fields[11]), int(fields[12])
+    return (user + system) / os.sysconf("SC_CLK_TCK")
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

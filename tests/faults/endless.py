@@ -1,0 +1,49 @@
+"""A job that trains until something ends it, and says when it has begun."""
+
+from __future__ import annotations
+
+from tests.processes import PSRPC, Bench, Command, wait_until
+
+_ENDLESS = """
+    import os, pathlib, torch
+
+    class Endless(torch.utils.data.Dataset):
+        classes = ("a", "b")
+
+        def __init__(self):
+            self.read = 0
+
+        def __len__(self):
+            return 1_000_000
+
+        def __getitem__(self, index):
+            self.read += 1
+            if self.read % 100 == 0:
+                name = f"read-{os.environ['RANK']}"
+                pathlib.Path(name + ".new").write_text(str(self.read))
+                os.replace(name + ".new", name)
+            return torch.ones(4), index % 2
+
+    def model():
+        return torch.nn.Linear(4, 2)
+"""
+_OPTIONS = "train --dataset endless:Endless --model endless:model --epochs 1000 --batch-size 10"
+
+
+def start(bench: Bench, *options: str) -> Command:
+    """Start an endless job of two workers (and one server, rank 0); return when both train."""
+    bench.write("endless.py", _ENDLESS)
+    command = bench.start(*PSRPC, *_OPTIONS.split(), *options)
+
+    def begun() -> bool:
+        assert command.process.poll() is None, command.shown()
+        return all(read(bench, rank) >= 200 for rank in (1, 2))
+
+    wait_until(begun, 100, command.shown)
+    return command
+
+
+def read(bench: Bench, rank: int) -> int:
+    """How many samples a rank has read, by hundreds."""
+    path = bench.folder / f"read-{rank}"
+    return int(path.read_text()) if path.exists() else 0

@@ -1,0 +1,3 @@
+"""Fixtures of this shelf."""
+
+from tests.processes import bench as bench

@@ -1,0 +1,66 @@
+"""`psrpc.run` in a user's own script, under torchrun and under launchers that only set variables."""
+
+from __future__ import annotations
+
+import sys
+
+from tests.processes import TORCHRUN, Bench, free_port
+
+NET = """
+    import torch
+
+    def net():
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+"""
+SCRIPT = """
+    import functools, torch, psrpc
+    from psrpc import datasets
+    from net import net
+
+    splits = datasets.load("digits", data_root=None, seed=0)
+
+    def train(worker):
+        for _ in range(4):
+            for images, labels in worker.batches(splits.train, 32):
+                loss = torch.nn.functional.cross_entropy(worker.model(images), labels)
+                loss.backward()
+                worker.step(loss)
+
+    result = psrpc.run(train, model=net, optimizer=functools.partial(torch.optim.SGD, lr=0.1))
+    if result.is_main:
+        right = (result.model(splits.test[:][0]).argmax(1) == splits.test[:][1]).float().mean()
+        print(f"main: {right:.2f} {result.report.samples} {result.report.worker_steps}")
+    print(f"{result.role.value} {result.rank}")
+"""
+
+
+def test_ten_lines_under_torchrun(bench: Bench) -> None:
+    bench.write("net.py", NET)
+    script = bench.write("script.py", SCRIPT)
+    ended = bench.run(*TORCHRUN, "--standalone", "--nproc-per-node=3", str(script))
+    assert (ended.code, ended.err) == (0, "")
+    main, *rest = sorted(ended.out.splitlines())
+    assert rest == ["server 0", "worker 0", "worker 1"]
+    accuracy, samples, steps = main.removeprefix("main: ").split()
+    assert float(accuracy) > 0.9
+    assert int(samples) == 4 * 1438
+    assert int(steps) >= 4 * 1438 / 32
+
+
+def test_ten_lines_with_nothing_but_variables(bench: Bench) -> None:
+    bench.write("net.py", NET)
+    bench.write("script.py", SCRIPT)
+    commands = bench.ranks([sys.executable, "script.py"], 3, free_port())
+    ended = [command.finish() for command in commands]
+    assert [(each.code, each.err) for each in ended] == [(0, "")] * 3
+    assert [each.out.splitlines()[-1] for each in ended] == ["server 0", "worker 0", "worker 1"]
+    assert [len(each.out.splitlines()) for each in ended] == [1, 2, 1]
+
+
+def test_without_a_launcher(bench: Bench) -> None:
+    bench.write("net.py", NET)
+    bench.write("script.py", SCRIPT)
+    ended = bench.run(sys.executable, "script.py")
+    assert ended.code == 1
+    assert len(ended.lines) == 1
+    assert ended.err.startswith("psrpc: psrpc.run must be started by torchrun: torchrun --nproc")

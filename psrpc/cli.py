@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from psrpc._version import __version__
-from psrpc.errors import ConfigError, PsrpcError
+from psrpc.errors import ConfigError, PsrpcError, UsageError
 from psrpc.settings import OPTIONS, TrainSettings, parse
 
 _INTERRUPTED = 130
@@ -71,6 +71,12 @@ def train(argv: list[str], /, quiet: bool, **texts: str | None) -> None:
     if place is None:
         _start(settings, argv)
         return
+    workers = place.world_size - settings.servers
+    if texts["workers"] is not None and settings.workers != workers:
+        raise ConfigError(
+            f"--workers {settings.workers} does not fit: torchrun has started {place.world_size} "
+            f"processes, which leaves {workers} workers beside {settings.servers} server(s)"
+        )
     from psrpc.launch import confess
     from psrpc.lifeline import die_with_launcher
     from psrpc.trainer import take_part
@@ -128,5 +134,10 @@ def _own_failure(error: Exception) -> PsrpcError:
 
 
 def _tell(error: PsrpcError) -> None:
+    from psrpc import environment
+
+    place = environment.place()
+    if isinstance(error, UsageError) and place is not None and place.rank > 0:
+        return  # All processes have the same options; the first one says it.
     for line in error.problems if isinstance(error, ConfigError) else (str(error),):
         click.echo(f"Error: {line}", err=True)

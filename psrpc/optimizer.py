@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,8 +36,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._initial = blueprint.groups
         named = dict(model.named_parameters())
         groups = [
-            {**options, "params": [named[s.name] for s in blueprint.specs if s.group == index]}
-            for index, options in enumerate(blueprint.groups)
+            # Copies, as schedulers change a learning rate that is a tensor in place.
+            {**copy.deepcopy(options), "params": [named[name] for name in members]}
+            for options, members in zip(blueprint.groups, blueprint.members, strict=True)
         ]
         super().__init__(groups, {})
 

@@ -319,7 +319,5 @@ class Worker:
             assert isinstance(reply, StateReply)
             pieces += unpack(reply, tensors)
         state = join(self._blueprint, pieces)
-        groups = range(len(self._blueprint.groups))
-        specs = self._blueprint.specs
-        names = [spec.name for group in groups for spec in specs if spec.group == group]
+        names = [name for members in self._blueprint.members for name in members]
         return {i: state[name] for i, name in enumerate(names) if state.get(name)}

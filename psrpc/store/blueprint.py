@@ -41,10 +41,15 @@ ELEMENTWISE: frozenset[type[optim.Optimizer]] = frozenset(
 
 @dataclass(frozen=True)
 class Blueprint:
-    """The trained parameters in order, each group's options, and how to make the optimizer."""
+    """The trained parameters in order, each group's options, and how to make the optimizer.
+
+    `members` are the names of each group's parameters in the optimizer's own order,
+    those that are frozen included.
+    """
 
     specs: tuple[ParameterSpec, ...]
     groups: tuple[dict[str, Any], ...]
+    members: tuple[tuple[str, ...], ...]
     factory: OptimizerFactory
     kind: type[optim.Optimizer]
 
@@ -83,13 +88,13 @@ def draw(
     if not any(True for _ in model.parameters()):
         raise ModelError(f"{type(model).__name__} has no parameters, so there is nothing to train")
     template = _template(model, factory, param_groups)
-    specs, groups = _read(model, template)
+    specs, groups, members = _read(model, template)
     if not specs:
         raise ModelError(
             f"no parameter of {type(model).__name__} is trained: none both requires a "
             "gradient and was given to the optimizer"
         )
-    return Blueprint(specs, groups, factory, type(template))
+    return Blueprint(specs, groups, members, factory, type(template))
 
 
 def compare(
@@ -142,7 +147,7 @@ def _template(
 
 def _read(
     model: nn.Module, template: optim.Optimizer
-) -> tuple[tuple[ParameterSpec, ...], tuple[dict[str, Any], ...]]:
+) -> tuple[tuple[ParameterSpec, ...], tuple[dict[str, Any], ...], tuple[tuple[str, ...], ...]]:
     group_of = {
         id(parameter): index
         for index, group in enumerate(template.param_groups)
@@ -163,7 +168,12 @@ def _read(
         {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
         for group in template.param_groups
     )
-    return specs, groups
+    name_of = {id(parameter): name for name, parameter in named}
+    members = tuple(
+        tuple(name_of[id(parameter)] for parameter in group["params"])
+        for group in template.param_groups
+    )
+    return specs, groups, members
 
 
 def _spec(name: str, parameter: nn.Parameter, group: int) -> ParameterSpec:

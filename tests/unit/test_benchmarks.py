@@ -48,7 +48,7 @@ def sample(rate: float, cpu_ms: float = 1.0) -> Sample:
 def figures() -> Table:
     samples = {
         "limit": [sample(100), sample(400), sample(200)],
-        "ours": [sample(50, 2.0), sample(100, 3.0), sample(150, 4.0)],
+        "ours": [sample(90, 2.0), sample(100, 3.0), sample(60, 4.0)],
     }
     return tabulate("a table", samples, "limit")
 
@@ -86,9 +86,9 @@ def test_a_round_lasts_from_the_first_begin_to_the_last_end() -> None:
 def test_ratios_compare_within_a_round() -> None:
     limit, ours = figures().rows
     assert (limit.ratio, limit.ratio_low, limit.ratio_high) == (1.0, 1.0, 1.0)
-    # 50/100, 100/400 and 150/200; of the medians it would be 100/200 by luck of the noise.
-    assert (ours.ratio, ours.ratio_low, ours.ratio_high) == pytest.approx((0.5, 0.25, 0.75))
-    assert (ours.median, ours.low, ours.high) == pytest.approx((100, 50, 150))
+    # 90/100, 100/400 and 60/200, where the ratio of the medians is 90/200.
+    assert (ours.ratio, ours.ratio_low, ours.ratio_high) == pytest.approx((0.3, 0.25, 0.9))
+    assert (ours.median, ours.low, ours.high) == pytest.approx((90, 60, 100))
     assert ours.cpu_ms == pytest.approx(3.0)
 
 
@@ -97,7 +97,7 @@ def test_the_text_table_is_aligned() -> None:
     assert title == "a table"
     assert len({len(line) for line in lines}) == 1
     assert lines[0].split()[0] == "contender"
-    assert lines[2].split() == ["ours", "100", "50–150", "50%", "25%–75%", "3.00"]
+    assert lines[2].split() == ["ours", "90", "60–100", "30%", "25%–90%", "3.00"]
 
 
 def test_markdown_names_command_machine_and_versions() -> None:
@@ -105,11 +105,11 @@ def test_markdown_names_command_machine_and_versions() -> None:
     assert text.startswith("`python -m benchmarks convnet`\n")
     for fact in ("a processor, 2 cores", "torch 2.15", "commit: abc", "**a table**"):
         assert fact in text
-    assert "| ours | 100 | 50–150 | 50% | 25%–75% | 3.00 |" in text
+    assert "| ours | 90 | 60–100 | 30% | 25%–90% | 3.00 |" in text
 
 
 def test_json_has_every_round() -> None:
     content = json.loads(report.as_json([figures()], MACHINE, "command"))
     assert content["machine"]["cpu"] == "a processor"
     (table,) = content["tables"]
-    assert table["rows"][1]["rates"] == pytest.approx([50, 100, 150])
+    assert table["rows"][1]["rates"] == pytest.approx([90, 100, 60])

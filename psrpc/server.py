@@ -89,6 +89,10 @@ def resolve(answers: Answers) -> None:
             future.set_result(payload)
 
 
+class _StepFailedError(Exception):
+    """The optimizer, a class of the user's choice, raised: nobody knows what it did before."""
+
+
 class ParameterServer:
     """Keeps one shard of the model and serves every plane through `handle`.
 
@@ -150,14 +154,14 @@ class ParameterServer:
             return [(call, _failure(self._failure))]
         try:
             return handler(call.request, call)
-        except PsrpcError as error:
-            return [(call, _failure(error))]
-        except Exception as error:
-            # The optimizer is the user's own class: whatever it raises ends the job.
+        except _StepFailedError as failed:
+            error = failed.__cause__
             self._failure = JobFailedError(f"server {self.index}: {type(error).__name__}: {error}")
             self.ended.set()
             calls = [call, *(c for c in self._desk.clear() if c is not call)]
             return [(each, _failure(self._failure)) for each in calls]
+        except PsrpcError as error:
+            return [(call, _failure(error))]
 
     def _push(self, push: Push, call: Call) -> Answers:
         if not push.void:
@@ -218,12 +222,14 @@ class ParameterServer:
     def _apply(self, tokens: Sequence[Token], staleness: Sequence[int]) -> None:
         calls = [self._desk.look(token) for token in tokens]
         pushes = [call.request for call in calls if isinstance(call.request, Push)]
-        self._store.step(
-            [
-                Contribution(call.tensors, push.samples, push.absent, push.overrides)
-                for call, push in zip(calls, pushes, strict=True)
-            ]
-        )
+        contributions = [
+            Contribution(call.tensors, push.samples, push.absent, push.overrides)
+            for call, push in zip(calls, pushes, strict=True)
+        ]
+        try:
+            self._store.step(contributions)
+        except Exception as error:
+            raise _StepFailedError from error
         for call, push, stale in zip(calls, pushes, staleness, strict=True):
             call.tensors = ()
             self.observe(push, stale)

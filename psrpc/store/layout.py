@@ -6,10 +6,9 @@ group and dtype, so that a push or a pull is one tensor a segment.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 
 import torch
 
@@ -92,7 +91,6 @@ class _Cut:
     parameter: int
     shape: tuple[int, ...]
     first_row: int
-    size_bytes: int
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -114,31 +112,31 @@ def partition(
 
     Whole tensors go, largest first, to the emptiest shard (longest processing time
     first, Graham 1969). With `divisible` (the optimizer treats every element by
-    itself) a tensor larger than a fair share is first cut by rows into equal parts.
+    itself) a tensor larger than a fair share is cut by rows, and each part fills up
+    the emptiest shard.
     """
-    total = sum(spec.size_bytes for spec in specs)
-    fair = max(total / servers, 1)
-    cuts = [cut for i, spec in enumerate(specs) for cut in _cuts(i, spec, fair, divisible)]
+    fair = sum(spec.size_bytes for spec in specs) / servers
     shards: list[list[_Cut]] = [[] for _ in range(servers)]
     loads = [0] * servers
-    for cut in sorted(cuts, key=lambda cut: -cut.size_bytes):
-        emptiest = loads.index(min(loads))
-        shards[emptiest].append(cut)
-        loads[emptiest] += cut.size_bytes
+    for index in sorted(range(len(specs)), key=lambda i: -specs[i].size_bytes):
+        spec = specs[index]
+        row, rows = 0, spec.shape[0] if spec.shape else 1
+        while row < max(rows, 1):
+            emptiest = loads.index(min(loads))
+            take = rows
+            if divisible and spec.size_bytes > fair:
+                take = min(_rows_for(spec, fair - loads[emptiest]), rows - row)
+            cut = _Cut(index, (take, *spec.shape[1:]) if spec.shape else (), row)
+            shards[emptiest].append(cut)
+            loads[emptiest] += spec.size_bytes * take // max(rows, 1)
+            row += max(take, 1)
     return tuple(_lay_out(shard, specs) for shard in shards)
 
 
-def _cuts(index: int, spec: ParameterSpec, fair: float, divisible: bool) -> list[_Cut]:
+def _rows_for(spec: ParameterSpec, room_bytes: float) -> int:
+    """How many rows fill `room_bytes`; the last one may stand out."""
     rows = spec.shape[0] if spec.shape else 1
-    parts = min(-(-spec.size_bytes // max(int(fair), 1)), rows) if divisible else 1
-    if parts <= 1 or spec.size_bytes <= fair:
-        return [_Cut(index, spec.shape, 0, spec.size_bytes)]
-    bounds = [rows * part // parts for part in range(parts + 1)]
-    row_bytes = spec.size_bytes // rows
-    return [
-        _Cut(index, (high - low, *spec.shape[1:]), low, (high - low) * row_bytes)
-        for low, high in itertools.pairwise(bounds)
-    ]
+    return max(ceil(room_bytes * rows / spec.size_bytes), 1)
 
 
 def _lay_out(cuts: list[_Cut], specs: Sequence[ParameterSpec]) -> ShardLayout:

@@ -115,7 +115,9 @@ def _start(settings: TrainSettings, argv: list[str]) -> None:
     if problems:
         raise ConfigError(problems)
     check_torch()
-    launch(argv, settings.servers + settings.workers, settings.port)
+    names = [f"server {index}" for index in range(settings.servers)]
+    names += [f"worker {rank}" for rank in range(settings.workers)]
+    launch(argv, names, settings.port)
 
 
 def _check_folder(option: str, name: str | None) -> None:

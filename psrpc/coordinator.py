@@ -11,7 +11,7 @@ from torch import nn
 
 from psrpc.core.coordinator import CoordinatorCore
 from psrpc.core.decisions import Answer, Decision, Same
-from psrpc.errors import ConfigError, ProtocolError, PsrpcError, encode
+from psrpc.errors import ConfigError, JobFailedError, ProtocolError, PsrpcError, encode
 from psrpc.job import PROTOCOL, Job
 from psrpc.messages import (
     Acquire,
@@ -93,6 +93,11 @@ class Coordinator:
             return handler(call.request, call)
         except PsrpcError as error:
             return [(call, (Failure(encode(error)), []))]
+        except Exception as error:
+            # Buffers are the user's own: whatever is wrong with them ends the job.
+            failed = JobFailedError(f"server 0: {type(error).__name__}: {error}")
+            others = [answer for answer in self._end(failed) if answer[0] is not call]
+            return [*others, (call, (Failure(encode(failed)), []))]
 
     def _register(self, request: Register, call: Call) -> Answers:
         self._check(request)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 from psrpc.core.progress import Progress
-from psrpc.errors import ProtocolError
+from psrpc.errors import ProtocolError, PsrpcError
 from psrpc.job import PROTOCOL, Job
 from psrpc.messages import (
     Acquire,
@@ -88,9 +89,13 @@ class Crew:
         self._links[0].call(request).wait()
 
     def fail(self, error: tuple[str, str], timeout_s: float) -> None:
-        """Tell all servers that this worker's code failed; waits no longer than `timeout_s`."""
+        """Tell all servers why the job ends; those that are gone or ended it need not know.
+
+        Waits for each no longer than `timeout_s`.
+        """
         for link in self._links:
-            link.call(Fail(self.progress.worker, error)).wait(timeout_s)
+            with suppress(PsrpcError, TimeoutError):
+                link.call(Fail(self.progress.worker, error)).wait(timeout_s)
 
     def bye(self) -> None:
         """Tell all servers that no more calls will come."""

@@ -5,26 +5,31 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from psrpc import environment
-from psrpc.errors import AddressError, JobFailedError, PsrpcError, decode, encode
+from psrpc.errors import AddressError, JobFailedError, PeerLostError, PsrpcError, decode, encode
 
-_STOP_S = 4
+_STOP_S = 3
+# Not SIGINT: a child that is told of it while it imports shows a traceback.
+_PASSED_ON = "SIGTERM,SIGHUP,SIGQUIT"
 
 
-def launch(arguments: Sequence[str], processes: int, port: int) -> None:
-    """Run `python -m psrpc ARGUMENTS` in `processes` processes and wait for them.
+def launch(arguments: Sequence[str], names: Sequence[str], port: int) -> None:
+    """Run `python -m psrpc ARGUMENTS` in a process for each of `names` and wait for them.
 
-    Blocks. Raises the error that ended the job (the first process that wrote one
-    down), JobFailedError for a process that was killed, AddressError for a taken
-    port, and KeyboardInterrupt when the user interrupts; no process is left.
+    `names` are what errors call the ranks. Blocks. Raises the error that ended the job
+    (the first process that wrote one down), JobFailedError for a process that was
+    killed, AddressError for a taken port, and KeyboardInterrupt when the user
+    interrupts; no process is left.
     """
     # Imported here, because this takes half a second that children need not spend.
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -32,8 +37,7 @@ def launch(arguments: Sequence[str], processes: int, port: int) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     _check_free(port)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    logging.getLogger("torch.distributed.launcher").setLevel(logging.CRITICAL)
+    _silence("torch.distributed.elastic", "torch.distributed.launcher")
     with tempfile.TemporaryDirectory(prefix="psrpc-") as folder:
         failure = Path(folder) / "failure.json"
         environment.for_children(
@@ -48,7 +52,7 @@ def launch(arguments: Sequence[str], processes: int, port: int) -> None:
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
-            nproc_per_node=processes,
+            nproc_per_node=len(names),
             run_id=uuid.uuid4().hex,
             rdzv_backend="c10d",
             rdzv_endpoint=f"127.0.0.1:{port}",
@@ -62,7 +66,7 @@ def launch(arguments: Sequence[str], processes: int, port: int) -> None:
         except SignalException as signalled:
             raise KeyboardInterrupt from signalled
         except ChildFailedError as failed:
-            raise _read(failure) or _from(failed) from None
+            raise _cause(_read(failure), failed.failures, names) from None
 
 
 def confess(error: PsrpcError) -> bool:
@@ -90,13 +94,31 @@ def _read(path: Path) -> PsrpcError | None:
     return decode(name, text)
 
 
-def _from(failed: Exception) -> PsrpcError:
-    failures = getattr(failed, "failures", {})
-    for rank, failure in sorted(failures.items(), key=lambda item: item[1].timestamp):
-        code = failure.exitcode
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return JobFailedError(f"process {rank} (pid {failure.pid}) {how}; the job was ended")
-    return JobFailedError(str(failed).split("\n", 1)[0])
+def _cause(
+    confessed: PsrpcError | None, failures: Mapping[int, Any], names: Sequence[str]
+) -> PsrpcError:
+    """Why the job ended; that a peer is lost says less than what the peer died of."""
+    ended = [(names[rank], each.exitcode) for rank, each in failures.items()]
+    # Torch itself ends the rest with SIGTERM, and gives these last.
+    killed = [(name, code) for name, code in ended if code < 0 and code != -signal.SIGTERM]
+    if confessed is not None and not (killed and isinstance(confessed, PeerLostError)):
+        return confessed
+    name, code = (killed or ended)[0]
+    return JobFailedError(f"{name} {_how(code)}, so the job was ended")
+
+
+def _how(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "was killed (SIGKILL; did the host run out of memory?)"
+    return f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
+
+
+def _silence(*packages: str) -> None:
+    """Keep torch's launcher from logging: what ends a job is told once, by the error."""
+    for name in list(logging.Logger.manager.loggerDict):
+        # Each of them has a level of its own.
+        if name.startswith(packages):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _check_free(port: int) -> None:
@@ -113,9 +135,10 @@ def _check_free(port: int) -> None:
 
 
 def _stop_soon(config: object) -> None:
-    """Kill processes that do not stop when told soon, where this torch lets one say when."""
-    if hasattr(config, "shutdown_timeout"):
-        config.shutdown_timeout = _STOP_S
+    """Stop processes by SIGTERM, soon by SIGKILL, where this torch lets one say so."""
+    for name, value in (("shutdown_timeout", _STOP_S), ("signals_to_handle", _PASSED_ON)):
+        if hasattr(config, name):
+            setattr(config, name, value)
 
 
 def _process_began() -> float:

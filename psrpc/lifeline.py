@@ -14,8 +14,9 @@ _PR_SET_PDEATHSIG = 1
 def die_with_launcher() -> None:
     """Let the kernel kill this process when its launcher dies, kill -9 included."""
     launcher = environment.launcher()
-    if launcher is None or os.getppid() != launcher:
+    if launcher is None:
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # It may have died before.
     if os.getppid() != launcher:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -9,7 +9,7 @@ from torch import nn
 
 from psrpc.coordinator import Coordinator
 from psrpc.crew import stats_of
-from psrpc.errors import JobFailedError, PsrpcError, StartTimeoutError, encode
+from psrpc.errors import StartTimeoutError, encode
 from psrpc.job import Job
 from psrpc.messages import GetStats
 from psrpc.meter import Meter
@@ -119,22 +119,14 @@ class WorkerNode:
             function(worker)
             worker.leave()
             report = summarize(stats_of(links, self.rank, GetStats))
-        except JobFailedError:
-            raise
         except BaseException as error:
-            self._confess(worker, error)
+            # JobFailedError too: one server may not know what another one answered.
+            worker.fail(encode(error))
             raise
         for link in links:
             link.close()
         worker.bye()
         return report
-
-    def _confess(self, worker: Worker, error: BaseException) -> None:
-        """Tell the job why it ends; if the servers are gone there is nobody to tell."""
-        try:
-            worker.fail(encode(error))
-        except (PsrpcError, TimeoutError):
-            return
 
 
 def gone(name: str) -> str:

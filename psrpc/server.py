@@ -195,7 +195,7 @@ class ParameterServer:
         return [(call, (StateReply(tuple(pieces)), tensors))]
 
     def _fail(self, request: Fail, call: Call) -> Answers:
-        self._failure = worker_failed(request)
+        self._failure = self._failure or worker_failed(request)
         held = [(each, _failure(self._failure)) for each in self._desk.clear()]
         self.ended.set()
         return [(call, (Done(self.core.version), [])), *held]
@@ -244,6 +244,8 @@ def _failure(error: PsrpcError) -> Payload:
 
 
 def worker_failed(request: Fail) -> PsrpcError:
-    """The error that ends a job in which a worker's own code failed."""
+    """The error that ends a job, by a worker's word: its own failure, or one that it was told of."""
     name, text = request.error
+    if name == JobFailedError.__name__:
+        return JobFailedError(text)
     return JobFailedError(f"worker {request.worker} failed: {name}: {text}")

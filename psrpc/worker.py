@@ -198,7 +198,7 @@ class Worker:
         self._crew.bye()
 
     def fail(self, error: tuple[str, str], timeout_s: float = 2.0) -> None:
-        """Tell the job that this worker's code failed."""
+        """Tell the job why it ends: this worker's code failed, or a server did."""
         self._crew.fail(error, timeout_s)
 
     def stats(self) -> WorkerStats:

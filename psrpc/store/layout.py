@@ -112,31 +112,35 @@ def partition(
 
     Whole tensors go, largest first, to the emptiest shard (longest processing time
     first, Graham 1969). With `divisible` (the optimizer treats every element by
-    itself) a tensor larger than a fair share is cut by rows, and each part fills up
-    the emptiest shard.
+    itself) a tensor larger than a fair share is cut by rows, to fill up one shard
+    after another (wrap-around, McNaughton 1959).
     """
     fair = sum(spec.size_bytes for spec in specs) / servers
     shards: list[list[_Cut]] = [[] for _ in range(servers)]
-    loads = [0] * servers
-    for index in sorted(range(len(specs)), key=lambda i: -specs[i].size_bytes):
-        spec = specs[index]
-        row, rows = 0, spec.shape[0] if spec.shape else 1
-        while row < max(rows, 1):
+    loads = [0.0] * servers
+    for index, spec in sorted(enumerate(specs), key=lambda item: -item[1].size_bytes):
+        if divisible and spec.size_bytes > fair and spec.shape:
+            _wrap_around(index, spec, fair, shards, loads)
+        else:
             emptiest = loads.index(min(loads))
-            take = rows
-            if divisible and spec.size_bytes > fair:
-                take = min(_rows_for(spec, fair - loads[emptiest]), rows - row)
-            cut = _Cut(index, (take, *spec.shape[1:]) if spec.shape else (), row)
-            shards[emptiest].append(cut)
-            loads[emptiest] += spec.size_bytes * take // max(rows, 1)
-            row += max(take, 1)
+            shards[emptiest].append(_Cut(index, spec.shape, 0))
+            loads[emptiest] += spec.size_bytes
     return tuple(_lay_out(shard, specs) for shard in shards)
 
 
-def _rows_for(spec: ParameterSpec, room_bytes: float) -> int:
-    """How many rows fill `room_bytes`; the last one may stand out."""
-    rows = spec.shape[0] if spec.shape else 1
-    return max(ceil(room_bytes * rows / spec.size_bytes), 1)
+def _wrap_around(
+    index: int, spec: ParameterSpec, fair: float, shards: list[list[_Cut]], loads: list[float]
+) -> None:
+    """Cut a tensor into the room of the fullest shards that have any."""
+    row, rows = 0, spec.shape[0]
+    while row < rows:
+        with_room = [shard for shard, load in enumerate(loads) if load < fair]
+        shard = max(with_room, key=loads.__getitem__, default=loads.index(min(loads)))
+        room = ceil((fair - loads[shard]) * rows / spec.size_bytes)
+        take = min(max(room, 1), rows - row)
+        shards[shard].append(_Cut(index, (take, *spec.shape[1:]), row))
+        loads[shard] += spec.size_bytes * take / rows
+        row += take
 
 
 def _lay_out(cuts: list[_Cut], specs: Sequence[ParameterSpec]) -> ShardLayout:

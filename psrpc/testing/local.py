@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from torch import nn
 
 from psrpc.coordinator import Coordinator
 from psrpc.crew import stats_of
-from psrpc.errors import JobFailedError, PsrpcError, encode
+from psrpc.errors import JobFailedError, encode
 from psrpc.job import Job
 from psrpc.messages import GetStats
 from psrpc.planes.base import Link, Service
@@ -90,10 +89,4 @@ class LocalJob:
             worker.leave()
         except BaseException as error:
             self.errors.append(error)
-            if not isinstance(error, JobFailedError):
-                self._confess(worker, error)
-
-    def _confess(self, worker: Worker, error: BaseException) -> None:
-        """Tell the job why it ends; where it has ended before, nobody needs to know."""
-        with contextlib.suppress(PsrpcError):
             worker.fail(encode(error))

@@ -68,11 +68,16 @@ class Coordinator:
         }
         server.observe = self.meter.count
 
-    def handle(self, request: Request, tensors: Sequence[torch.Tensor]) -> Future:
-        """Take a request with its tensors; the future is done when the answer is."""
+    def handle(
+        self,
+        request: Request,
+        tensors: Sequence[torch.Tensor],
+        land: Sequence[torch.Tensor] | None = None,
+    ) -> Future:
+        """Take a request with its tensors; see `Service`."""
         handler = self._handlers.get(type(request))
         if handler is None:
-            return self.server.handle(request, tensors)
+            return self.server.handle(request, tensors, land)
         future: Future = torch.futures.Future()
         call = Call(request, tensors, [future])
         with self._lock:

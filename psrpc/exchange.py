@@ -63,8 +63,9 @@ class Exchange:
         overrides: tuple[Override, ...],
         loss: float | None,
         skip_nonfinite: bool,
+        at_once: bool,
     ) -> Ticket:
-        """Gather the gradients and send them to every shard."""
+        """Gather the gradients and send them to every shard; see `Link` for `at_once`."""
         self.settle()
         absent = self._binding.gather()
         bad = self._binding.nonfinite()
@@ -86,7 +87,7 @@ class Exchange:
                 loss=loss if server == 0 else None,
                 view=self._progress.news_for(server),
             )
-            pending.append(link.exchange(request, send=bad is None, land=pull))
+            pending.append(link.exchange(request, send=bad is None, land=pull, at_once=at_once))
 
         def finish() -> None:
             self._progress.finished(key)
@@ -95,8 +96,8 @@ class Exchange:
 
         return self._keep(pending, finish)
 
-    def pull(self) -> Ticket:
-        """Ask every shard for the weights of the next step."""
+    def pull(self, *, at_once: bool) -> Ticket:
+        """Ask every shard for the weights of the next step; see `Link` for `at_once`."""
         self.settle()
         self._read_view = self._progress.started_in
         progress = self._progress
@@ -105,6 +106,7 @@ class Exchange:
                 Pull(progress.worker, progress.clock, progress.news_for(server)),
                 send=False,
                 land=True,
+                at_once=at_once,
             )
             for server, link in enumerate(self._links)
         ]

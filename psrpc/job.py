@@ -18,6 +18,14 @@ class NonFinite(Enum):
     SKIP = "skip"
 
 
+class PlaneChoice(Enum):
+    """How gradients and weights shall travel."""
+
+    AUTO = "auto"  # shared memory to servers on the worker's own host, RPC to others
+    RPC = "rpc"  # RPC to all
+    SHM = "shm"  # shared memory to all; an error if one is on another host
+
+
 @dataclass(frozen=True)
 class Job:
     """A job's settings. `seed` orders samples and starts models."""
@@ -27,6 +35,7 @@ class Job:
     mode: Mode = field(default_factory=Synchronous)
     reduction: Reduction = Reduction.MEAN
     nonfinite: NonFinite = NonFinite.ERROR
+    plane: PlaneChoice = PlaneChoice.AUTO
     seed: int = 0
     start_timeout_s: float = 300.0
 
@@ -56,5 +65,6 @@ class Job:
             ("servers", str(self.servers)),
             ("workers", str(self.workers)),
             ("reduction", self.reduction.value),
+            ("plane", self.plane.value),
             ("seed", str(self.seed)),
         )

@@ -10,11 +10,13 @@ from torch import nn
 from psrpc.coordinator import Coordinator
 from psrpc.crew import stats_of
 from psrpc.errors import StartTimeoutError, encode
-from psrpc.job import Job
+from psrpc.job import Job, PlaneChoice
 from psrpc.messages import GetStats
-from psrpc.meter import Meter
 from psrpc.planes.agent import Agent
+from psrpc.planes.base import Link
 from psrpc.planes.rpc import Address, RpcLink, serve, withdraw
+from psrpc.planes.select import link_to, planes_of
+from psrpc.planes.shm import Doorman
 from psrpc.rendezvous import Rendezvous
 from psrpc.report import Report, summarize
 from psrpc.server import ParameterServer
@@ -26,8 +28,6 @@ _SERVER_THREADS = 4
 _WORKER_THREADS = 1
 _FAREWELL_S = 2.0
 
-Watch = Callable[[Meter, Job], Callable[[], None]]
-
 
 class ServerNode:
     """A process that serves one shard; server 0 coordinates as well."""
@@ -37,16 +37,19 @@ class ServerNode:
     ) -> None:
         self.job = job
         self.index = index
-        store = ShardStore(blueprint, blueprint.layouts(job.servers)[index], model, job.reduction)
+        layout = blueprint.layouts(job.servers)[index]
+        store = ShardStore(blueprint, layout, model, job.reduction)
         self.server = ParameterServer(job, index, blueprint, store)
         self.coordinator = Coordinator(job, self.server, blueprint, model) if index == 0 else None
         self.agent = Agent(f"server{index}", index, threads=_SERVER_THREADS, one_host=one_host)
+        self.doorman = Doorman(self.coordinator or self.server, layout)
 
     def serve(self, rendezvous: Rendezvous) -> None:
         """Serve until all workers are gone. Blocks; raises JobFailedError if the job failed."""
         self.agent.start()
         try:
             serve(self.agent, self.coordinator or self.server)
+            rendezvous.publish(shm_key(self.agent.name), self._open_door())
             rendezvous.publish(self.agent.name, self.agent.url)
             self._wait_for_workers()
             self.server.ended.wait()
@@ -54,11 +57,18 @@ class ServerNode:
             workers = [gone(f"worker{rank}") for rank in range(self.job.workers)]
             rendezvous.await_or_give_up(workers, _FAREWELL_S)
         finally:
+            self.doorman.close()
             withdraw(self.agent)
             self.agent.close()
             rendezvous.publish(gone(self.agent.name), "")
         if self.server.failure is not None:
             raise self.server.failure
+
+    def _open_door(self) -> str:
+        if self.job.plane is PlaneChoice.RPC:
+            return ""
+        self.doorman.start()
+        return self.doorman.address
 
     def _wait_for_workers(self) -> None:
         """End the job if not all workers come in time; only the coordinator watches that."""
@@ -85,6 +95,7 @@ class WorkerNode:
         self.rank = rank
         self.model = model
         self.blueprint = blueprint
+        self.plane = ""
         number = job.servers + rank
         self.agent = Agent(f"worker{rank}", number, threads=_WORKER_THREADS, one_host=one_host)
 
@@ -95,14 +106,14 @@ class WorkerNode:
         """
         names = [f"server{index}" for index in range(self.job.servers)]
         urls = rendezvous.read(names)
+        doors = rendezvous.read([shm_key(name) for name in names])
         self.agent.start()
         try:
             links = [
-                RpcLink(self.agent, Address(name, index, url))
-                for index, (name, url) in enumerate(zip(names, urls, strict=True))
+                link_to(RpcLink(self.agent, Address(name, index, url)), door, self.job.plane)
+                for index, (name, url, door) in enumerate(zip(names, urls, doors, strict=True))
             ]
-            for link in links:
-                link.connect()
+            self.plane = planes_of(links)
             worker = Worker(self.job, self.rank, self.model, self.blueprint, links)
             return self._work(worker, function, links)
         finally:
@@ -111,9 +122,7 @@ class WorkerNode:
             rendezvous.await_or_give_up([gone(name) for name in names], _FAREWELL_S)
             self.agent.close()
 
-    def _work(
-        self, worker: Worker, function: Callable[[Worker], Any], links: list[RpcLink]
-    ) -> Report:
+    def _work(self, worker: Worker, function: Callable[[Worker], Any], links: list[Link]) -> Report:
         try:
             worker.start()
             function(worker)
@@ -127,6 +136,11 @@ class WorkerNode:
             link.close()
         worker.bye()
         return report
+
+
+def shm_key(name: str) -> str:
+    """The key under which a server says where it shares memory; empty if it does not."""
+    return f"{name}/shm"
 
 
 def gone(name: str) -> str:

@@ -40,7 +40,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
             {**copy.deepcopy(options), "params": [named[name] for name in members]}
             for options, members in zip(blueprint.groups, blueprint.members, strict=True)
         ]
-        super().__init__(groups, {})
+        # Some schedulers read off the defaults which options there are.
+        super().__init__(groups, copy.deepcopy(blueprint.defaults))
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Push the gradients, wait as the mode demands, and take the new weights.
@@ -53,6 +54,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 value = closure()
         self._push()
         return value
+
+    def note_push(self) -> None:
+        """A push was made by `Worker.push` or `push_pull`: to schedulers, that is a step."""
+        self._opt_called = True
 
     def overrides(self) -> tuple[Override, ...]:
         """The options that differ from the job's start: (group, option, value)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -12,9 +13,9 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from psrpc.clock import Clock, SystemClock
 from psrpc.environment import Place
-from psrpc.errors import AddressError, StartTimeoutError
+from psrpc.errors import AddressError, PeerLostError, StartTimeoutError
 
-_ASK_AGAIN_S = 1.0
+_LOOK_AGAIN_S = 0.02
 
 
 class Rendezvous:
@@ -59,29 +60,38 @@ class Rendezvous:
     def read(self, keys: Sequence[str]) -> list[str]:
         """Wait for all keys and return their values.
 
-        Raises StartTimeoutError that names the keys that nobody published in time.
+        Raises StartTimeoutError that names the keys that nobody published in time, and
+        PeerLostError if the store is gone.
         """
         assert self._store is not None
-        deadline = self._clock.now() + self._timeout_s
-        missing = list(keys)
-        while missing:
-            try:
-                self._store.wait(missing, timedelta(seconds=_ASK_AGAIN_S))
-                missing = []
-            except (RuntimeError, dist.DistError):
-                missing = [key for key in missing if not self._store.check([key])]
-            if missing and self._clock.now() > deadline:
+        try:
+            if not self._have_come(keys, self._timeout_s):
+                missing = [key for key in keys if not self._store.check([key])]
                 raise StartTimeoutError(
                     f"rank {self._place.rank} waited {self._timeout_s:g} s and these have not "
                     f"come: {', '.join(missing)}"
                 )
-        return [self._store.get(key).decode() for key in keys]
+            return [self._store.get(key).decode() for key in keys]
+        except (RuntimeError, dist.DistError) as error:
+            raise PeerLostError(
+                f"rank {self._place.rank} lost the store at {self._place.address}:"
+                f"{self._place.port}: rank 0 or its launcher has ended"
+            ) from error
 
     def await_or_give_up(self, keys: Sequence[str], timeout_s: float) -> None:
         """Wait for keys, but not long, and not if the store itself is gone."""
-        assert self._store is not None
         with contextlib.suppress(RuntimeError, dist.DistError):
-            self._store.wait(list(keys), timedelta(seconds=timeout_s))
+            self._have_come(keys, timeout_s)
+
+    def _have_come(self, keys: Sequence[str], timeout_s: float) -> bool:
+        """Wait for keys; look again and again, for the store's own `wait` logs its time limits."""
+        assert self._store is not None
+        deadline = self._clock.now() + timeout_s
+        while not self._store.check(list(keys)):
+            if self._clock.now() > deadline:
+                return False
+            time.sleep(_LOOK_AGAIN_S)
+        return True
 
 
 def _listen(address: str, port: int) -> socket.socket:

@@ -18,7 +18,7 @@ from psrpc.display import ProgressLine
 from psrpc.environment import Place
 from psrpc.errors import ConfigError, ModelError, PsrpcError, UsageError
 from psrpc.interrupts import Interrupts
-from psrpc.job import Job, NonFinite
+from psrpc.job import Job, NonFinite, PlaneChoice
 from psrpc.modes import Mode, Reduction, Synchronous
 from psrpc.nodes import ServerNode, WorkerNode
 from psrpc.rendezvous import Rendezvous
@@ -40,13 +40,15 @@ class Result:
 
     `is_main` is true in exactly one process, worker 0. On workers `model` is the
     trained model (final weights, the workers' mean buffers) and `report` the
-    job's counts; both are None on servers.
+    job's counts; both are None on servers. `plane` names how this worker's gradients
+    and weights travelled: "rpc", "shm", or both joined by a plus.
     """
 
     role: Role
     rank: int
     model: nn.Module | None = None
     report: Report | None = None
+    plane: str = ""
 
     @property
     def is_main(self) -> bool:
@@ -64,6 +66,7 @@ def run(
     param_groups: GroupsFactory | None = None,
     reduction: str = "mean",
     nonfinite: str = "error",
+    plane: str = "auto",
     seed: int = 0,
     device: str = "auto",
     threads: int | None = None,
@@ -82,7 +85,8 @@ def run(
     (the default), `BoundedStaleness(k)` or `Asynchronous()`. `reduction` ("mean" by
     samples, or "sum") joins the gradients of a synchronous round. `nonfinite` says
     what happens to a step with NaN or Inf in its gradients: "error" or "skip".
-    `device` is "auto" (CUDA where there is any), "cpu" or "cuda"; servers compute
+    `plane` is "auto" (shared memory to servers on the same host, RPC to others), "rpc"
+    or "shm". `device` is "auto" (CUDA where there is any), "cpu" or "cuda"; servers compute
     on the CPU. `threads` sets torch's threads in this process.
 
     Raises UsageError outside torchrun, ConfigError for wrong settings, ModelError and
@@ -96,7 +100,8 @@ def run(
                 "psrpc.run must be started by torchrun: torchrun --nproc-per-node=3 script.py "
                 "(the first `servers` processes serve, the rest work)"
             )
-        job = _job(place, servers, mode, reduction, nonfinite, seed, start_timeout_s)
+        names = {"reduction": reduction, "nonfinite": nonfinite, "plane": plane}
+        job = _job(place, servers, mode, names, seed, start_timeout_s)
         target = _device(device, place, servers)
         torch.manual_seed(seed)
         built = _build(model)
@@ -126,23 +131,26 @@ class _Watch:
         return ProgressLine(node.coordinator.meter, self.total_samples)
 
 
+_CHOICES: dict[str, type[Enum]] = {
+    "reduction": Reduction,
+    "nonfinite": NonFinite,
+    "plane": PlaneChoice,
+}
+
+
 def _job(
     place: Place,
     servers: int,
     mode: Mode | None,
-    reduction: str,
-    nonfinite: str,
+    names: dict[str, str],
     seed: int,
     start_timeout_s: float,
 ) -> Job:
     problems = []
-    for name, value, kind in (
-        ("reduction", reduction, Reduction),
-        ("nonfinite", nonfinite, NonFinite),
-    ):
+    for name, kind in _CHOICES.items():
         known = [member.value for member in kind]
-        if value not in known:
-            problems.append(f"{name} must be one of {', '.join(known)}, not {value!r}")
+        if names[name] not in known:
+            problems.append(f"{name} must be one of {', '.join(known)}, not {names[name]!r}")
     if isinstance(servers, bool) or not isinstance(servers, int):
         problems.append(f"servers must be a whole number, not {servers!r}")
     elif 1 <= servers >= place.world_size:
@@ -157,8 +165,9 @@ def _job(
         max(workers, 1),
         servers,
         Synchronous() if mode is None else mode,
-        Reduction(reduction),
-        NonFinite(nonfinite),
+        Reduction(names["reduction"]),
+        NonFinite(names["nonfinite"]),
+        PlaneChoice(names["plane"]),
         seed,
         start_timeout_s,
     )
@@ -213,7 +222,7 @@ def _work(
     torch.manual_seed(job.seed + 1 + rank)
     node = WorkerNode(job, rank, model, blueprint, one_host=place.one_host)
     report = node.train(train, rendezvous)
-    return Result(Role.WORKER, rank, model, report)
+    return Result(Role.WORKER, rank, model, report, node.plane)
 
 
 def _one_line_errors() -> None:

@@ -46,6 +46,7 @@ class Call:
     request: Request
     tensors: Sequence[torch.Tensor] = ()
     futures: list[Future] = field(default_factory=list)
+    lands: list[Sequence[torch.Tensor]] = field(default_factory=list)
 
 
 class Desk:
@@ -67,7 +68,9 @@ class Desk:
 
     def attach(self, token: Token, first: Token) -> None:
         """Let the call `token` share the answer of the open call `first`."""
-        self._calls[first].futures += self._calls.pop(token).futures
+        again = self._calls.pop(token)
+        self._calls[first].futures += again.futures
+        self._calls[first].lands += again.lands
 
     def close(self, token: Token) -> Call:
         """Take out a call that is about to be answered."""
@@ -124,10 +127,15 @@ class ParameterServer:
             Bye: self._bye,
         }
 
-    def handle(self, request: Request, tensors: Sequence[torch.Tensor]) -> Future:
-        """Take a request with its tensors; the future is done when the answer is."""
+    def handle(
+        self,
+        request: Request,
+        tensors: Sequence[torch.Tensor],
+        land: Sequence[torch.Tensor] | None = None,
+    ) -> Future:
+        """Take a request with its tensors; see `Service`."""
         future: Future = torch.futures.Future()
-        call = Call(request, tensors, [future])
+        call = Call(request, tensors, [future], [] if land is None else [land])
         with self._lock:
             answers = self._answer(call)
         resolve(answers)
@@ -176,7 +184,7 @@ class ParameterServer:
         return [*answers, (call, (Done(self.core.version), []))]
 
     def _peek(self, request: Peek, call: Call) -> Answers:
-        return [(call, (Done(self.core.version), self._store.snapshot()))]
+        return [(call, (Done(self.core.version), self._weights_for(call)))]
 
     def _get_state(self, request: GetState, call: Call) -> Answers:
         pieces: list[tuple[str, int, tuple[tuple[str, int | None, object], ...]]] = []
@@ -214,7 +222,7 @@ class ParameterServer:
                     self._apply(tokens, staleness)
                 case Answer(token, reply):
                     call = self._desk.close(token)
-                    answers.append((call, (reply, self._weights_for(call.request, reply))))
+                    answers.append((call, (reply, self._granted(call, reply))))
                 case Same(token, first):
                     self._desk.attach(token, first)
         return answers
@@ -234,9 +242,16 @@ class ParameterServer:
             call.tensors = ()
             self.observe(push, stale)
 
-    def _weights_for(self, request: Request, reply: Reply) -> list[torch.Tensor]:
+    def _granted(self, call: Call, reply: Reply) -> list[torch.Tensor]:
+        request = call.request
         wants = isinstance(request, Pull) or (isinstance(request, Push) and request.pull)
-        return self._store.snapshot() if wants and isinstance(reply, Stepped) else []
+        return self._weights_for(call) if wants and isinstance(reply, Stepped) else []
+
+    def _weights_for(self, call: Call) -> list[torch.Tensor]:
+        """Write the weights where they are wanted; return them for those who wait for them."""
+        for land in call.lands:
+            self._store.copy_to(land)
+        return self._store.snapshot() if len(call.futures) > len(call.lands) else []
 
 
 def _failure(error: PsrpcError) -> Payload:

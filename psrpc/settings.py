@@ -85,6 +85,7 @@ OPTIONS = (
     Option("steps", whole(1), None, "steps per worker, in place of --epochs"),
     Option("reduction", choice("mean", "sum"), "mean", "of a synchronous round: mean|sum"),
     Option("nonfinite", choice("error", "skip"), "error", "NaN, Inf in gradients: error|skip"),
+    Option("plane", choice("auto", "rpc", "shm"), "auto", "gradients travel by: auto|rpc|shm"),
     Option("device", choice("auto", "cpu", "cuda"), "auto", "auto|cpu|cuda"),
     Option("threads", whole(1), None, "torch threads per process (default: cores / workers)"),
     Option("seed", whole(0), "0", "orders samples and starts the model"),
@@ -116,6 +117,7 @@ class TrainSettings:
     steps: int | None
     reduction: str
     nonfinite: str
+    plane: str
     device: str
     threads: int | None
     seed: int

@@ -157,16 +157,16 @@ class Worker:
 
         Waits for an earlier push first.
         """
-        return self._push(pull=False)
+        return self._push(pull=False, at_once=False)
 
     def pull(self) -> Ticket:
         """Ask for weights; they are in the model when the ticket's `result` returns."""
         self._ensure_active()
-        return self._exchange.pull()
+        return self._exchange.pull(at_once=False)
 
     def push_pull(self) -> Ticket:
         """Push the gradients and ask for the weights of the next step, without waiting."""
-        return self._push(pull=True)
+        return self._push(pull=True, at_once=False)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -251,9 +251,9 @@ class Worker:
     # Steps.
 
     def _optimizer_step(self) -> None:
-        self._push(pull=True).result()
+        self._push(pull=True, at_once=True).result()
 
-    def _push(self, *, pull: bool) -> Ticket:
+    def _push(self, *, pull: bool, at_once: bool) -> Ticket:
         if self._closed:
             raise ClosedError(f"worker {self.rank} has left the job and cannot step")
         self._exchange.settle()
@@ -270,7 +270,9 @@ class Worker:
                 overrides=self.optimizer.overrides(),
                 loss=float(loss) if loss is not None else None,
                 skip_nonfinite=self.job.nonfinite is NonFinite.SKIP,
+                at_once=at_once,
             )
+        self.optimizer.note_push()
         self._steps += 1
         self._samples_done += samples
         self._samples, self._loss, self._fetched = None, None, None
@@ -287,7 +289,7 @@ class Worker:
         """After a pause, start from weights as the mode demands."""
         if self._exchange.stale:
             with self._waiting():
-                self._exchange.pull().result()
+                self._exchange.pull(at_once=True).result()
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:

@@ -19,9 +19,16 @@ class Service(Protocol):
     """What a server offers to every plane."""
 
     def handle(
-        self, request: Request, tensors: Sequence[torch.Tensor]
+        self,
+        request: Request,
+        tensors: Sequence[torch.Tensor],
+        land: Sequence[torch.Tensor] | None = None,
     ) -> torch.futures.Future[Payload]:
-        """Take a request; the future is done when its answer is. Never blocks, never raises."""
+        """Take a request; the future is done when its answer is. Never blocks, never raises.
+
+        `tensors` may be overwritten. Weights that belong to the answer are written into
+        `land`, if given, and otherwise are part of the answer.
+        """
         ...
 
 
@@ -52,8 +59,14 @@ class Link(Protocol):
         """Send a request, with tensors that must not change until it is answered."""
         ...
 
-    def exchange(self, request: Request, *, send: bool, land: bool) -> Pending:
-        """Send a request with the gradient buffers (`send`); let weights land (`land`)."""
+    def exchange(
+        self, request: Request, *, send: bool, land: bool, at_once: bool = True
+    ) -> Pending:
+        """Send a request with the gradient buffers (`send`); let weights land (`land`).
+
+        With `at_once` the caller waits now, and weights may land at any moment before
+        `wait` returns; otherwise they land within `wait`.
+        """
         ...
 
     def close(self) -> None:

@@ -54,7 +54,9 @@ class LoopbackLink:
         """See `Link`."""
         return LoopbackPending(self._service.handle(request, tensors), None)
 
-    def exchange(self, request: Request, *, send: bool, land: bool) -> Pending:
+    def exchange(
+        self, request: Request, *, send: bool, land: bool, at_once: bool = True
+    ) -> Pending:
         """See `Link`."""
         sent = [flat.clone() for flat in self._buffers.gradients] if send else []
         weights = self._buffers.weights if land else None

@@ -154,14 +154,20 @@ class RpcLink:
 
     def open(self, layout: ShardLayout) -> Buffers:
         """See `Link`."""
-        self._buffers = Buffers(layout.empty(), layout.empty())
-        return self._buffers
+        return self.adopt(Buffers(layout.empty(), layout.empty()))
+
+    def adopt(self, buffers: Buffers) -> Buffers:
+        """Use buffers that are there already."""
+        self._buffers = buffers
+        return buffers
 
     def call(self, request: Request, tensors: Sequence[torch.Tensor] = ()) -> Pending:
         """See `Link`."""
         return RpcPending(self, request, list(tensors))
 
-    def exchange(self, request: Request, *, send: bool, land: bool) -> Pending:
+    def exchange(
+        self, request: Request, *, send: bool, land: bool, at_once: bool = True
+    ) -> Pending:
         """See `Link`."""
         pending = RpcPending(self, request, self._buffers.gradients if send else [])
         pending.weights = self._buffers.weights if land else None

@@ -44,12 +44,13 @@ class Blueprint:
     """The trained parameters in order, each group's options, and how to make the optimizer.
 
     `members` are the names of each group's parameters in the optimizer's own order,
-    those that are frozen included.
+    those that are frozen included; `defaults` are the optimizer's options for all groups.
     """
 
     specs: tuple[ParameterSpec, ...]
     groups: tuple[dict[str, Any], ...]
     members: tuple[tuple[str, ...], ...]
+    defaults: dict[str, Any]
     factory: OptimizerFactory
     kind: type[optim.Optimizer]
 
@@ -94,7 +95,8 @@ def draw(
             f"no parameter of {type(model).__name__} is trained: none both requires a "
             "gradient and was given to the optimizer"
         )
-    return Blueprint(specs, groups, members, factory, type(template))
+    defaults = copy.deepcopy(template.defaults)
+    return Blueprint(specs, groups, members, defaults, factory, type(template))
 
 
 def compare(

@@ -70,6 +70,11 @@ class ShardStore:
             self._snapshot = [flat.clone() for flat in self.flats]
         return self._snapshot
 
+    def copy_to(self, targets: Sequence[torch.Tensor]) -> None:
+        """Write the weights as they are now into flat tensors, one a segment."""
+        for target, flat in zip(targets, self.flats, strict=True):
+            target.copy_(flat)
+
     def optimizer_state(self) -> list[dict[str, object]]:
         """Each piece's optimizer state, see `ShardOptimizer.state`."""
         return self._optimizer.state()

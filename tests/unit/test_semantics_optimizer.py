@@ -194,7 +194,8 @@ def test_state_dict_is_that_of_the_plain_optimizer(
     model, plain = alone(STATEFUL[name], groups)
     ours, theirs = states[0], plain.state_dict()
     assert ours["param_groups"] == theirs["param_groups"]
-    theirs["state"] = {index: state for index, state in theirs["state"].items() if state}
+    frozen = 1 if groups else None  # Adagrad keeps state even for those
+    theirs["state"] = {i: state for i, state in theirs["state"].items() if state and i != frozen}
     torch.testing.assert_close(
         {i: without_none(s) for i, s in ours["state"].items()},
         {i: without_none(s) for i, s in theirs["state"].items()},
@@ -222,7 +223,8 @@ def check_goes_on_alike(
     data = [[batch_of(step, 1)] for step in range(3)]
     train_alone(model, plain, data)
     train_alone(twin, second, data)
-    assert same_state(twin, model)
+    # Torch itself loads some float32 counters of NAdam as float64.
+    assert relative_error(twin, model) < 1e-6
 
 
 def test_state_dict_before_the_first_step_is_empty() -> None:

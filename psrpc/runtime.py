@@ -94,17 +94,11 @@ def run(
     another process ended the job, and whatever `train` raises.
     """
     try:
-        place = environment.place()
-        if place is None:
-            raise UsageError(
-                "psrpc.run must be started by torchrun: torchrun --nproc-per-node=3 script.py "
-                "(the first `servers` processes serve, the rest work)"
-            )
+        place = _place()
         names = {"reduction": reduction, "nonfinite": nonfinite, "plane": plane}
         job = _job(place, servers, mode, names, seed, start_timeout_s)
         target = _device(device, place, servers)
-        torch.manual_seed(seed)
-        built = _build(model)
+        built = _build(model, seed)
         blueprint = draw(built, optimizer, param_groups)
         if threads is not None:
             torch.set_num_threads(threads)
@@ -118,6 +112,16 @@ def run(
     except PsrpcError:
         _one_line_errors()
         raise
+
+
+def _place() -> Place:
+    place = environment.place()
+    if place is None:
+        raise UsageError(
+            "psrpc.run must be started by torchrun: torchrun --nproc-per-node=3 script.py "
+            "(the first `servers` processes serve, the rest work)"
+        )
+    return place
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,8 @@ def _device(name: str, place: Place, servers: int) -> torch.device:
     return torch.device("cuda", max(place.local_rank - servers, 0) % torch.cuda.device_count())
 
 
-def _build(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+def _build(model: nn.Module | Callable[[], nn.Module], seed: int) -> nn.Module:
+    torch.manual_seed(seed)
     built = model if isinstance(model, nn.Module) else model()
     if not isinstance(built, nn.Module):
         raise ModelError(

@@ -259,7 +259,7 @@ def _failure(error: PsrpcError) -> Payload:
 
 
 def worker_failed(request: Fail) -> PsrpcError:
-    """The error that ends a job, by a worker's word: its own failure, or one that it was told of."""
+    """The error that ends a job by a worker's word: its failure, or one it was told of."""
     name, text = request.error
     if name == JobFailedError.__name__:
         return JobFailedError(text)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from benchmarks.workload import Workload
 
 _FOUND_AT = "data"
+# Each by its name: what "auto" is depends on the host.
+_PLANES = ("rpc", "shm")
 
 
 class Counts(click.ParamType[tuple[int, ...]]):
@@ -63,6 +65,15 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--steps", type=click.IntRange(1), default=300, show_default=True, help="per worker and round"
 )
+@click.option(
+    "--plane",
+    "planes",
+    type=click.Choice(_PLANES),
+    multiple=True,
+    default=_PLANES,
+    show_default=True,
+    help="psrpc's data planes to measure; may be repeated",
+)
 @click.option("--data-root", type=click.Path(path_type=Path), help="folder that has MNIST/raw")
 def convnet(
     rounds: int,
@@ -71,6 +82,7 @@ def convnet(
     workers: Sequence[tuple[int, ...]],
     servers: int,
     steps: int,
+    planes: Sequence[str],
     data_root: Path | None,
 ) -> None:
     """Worker steps per second, over all workers, on the ConvNet of Ray's example.
@@ -89,12 +101,14 @@ def convnet(
                 f"convnet on {work.dataset}: {count} workers, {servers} server(s), "
                 f"{rounds} rounds of {steps} steps a worker"
             )
-            contenders = _for_convnet(work, servers, count)
+            contenders = _for_convnet(work, planes, servers, count)
             tables.append(_measured(title, contenders, rounds, Plan(steps)))
     _write(tables, machine, json_file, markdown_file)
 
 
-def _for_convnet(work: Workload, servers: int, workers: int) -> list[Contender]:
+def _for_convnet(
+    work: Workload, planes: Sequence[str], servers: int, workers: int
+) -> list[Contender]:
     from benchmarks.contenders import limit, ours
     from psrpc.modes import Asynchronous, BoundedStaleness, Synchronous
 
@@ -102,7 +116,8 @@ def _for_convnet(work: Workload, servers: int, workers: int) -> list[Contender]:
     return [
         limit.contender(work, workers),
         *(
-            ours.contender(f"psrpc {name}, rpc", work, mode, servers, workers)
+            ours.contender(f"psrpc {name}, {plane}", work, mode, plane, servers, workers)
+            for plane in planes
             for name, mode in modes
         ),
     ]

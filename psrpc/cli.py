@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from psrpc._version import __version__
 from psrpc.errors import ConfigError, PsrpcError, UsageError
-from psrpc.settings import OPTIONS, TrainSettings, parse
+from psrpc.settings import OPTIONS, TrainSettings, parse, unwritable
 
 _INTERRUPTED = 130
 
@@ -100,33 +99,26 @@ def _start(settings: TrainSettings, argv: list[str]) -> None:
     from psrpc.launch import launch
     from psrpc.planes.agent import check_torch
 
-    problems: list[str] = []
+    errors: list[PsrpcError] = []
     looks: tuple[Callable[[], None], ...] = (
+        check_torch,
         lambda: models.check(settings.model),
         lambda: datasets.prepare(settings.dataset, data_root=settings.data_root),
-        lambda: _check_folder("--output", settings.output),
-        lambda: _check_folder("--json", settings.json),
     )
     for look in looks:
         try:
             look()
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(problems)
-    check_torch()
+        except PsrpcError as error:
+            errors.append(error)
+    if problems := unwritable(settings):
+        errors.append(ConfigError(problems))
+    if errors:
+        for error in errors:
+            _tell(error)
+        sys.exit(min(error.exit_code for error in errors))
     names = [f"server {index}" for index in range(settings.servers)]
     names += [f"worker {rank}" for rank in range(settings.workers)]
     launch(argv, names, settings.port)
-
-
-def _check_folder(option: str, name: str | None) -> None:
-    if name is None or name == "-":
-        return
-    path = Path(name)
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else f"cannot be written: {path.parent} is no folder"
-        raise ConfigError([f"{option} {name} {what}"])
 
 
 def _own_failure(error: Exception) -> PsrpcError:

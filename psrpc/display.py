@@ -37,7 +37,6 @@ class ProgressLine:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="psrpc-progress", daemon=True)
         self._seen: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
-        self._rate = 0.0
 
     def __enter__(self) -> ProgressLine:
         self._thread.start()
@@ -57,12 +56,11 @@ class ProgressLine:
         meter = self._meter
         self._seen.append((self._clock.now(), meter.samples))
         (then, before), (now, samples) = self._seen[0], self._seen[-1]
-        if samples > before:
-            self._rate = (samples - before) / (now - then)
+        rate = (samples - before) / (now - then) if samples > before else meter.samples_per_s
         loss = "-" if meter.loss is None else f"{meter.loss:.4f}"
         low, high = meter.staleness_range()
         stale = f"{low}" if low == high else f"{low}-{high}"
-        parts = (f"step {meter.steps}", f"loss {loss}", f"{self._rate:,.0f} samples/s")
+        parts = (f"step {meter.steps}", f"loss {loss}", f"{rate:,.0f} samples/s")
         return "  ".join((*self._bar(), *parts, f"staleness {stale}"))
 
     def _bar(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from psrpc.clock import Clock, SystemClock
 from psrpc.messages import Push
 
 _SMOOTHING = 0.98
@@ -13,7 +14,10 @@ _RECENT = 64
 class Meter:
     """Counts pushes as the first server applies them. Written by its threads, read by any."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self._began_s = 0.0
+        self._latest_s = 0.0
         self.steps = 0
         self.samples = 0
         self._sum = 0.0
@@ -25,6 +29,12 @@ class Meter:
         """The exponentially weighted mean of the losses that came with pushes."""
         return self._sum / self._weight if self._weight else None
 
+    @property
+    def samples_per_s(self) -> float:
+        """The mean rate from the first push to the latest."""
+        took_s = self._latest_s - self._began_s
+        return self.samples / took_s if took_s > 0 else 0.0
+
     def staleness_range(self) -> tuple[int, int]:
         """The lowest and the highest staleness of recent pushes, in clocks."""
         recent = tuple(self._staleness) or (0,)
@@ -32,6 +42,9 @@ class Meter:
 
     def count(self, push: Push, staleness: int) -> None:
         """Count one applied push."""
+        self._latest_s = self._clock.now()
+        if not self.steps:
+            self._began_s = self._latest_s
         self.steps += 1
         self.samples += push.samples
         self._staleness.append(staleness)

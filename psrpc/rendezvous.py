@@ -36,6 +36,8 @@ class Rendezvous:
         place = self._place
         keeps = place.rank == 0 and not place.agent_keeps_store
         listener = _listen(place.address, place.port) if keeps else None
+        if not keeps:
+            self._knock()
         try:
             store = TCPStore(
                 place.address,
@@ -46,11 +48,27 @@ class Rendezvous:
                 master_listen_fd=listener.detach() if listener is not None else None,
             )
         except (RuntimeError, dist.DistNetworkError) as error:
-            raise StartTimeoutError(
-                f"rank {place.rank} found no store at {place.address}:{place.port} within "
-                f"{self._timeout_s:g} s: is rank 0 running, and does MASTER_ADDR name its host?"
-            ) from error
+            raise self._no_store() from error
         self._store = PrefixStore(f"psrpc/{place.job}", store)
+
+    def _knock(self) -> None:
+        """Wait until somebody listens where the store is; the store's own waiting logs a lot."""
+        deadline = self._clock.now() + self._timeout_s
+        while True:
+            try:
+                socket.create_connection((self._place.address, self._place.port), 5.0).close()
+                return
+            except OSError as error:
+                if self._clock.now() > deadline:
+                    raise self._no_store() from error
+            time.sleep(_LOOK_AGAIN_S)
+
+    def _no_store(self) -> StartTimeoutError:
+        place = self._place
+        return StartTimeoutError(
+            f"rank {place.rank} found no store at {place.address}:{place.port} within "
+            f"{self._timeout_s:g} s: is rank 0 running, and does MASTER_ADDR name its host?"
+        )
 
     def publish(self, key: str, value: str) -> None:
         """Let the others read `value` under `key`."""
@@ -101,9 +119,12 @@ def _listen(address: str, port: int) -> socket.socket:
             0
         ]
         listener = socket.socket(family, kind, proto)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(where)
-        listener.listen(128)
+        with contextlib.ExitStack() as undo:
+            undo.callback(listener.close)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(where)
+            listener.listen(128)
+            undo.pop_all()
     except OSError as error:
         raise AddressError(
             f"rank 0 cannot listen on {address}:{port} ({error.strerror or error}): choose another "

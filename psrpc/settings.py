@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from psrpc.errors import ConfigError
@@ -154,6 +155,18 @@ def parse(texts: Mapping[str, str | None], *, quiet: bool = False) -> TrainSetti
     if problems:
         raise ConfigError(problems)
     return TrainSettings(**_filled(values), quiet=quiet)
+
+
+def unwritable(settings: TrainSettings) -> list[str]:
+    """Say of each file that the job is to write why it cannot be."""
+    problems = []
+    for option, name in (("output", settings.output), ("json", settings.json)):
+        path = Path(name or "-")
+        if path.is_dir():
+            problems.append(f"--{option} {name} is a folder")
+        elif not path.parent.is_dir():
+            problems.append(f"--{option} {name} cannot be written: {path.parent} is no folder")
+    return problems
 
 
 def _contradictions(values: Mapping[str, Any]) -> list[str]:

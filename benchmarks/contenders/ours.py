@@ -16,19 +16,22 @@ from psrpc.modes import Mode
 from psrpc.worker import Worker
 
 
-def contender(name: str, workload: Workload, mode: Mode, servers: int, workers: int) -> Job:
+def contender(
+    name: str, workload: Workload, mode: Mode, plane: str, servers: int, workers: int
+) -> Job:
     """One job that stays alive; its workers pause between rounds."""
-    part = Part(play, (workload, mode, servers))
+    part = Part(play, (workload, mode, plane, servers))
     return Job(name, [part] * (servers + workers), servers)
 
 
-def play(stage: Stage, workload: Workload, mode: Mode, servers: int) -> None:
+def play(stage: Stage, workload: Workload, mode: Mode, plane: str, servers: int) -> None:
     """Be one process of the job, whichever its rank makes it."""
     psrpc.run(
         functools.partial(_train, stage=stage, workload=workload),
         model=workload.model,
         optimizer=functools.partial(torch.optim.SGD, lr=workload.lr),
         mode=mode,
+        plane=plane,
         servers=servers,
         device="cpu",
         threads=1,

@@ -10,6 +10,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 from psrpc.datasets.splits import Splits
+from psrpc.errors import DatasetError
+from psrpc.importing import cause
 
 _COUNT = 1797
 _SHAPE = (1, 8, 8)
@@ -34,11 +36,18 @@ def load() -> Splits:
 
 
 def _read() -> tuple[torch.Tensor, torch.Tensor]:
-    with (resources.files("psrpc.datasets") / "digits.npz").open("rb") as file:
-        arrays = np.load(file)
-        pixels, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
-    images = pixels.view(_COUNT, *_SHAPE).float().div_(16).sub_(_MEAN).div_(_STD)
-    return images, labels.long()
+    path = resources.files("psrpc.datasets") / "digits.npz"
+    try:
+        with path.open("rb") as file:
+            arrays = np.load(file)
+            pixels, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
+        images = pixels.view(_COUNT, *_SHAPE).float().div_(16).sub_(_MEAN).div_(_STD)
+        return images, labels.long()
+    except Exception as error:
+        # numpy's reader raises whatever the bytes make it trip over.
+        raise DatasetError(
+            f"{path} cannot be read ({cause(error)}): install psrpc again"
+        ) from error
 
 
 def _order() -> torch.Tensor:

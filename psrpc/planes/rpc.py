@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.distributed import rpc
 
 from psrpc.errors import PeerLostError, encode
 from psrpc.messages import Failure, Ping, Request
-from psrpc.planes.agent import Agent
+from psrpc.planes.agent import Agent, answers_later
 from psrpc.planes.base import Payload, Pending, Service, checked, land
 from psrpc.store.binding import Buffers
 from psrpc.store.layout import ShardLayout
@@ -57,7 +58,7 @@ def _service(key: str) -> Service:
     return _serving[key][1]
 
 
-@rpc.functions.async_execution  # type: ignore[untyped-decorator]
+@answers_later
 def _handle(
     key: str, request: Request, tensors: list[torch.Tensor]
 ) -> torch.futures.Future[Payload]:
@@ -87,14 +88,18 @@ class RpcPending:
         self._send()
 
     def done(self) -> bool:
-        """See `Pending`."""
+        """See `Pending`. What ran into its time limit is sent again here as well."""
+        if self._future.done() and self._late():
+            with suppress(PeerLostError):  # `wait` will say so
+                self._send()
         return bool(self._future.done())
 
     def wait(self, timeout_s: float | None = None) -> Payload:
         """See `Pending`."""
-        if timeout_s is not None:
-            self._wait_for(timeout_s)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
+            if deadline is not None:
+                self._wait_until(deadline)
             try:
                 payload = checked(self._future.wait())
                 break
@@ -108,15 +113,27 @@ class RpcPending:
         self._sent = time.monotonic()
         self._future = self._link.send(self._request, self._tensors)
 
-    def _wait_for(self, timeout_s: float) -> None:
+    def _wait_until(self, deadline: float) -> None:
         came = threading.Event()
         self._future.add_done_callback(lambda _: came.set())
-        if not came.wait(timeout_s):
-            raise TimeoutError(f"no answer from {self._link.peer.name} in {timeout_s} s")
+        if not came.wait(max(deadline - time.monotonic(), 0.0)):
+            raise TimeoutError(f"no answer from {self._link.peer.name} yet")
+
+    def _late(self) -> bool:
+        """Whether the last attempt ran into its time limit."""
+        try:
+            self._future.value()
+        except RuntimeError:
+            return self._attempt_is_over()
+        return False
+
+    def _attempt_is_over(self) -> bool:
+        # Torch's clock may be early by a millisecond; a server that died is found by the ping.
+        return time.monotonic() - self._sent > self._link.patience.attempt_s / 2
 
     def _retry(self, error: RuntimeError) -> None:
         """Send again what ran into its time limit; anything else means that the server is gone."""
-        if time.monotonic() - self._sent < self._link.patience.attempt_s:
+        if not self._attempt_is_over():
             raise self._link.lost(error) from None
         self._link.ping()
         self._send()

@@ -72,13 +72,17 @@ def test_the_users_data_fails_under_psrpc_train(bench: Bench) -> None:
 
 
 SCRIPT = """
-    import functools, os, pathlib, sys, torch, psrpc
+    import functools, os, pathlib, sys, time, torch, psrpc
 
     what, mine = sys.argv[1], os.environ["RANK"] == "2"
     hidden = 7 if what == "model" and mine else 5
     mode = psrpc.Asynchronous() if what == "mode" and mine else psrpc.Synchronous()
     if what == "absent" and mine:
         sys.exit()
+    # Importing takes longer or shorter: everybody is here before the time to start runs.
+    pathlib.Path("here-" + os.environ["RANK"]).touch()
+    while not (pathlib.Path("here-0").exists() and pathlib.Path("here-1").exists()):
+        time.sleep(0.01)
 
     def model():
         return torch.nn.Sequential(torch.nn.Linear(4, hidden), torch.nn.Linear(hidden, 2))

@@ -113,9 +113,9 @@ def _start(settings: TrainSettings, argv: list[str]) -> None:
     if problems := unwritable(settings):
         errors.append(ConfigError(problems))
     if errors:
-        for error in errors:
-            _tell(error)
-        sys.exit(min(error.exit_code for error in errors))
+        for each in errors:
+            _tell(each)
+        sys.exit(min(each.exit_code for each in errors))
     names = [f"server {index}" for index in range(settings.servers)]
     names += [f"worker {rank}" for rank in range(settings.workers)]
     launch(argv, names, settings.port)

@@ -54,13 +54,13 @@ class ServerNode:
             self._wait_for_workers()
             self.server.ended.wait()
             # The last answers must have arrived before the agent cuts them off.
-            workers = [gone(f"worker{rank}") for rank in range(self.job.workers)]
+            workers = [gone(name) for name in sorted(self.agent.peers)]
             rendezvous.await_or_give_up(workers, _FAREWELL_S)
         finally:
             self.doorman.close()
             withdraw(self.agent)
             self.agent.close()
-            rendezvous.publish(gone(self.agent.name), "")
+            rendezvous.say(gone(self.agent.name))
         if self.server.failure is not None:
             raise self.server.failure
 
@@ -117,7 +117,7 @@ class WorkerNode:
             worker = Worker(self.job, self.rank, self.model, self.blueprint, links)
             return self._work(worker, function, links)
         finally:
-            rendezvous.publish(gone(self.agent.name), "")
+            rendezvous.say(gone(self.agent.name))
             # A server that still listens would log the end of a worker as a fault.
             rendezvous.await_or_give_up([gone(name) for name in names], _FAREWELL_S)
             self.agent.close()

@@ -14,8 +14,10 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from psrpc.clock import Clock, SystemClock
 from psrpc.environment import Place
 from psrpc.errors import AddressError, PeerLostError, StartTimeoutError
+from psrpc.planes.agent import hushed
 
 _LOOK_AGAIN_S = 0.02
+_FAREWELL_S = 2.0
 
 
 class Rendezvous:
@@ -26,6 +28,7 @@ class Rendezvous:
         self._timeout_s = timeout_s
         self._clock = clock or SystemClock()
         self._store: Store | None = None
+        self._keeps = place.rank == 0 and not place.agent_keeps_store
 
     def open(self) -> None:
         """Connect to the store; rank 0 keeps it where the launcher does not.
@@ -34,15 +37,14 @@ class Rendezvous:
         answers there in time.
         """
         place = self._place
-        keeps = place.rank == 0 and not place.agent_keeps_store
-        listener = _listen(place.address, place.port) if keeps else None
-        if not keeps:
+        listener = _listen(place.address, place.port) if self._keeps else None
+        if not self._keeps:
             self._knock()
         try:
             store = TCPStore(
                 place.address,
                 place.port,
-                is_master=keeps,
+                is_master=self._keeps,
                 wait_for_workers=False,
                 timeout=timedelta(seconds=self._timeout_s),
                 master_listen_fd=listener.detach() if listener is not None else None,
@@ -70,10 +72,22 @@ class Rendezvous:
             f"{self._timeout_s:g} s: is rank 0 running, and does MASTER_ADDR name its host?"
         )
 
+    def close(self) -> None:
+        """Leave. The process that keeps the store stays until the others have left, or 2 s."""
+        self.say(_left(self._place.rank))
+        if self._keeps:
+            everybody = [_left(rank) for rank in range(self._place.world_size)]
+            self.await_or_give_up(everybody, _FAREWELL_S)
+
     def publish(self, key: str, value: str) -> None:
         """Let the others read `value` under `key`."""
         assert self._store is not None
         self._store.set(key, value)
+
+    def say(self, key: str) -> None:
+        """Let the others know `key`, if the store is still there."""
+        with hushed(), contextlib.suppress(RuntimeError, dist.DistError):
+            self.publish(key, "")
 
     def read(self, keys: Sequence[str]) -> list[str]:
         """Wait for all keys and return their values.
@@ -98,7 +112,7 @@ class Rendezvous:
 
     def await_or_give_up(self, keys: Sequence[str], timeout_s: float) -> None:
         """Wait for keys, but not long, and not if the store itself is gone."""
-        with contextlib.suppress(RuntimeError, dist.DistError):
+        with hushed(), contextlib.suppress(RuntimeError, dist.DistError):
             self._have_come(keys, timeout_s)
 
     def _have_come(self, keys: Sequence[str], timeout_s: float) -> bool:
@@ -110,6 +124,10 @@ class Rendezvous:
                 return False
             time.sleep(_LOOK_AGAIN_S)
         return True
+
+
+def _left(rank: int) -> str:
+    return f"left/{rank}"
 
 
 def _listen(address: str, port: int) -> socket.socket:

@@ -105,10 +105,13 @@ def run(
         rendezvous = Rendezvous(place, start_timeout_s)
         with Interrupts():
             rendezvous.open()
-            if place.rank < servers:
-                watch = _Watch(progress, progress_samples)
-                return _serve(job, place, built, blueprint, rendezvous, watch)
-            return _work(train, job, place, built.to(target), blueprint, rendezvous)
+            try:
+                if place.rank < servers:
+                    watch = _Watch(progress, progress_samples)
+                    return _serve(job, place, built, blueprint, rendezvous, watch)
+                return _work(train, job, place, built.to(target), blueprint, rendezvous)
+            finally:
+                rendezvous.close()
     except PsrpcError:
         _one_line_errors()
         raise

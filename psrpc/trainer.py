@@ -23,9 +23,9 @@ from psrpc import datasets, environment, models
 from psrpc._version import __version__
 from psrpc.datasets import Splits
 from psrpc.environment import Place
-from psrpc.errors import ConfigError, DatasetError, UsageError
+from psrpc.errors import DatasetError, PsrpcError, UsageError
 from psrpc.runtime import Result, run
-from psrpc.settings import TrainSettings
+from psrpc.settings import TrainSettings, unwritable
 from psrpc.tree import to_device
 from psrpc.worker import Worker
 
@@ -47,6 +47,8 @@ def take_part(settings: TrainSettings, place: Place) -> None:
         )
     began = environment.launched_at() or time.time()
     serves = place.rank < settings.servers
+    if place.rank == settings.servers and (problems := unwritable(settings)):
+        raise PsrpcError("; ".join(problems))
     splits = datasets.load(settings.dataset, data_root=settings.data_root, seed=settings.seed)
     samples = _length(splits.train)
     build = functools.partial(
@@ -78,8 +80,8 @@ def take_part(settings: TrainSettings, place: Place) -> None:
     )
     if result.is_main:
         accuracy = _accuracy(result.model, splits.test)
-        _present(settings, _results(settings, result, workers, accuracy, time.time() - began))
         _save(settings, result)
+        _present(settings, _results(settings, result, workers, accuracy, time.time() - began))
 
 
 def _train(worker: Worker, *, settings: TrainSettings, dataset: Dataset[Any]) -> None:
@@ -225,12 +227,12 @@ def _save(settings: TrainSettings, result: Result) -> None:
     try:
         torch.save(state, settings.output)
     except (OSError, RuntimeError) as error:
-        raise ConfigError([f"--output {settings.output} cannot be written: {error}"]) from error
+        raise PsrpcError(f"--output {settings.output} cannot be written: {error}") from error
 
 
 def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ConfigError([f"{path} cannot be written: {error.strerror}"]) from error
+        raise PsrpcError(f"--json {path} cannot be written: {error.strerror}") from error
     sys.stdout.flush()

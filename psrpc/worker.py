@@ -14,7 +14,7 @@ from psrpc.batches import Collate, batches, check, check_samples, order
 from psrpc.clock import Clock, SystemClock
 from psrpc.core.progress import Progress
 from psrpc.crew import Crew
-from psrpc.errors import ClosedError
+from psrpc.errors import ClosedError, UsageError
 from psrpc.exchange import Exchange, Ticket
 from psrpc.job import Job, NonFinite
 from psrpc.messages import (
@@ -225,6 +225,11 @@ class Worker:
 
     def take(self, lease: Lease, step: int) -> None:
         """See `batches.Source`."""
+        if lease.epoch != self._epoch:
+            raise UsageError(
+                "batches() was called again inside a loop over its batches; finish or leave one "
+                "loop before the next, and take data for evaluation from a DataLoader"
+            )
         if self._fetched is not None or step == lease.first_step:
             self._exchange.settle()  # what is under way still counts on the lease before
         if self._fetched is not None:

@@ -25,7 +25,7 @@ MARK = "PSRPC_TEST_MARK"
 PATIENCE_S = 100.0
 
 # What another launcher, or this test's own, may have left in the environment.
-_FOREIGN = re.compile(r"RANK|WORLD_SIZE|LOCAL_|MASTER_|GROUP_|ROLE_|TORCHELASTIC_|PSRPC_|TORCH_|TP_")
+_FOREIGN = re.compile(r"RANK|WORLD_SIZE|LOCAL_|MASTER_|GROUP_|ROLE_|TORCH|PSRPC_|TP_")
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,30 @@ class Command:
         self.process.wait()
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a job that no torchrun started."""
+
+    command: Command
+    folder: Path
+    count: int
+
+    def pid(self, rank: int) -> int:
+        """The process id of a rank."""
+        return int((self.folder / f"{rank}.pid").read_text())
+
+    def finish(self, within_s: float = PATIENCE_S) -> list[Finished]:
+        """Wait for all to end by themselves; none is left."""
+        all_of_them = self.command.finish(within_s)
+        assert (all_of_them.code, all_of_them.err) == (0, "")
+        self.command.leaves_nothing()
+        return [self._finished(rank, all_of_them.took_s) for rank in range(self.count)]
+
+    def _finished(self, rank: int, took_s: float) -> Finished:
+        code, out, err = ((self.folder / f"{rank}.{n}").read_text() for n in ("code", "out", "err"))
+        return Finished(int(code), out, err, took_s)
+
+
 @dataclass
 class Bench:
     """A folder in which commands are run; none of their processes survives a test."""
@@ -133,6 +157,14 @@ class Bench:
         self._commands.append(command)
         return command
 
+    def train(self, options: str, **variables: str) -> Finished:
+        """Run `psrpc train OPTIONS` to its end."""
+        return self.run(*PSRPC, "train", *options.split(), **variables)
+
+    def torchrun(self, options: str, **variables: str) -> Finished:
+        """Run `torchrun OPTIONS` to its end."""
+        return self.run(*TORCHRUN, *options.split(), **variables)
+
     def run(self, *words: str, **variables: str) -> Finished:
         """Run a command to its end; it must leave no process."""
         command = self.start(*words, **variables)
@@ -140,12 +172,12 @@ class Bench:
         command.leaves_nothing()
         return ended
 
-    def ranks(self, words: Sequence[str], count: int, port: int, **variables: str) -> list[Command]:
-        """Start processes as a launcher of another kind would: by variables alone."""
-        shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        return [
-            self.start(*words, **shared, **variables, RANK=str(rank)) for rank in range(count)
-        ]
+    def ranks(self, *words: str, count: int) -> Ranks:
+        """Start a script as a launcher would that only sets variables."""
+        shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+        words = (sys.executable, str(ROOT / "tests" / "forking.py"), *words)
+        command = self.start(*words, **shared, MASTER_PORT=str(free_port()))
+        return Ranks(command, self.folder, count)
 
     def clear(self) -> None:
         """End all commands."""

@@ -12,10 +12,10 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -36,6 +36,8 @@ _NEEDED = {
     "torch._C._distributed_rpc": ("TensorPipeAgent",),
     "torch.distributed.autograd": ("_init",),
 }
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 _MEMBERSHIP = "_update_group_membership"
 
 
@@ -67,16 +69,28 @@ def check_torch() -> None:
         )
 
 
+def answers_later(function: Function) -> Function:
+    """Mark a function whose RPC is answered when the future that it returns is done.
+
+    Where torch has no RPC it stays as it is, so that psrpc can be imported anywhere.
+    """
+    functions = getattr(_rpc(), "functions", None)
+    marked: Function = function if functions is None else functions.async_execution(function)
+    return marked
+
+
 class Agent:
     """The RPC agent of this process; torch allows one at a time.
 
     `name` and `number` must be unique in the job, for ever: agents keep pipes by
-    number and never open a second one to the same number.
+    number and never open a second one to the same number. `peers` are the names of
+    all that it has met.
     """
 
     def __init__(self, name: str, number: int, *, threads: int, one_host: bool) -> None:
         self.name = name
         self.number = number
+        self.peers: set[str] = set()
         self._threads = threads
         self._one_host = one_host
         self._store: Any = None
@@ -111,6 +125,7 @@ class Agent:
 
     def meet(self, name: str, number: int, url: str) -> None:
         """Make a peer known, so that it can be called and its calls can be answered."""
+        self.peers.add(name)
         self._store.set(f"addrs/{name}", url)
         info = _rpc().WorkerInfo(name, number)
         self._agent._update_group_membership(info, [], {}, True)
@@ -118,13 +133,13 @@ class Agent:
     def close(self) -> None:
         """Stop at once: calls under way fail at their callers."""
         if self._agent is not None:
-            with _hushed():
+            with hushed():
                 importlib.import_module("torch.distributed.rpc.api").shutdown(graceful=False)
             self._agent = None
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
+def hushed() -> Iterator[None]:
     """Throw away what is written to stderr, C++ included.
 
     Torch logs every connection that it closes as a fault, and its level of logging

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
+import os
+import signal
 import time
 
 import pytest
 
-from tests.processes import PSRPC, TORCHRUN, Bench, free_port
+from tests.processes import PATIENCE_S, TORCHRUN, Bench, wait_until
 
 DATA = """
     import torch
@@ -33,12 +34,12 @@ DATA = """
     def model():
         return torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
 """
-TRAIN = (*PSRPC, "train", "--model", "data:model", "--batch-size", "10")
+TRAIN = "--model data:model --batch-size 10"
 
 
 def test_a_nan_ends_the_job(bench: Bench) -> None:
     bench.write("data.py", DATA)
-    ended = bench.run(*TRAIN, "--dataset", "data:with_a_nan")
+    ended = bench.train(f"{TRAIN} --dataset data:with_a_nan")
     assert ended.code == 1
     assert len(ended.lines) == 1, ended.err
     assert ended.lines[0].startswith("Error: ")
@@ -48,9 +49,7 @@ def test_a_nan_ends_the_job(bench: Bench) -> None:
 
 def test_a_nan_is_skipped_and_counted(bench: Bench) -> None:
     bench.write("data.py", DATA)
-    ended = bench.run(
-        *TRAIN, *"--dataset data:with_a_nan --nonfinite skip --epochs 3 --json -".split()
-    )
+    ended = bench.train(f"{TRAIN} --dataset data:with_a_nan --nonfinite skip --epochs 3 --json -")
     assert (ended.code, ended.lines) == (0, [])
     results = json.loads(ended.out)
     assert results["nonfinite_skipped"] == 3
@@ -61,7 +60,7 @@ def test_a_nan_is_skipped_and_counted(bench: Bench) -> None:
 
 def test_the_users_data_fails_under_psrpc_train(bench: Bench) -> None:
     bench.write("data.py", DATA)
-    ended = bench.run(*TRAIN, "--dataset", "data:Broken")
+    ended = bench.train(f"{TRAIN} --dataset data:Broken")
     assert ended.code == 1
     assert ended.err.count("Traceback (most recent call last)") == 1, ended.err
     assert ended.lines[0] == "Traceback (most recent call last):"
@@ -88,9 +87,11 @@ SCRIPT = """
         return torch.nn.Sequential(torch.nn.Linear(4, hidden), torch.nn.Linear(hidden, 2))
 
     def train(worker):
-        for step in range(10_000):
+        for step in range(1_000_000):
             worker.model(torch.ones(3, 4)).sum().backward()
             worker.step()
+            if step == 20:
+                pathlib.Path("stepped").touch()
             if what == "raise" and mine and step == 20:
                 pathlib.Path("raised").touch()
                 raise ZeroDivisionError("mine")
@@ -126,9 +127,23 @@ def test_the_users_function_raises_under_torchrun(bench: Bench) -> None:
 )  # fmt: skip
 def test_one_of_three_processes_is_at_fault(bench: Bench, what: str, reason: str) -> None:
     bench.write("script.py", SCRIPT)
-    commands = bench.ranks([sys.executable, "script.py", what], 3, free_port())
-    server, innocent, _ = [command.finish(60) for command in commands]
+    server, innocent, _ = bench.ranks("script.py", what, count=3).finish()
     assert (server.code, innocent.code) == (1, 1)
     assert len(server.lines) == len(innocent.lines) == 1, (server.err, innocent.err)
     assert reason in server.lines[0]
     assert reason in innocent.lines[0]
+
+
+def test_kill_9_of_the_server_that_keeps_the_store(bench: Bench) -> None:
+    bench.write("script.py", SCRIPT)
+    ranks = bench.ranks("script.py", "endless", count=3)
+    wait_until((bench.folder / "stepped").exists, PATIENCE_S, ranks.command.shown)
+    os.kill(ranks.pid(0), signal.SIGKILL)
+    server, *workers = ranks.finish()
+    assert server.code == -signal.SIGKILL
+    for ended in workers:
+        assert ended.took_s < 10
+        # How much torch's C++ side logs can only be set before it is loaded.
+        ours = [line for line in ended.lines if "tensorpipe_agent.cpp" not in line]
+        assert (ended.code, len(ours)) == (1, 1), ended.err
+        assert ours[0].startswith("psrpc: server0 ")

@@ -1,10 +1,10 @@
-"""`psrpc.run` in a user's own script, under torchrun and under launchers that only set variables."""
+"""`psrpc.run` in a user's own script, under torchrun and under others that set variables only."""
 
 from __future__ import annotations
 
 import sys
 
-from tests.processes import TORCHRUN, Bench, free_port
+from tests.processes import Bench
 
 NET = """
     import torch
@@ -36,8 +36,8 @@ SCRIPT = """
 
 def test_ten_lines_under_torchrun(bench: Bench) -> None:
     bench.write("net.py", NET)
-    script = bench.write("script.py", SCRIPT)
-    ended = bench.run(*TORCHRUN, "--standalone", "--nproc-per-node=3", str(script))
+    bench.write("script.py", SCRIPT)
+    ended = bench.torchrun("--standalone --nproc-per-node=3 script.py")
     assert (ended.code, ended.err) == (0, "")
     main, *rest = sorted(ended.out.splitlines())
     assert rest == ["server 0", "worker 0", "worker 1"]
@@ -50,8 +50,7 @@ def test_ten_lines_under_torchrun(bench: Bench) -> None:
 def test_ten_lines_with_nothing_but_variables(bench: Bench) -> None:
     bench.write("net.py", NET)
     bench.write("script.py", SCRIPT)
-    commands = bench.ranks([sys.executable, "script.py"], 3, free_port())
-    ended = [command.finish() for command in commands]
+    ended = bench.ranks("script.py", count=3).finish()
     assert [(each.code, each.err) for each in ended] == [(0, "")] * 3
     assert [each.out.splitlines()[-1] for each in ended] == ["server 0", "worker 0", "worker 1"]
     assert [len(each.out.splitlines()) for each in ended] == [1, 2, 1]

@@ -11,7 +11,7 @@ import torch
 
 import psrpc
 from psrpc import datasets, models
-from tests.processes import PSRPC, TORCHRUN, Bench, is_progress
+from tests.processes import Bench, is_progress
 
 KEYS = {
     "psrpc_version", "torch_version", "mode", "staleness", "servers", "workers", "plane",
@@ -23,12 +23,14 @@ KEYS = {
 DIGITS = 1438
 
 
-def check(results: dict[str, Any], *, epochs: int | None, train_size: int = DIGITS) -> None:
+def check(
+    results: dict[str, Any], *, epochs: int | None, train_size: int = DIGITS, plane: str = "shm"
+) -> None:
     """What must hold of the results of every job that ended well."""
     assert results.keys() >= KEYS
     assert results["psrpc_version"] == psrpc.__version__
     assert results["torch_version"] == torch.__version__
-    assert results["plane"] == "rpc"
+    assert results["plane"] == plane
     if epochs is not None:
         assert results["samples"] == epochs * train_size
     assert results["updates_applied"] == results["worker_steps"]
@@ -41,13 +43,13 @@ def check(results: dict[str, Any], *, epochs: int | None, train_size: int = DIGI
 
 
 def test_synchronous_on_two_servers_and_three_workers(bench: Bench) -> None:
-    ended = bench.run(
-        *PSRPC, *"train --mode sync --servers 2 --workers 3 --warmup 10".split(),
-        *"--epochs 15 --json results.json --output model.pt".split(),
-    )  # fmt: skip
+    ended = bench.train(
+        "--mode sync --servers 2 --workers 3 --warmup 10 --epochs 15 --plane rpc "
+        "--json results.json --output model.pt"
+    )
     assert ended.code == 0, ended.err
     results = json.loads((bench.folder / "results.json").read_text())
-    check(results, epochs=15)
+    check(results, epochs=15, plane="rpc")
     assert (results["mode"], results["servers"], results["workers"]) == ("sync", 2, 3)
     assert results["staleness"] == results["max_clock_gap"] == 0
     assert results["test_accuracy"] >= 0.97
@@ -82,10 +84,9 @@ def _look_at_the_weights(path: Path, results: dict[str, Any]) -> None:
 
 
 def test_quiet_asynchronous_steps_with_the_results_on_stdout(bench: Bench) -> None:
-    ended = bench.run(
-        *PSRPC, *"train --quiet --mode async --steps 40 --batch-size 16 --seed 7".split(),
-        *"--optimizer adam --json -".split(),
-    )  # fmt: skip
+    ended = bench.train(
+        "--quiet --mode async --steps 40 --batch-size 16 --seed 7 --optimizer adam --json -"
+    )
     assert (ended.code, ended.err) == (0, "")
     results = json.loads(ended.out)
     check(results, epochs=None)
@@ -119,11 +120,10 @@ OURS = """
 
 def test_under_torchrun_with_the_users_own_data_and_model(bench: Bench) -> None:
     bench.write("ours.py", OURS)
-    ended = bench.run(
-        *TORCHRUN, "--standalone", "--nproc-per-node=3", "-m", "psrpc", "train",
-        *"--dataset ours:data --model ours:model --staleness 2 --batch-size 10".split(),
-        *"--epochs 12 --lr 0.2 --json results.json".split(),
-    )  # fmt: skip
+    ended = bench.torchrun(
+        "--standalone --nproc-per-node=3 -m psrpc train --dataset ours:data --model ours:model "
+        "--staleness 2 --batch-size 10 --epochs 12 --optimizer sgd --lr 0.2 --json results.json"
+    )
     assert ended.code == 0, ended.err
     assert ended.lines == []
     results = json.loads((bench.folder / "results.json").read_text())

@@ -99,7 +99,7 @@ class Fragile(torch.optim.SGD):
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 def test_an_optimizer_that_raises_ends_the_job_for_all(mode: Mode) -> None:
     Fragile.steps = 0
-    with pytest.raises(JobFailedError, match="server [01]: ValueError: my own fault"):
+    with pytest.raises(JobFailedError, match=r"server [01]: ValueError: my own fault"):
         run_local(Job(2, 2, mode), mlp, partial(Fragile, lr=0.1), train_steps(10))
 
 

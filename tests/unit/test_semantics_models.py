@@ -263,7 +263,7 @@ def test_a_model_without_anything_to_train_is_refused() -> None:
 def test_optimizers_that_no_server_can_run_are_refused() -> None:
     with pytest.raises(OptimizerError, match="LBFGS evaluates the model several times"):
         draw(mlp(), torch.optim.LBFGS)
-    with pytest.raises(OptimizerError, match="cannot be made: .*learning rate"):
+    with pytest.raises(OptimizerError, match=r"cannot be made: .*learning rate"):
         draw(mlp(), partial(torch.optim.SGD, lr=-1.0))
     with pytest.raises(OptimizerError, match="it made None"):
         draw(mlp(), lambda params: None)  # type: ignore[arg-type, return-value]

@@ -74,9 +74,7 @@ def test_skipping_leaves_weights_and_state_and_goes_on(mode: Mode) -> None:
 
     job = Job(1, 2, mode, nonfinite=NonFinite.SKIP)
     report, (model,) = run_local(job, mlp, Adam, train)
-    _, (clean,) = run_local(
-        job, mlp, Adam, lambda w: [train_steps(2)(w), train_steps(2)(w)]
-    )
+    _, (clean,) = run_local(job, mlp, Adam, lambda w: [train_steps(2)(w), train_steps(2)(w)])
     assert same_state(model, clean)
     assert report.nonfinite_skipped == 1
     assert (report.worker_steps, report.updates_applied, report.optimizer_steps) == (5, 5, 4)

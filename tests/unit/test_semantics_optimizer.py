@@ -183,7 +183,7 @@ STATEFUL = {
 def test_state_dict_is_that_of_the_plain_optimizer(
     name: str, servers: int, groups: Callable[[nn.Module], Iterable[dict[str, Any]]] | None
 ) -> None:
-    """With cut tensors, groups in another order and frozen parameters; it loads into a plain one."""
+    """With cut tensors, groups in another order, frozen parameters; a plain one can load it."""
     states: list[dict[str, Any]] = []
 
     def train(worker: Worker) -> None:
@@ -239,7 +239,7 @@ def test_state_dict_before_the_first_step_is_empty() -> None:
 
 def test_options_can_be_loaded_and_state_cannot() -> None:
     def train(worker: Worker) -> None:
-        model, plain = alone(Adam)
+        _, plain = alone(Adam)
         with pytest.raises(OptimizerError, match="lives on the servers and cannot be loaded"):
             worker.optimizer.load_state_dict(plain.state_dict())
         options = worker.optimizer.state_dict()

@@ -105,3 +105,10 @@ def test_tensors_stay_whole_where_they_must() -> None:
 def test_all_nodes_lay_out_alike() -> None:
     specs = random_specs(Random(5))
     assert partition(specs, 3, divisible=True) == partition(list(specs), 3, divisible=True)
+
+
+def test_cut_tensors_leave_room_for_whole_ones() -> None:
+    """Two tensors are cut to fill up shard after shard, so that the third has one for itself."""
+    specs = [spec(1000, 500, name="a"), spec(1000, 500, name="b"), spec(5000, 64, name="c")]
+    loads = loads_of(partition(specs, 4, divisible=True), specs)
+    assert max(loads) <= 1.02 * sum(loads) / 4

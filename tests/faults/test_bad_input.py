@@ -1,0 +1,231 @@
+"""What the command line says to wrong input: one line per problem, and nothing else."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed import rpc
+
+from psrpc.cli import main
+from psrpc.datasets import digits
+from tests.processes import Bench
+
+Said = tuple[int, list[str]]
+
+
+class Shell:
+    """Calls the command line in this process, from a folder of its own."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch) -> None:
+        self._capfd = capfd
+        self._patch = patch
+
+    def train(self, options: str) -> Said:
+        """The exit code of `psrpc train OPTIONS`, and what it wrote to stderr."""
+        with pytest.raises(SystemExit) as leaving:
+            main(["train", *options.split()])
+        out, err = self._capfd.readouterr()
+        assert out == ""
+        assert isinstance(leaving.value.code, int)
+        return leaving.value.code, err.splitlines()
+
+    def as_rank(self, rank: int, world_size: int) -> None:
+        """Be one of a launcher's processes from now on."""
+        variables = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1"}
+        for name, value in {**variables, "MASTER_PORT": 1}.items():
+            self._patch.setenv(name, str(value))
+
+
+@pytest.fixture
+def shell(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Shell:
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE", "PSRPC_LAUNCHER", "PSRPC_FAILURE_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    # The command line puts the current folder on the path.
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return Shell(capfd, monkeypatch)
+
+
+def test_all_wrong_options_are_reported_at_once(shell: Shell) -> None:
+    code, lines = shell.train(
+        "--mode fast --servers 0 --workers 0 --staleness -1 --optimizer adamm --lr nan "
+        "--reduction max --nonfinite hide --device tpu --epochs 3 --steps 3"
+    )
+    assert code == 2
+    for name, valid in (
+        ("mode", "one of sync, async, bounded, not 'fast'"),
+        ("servers", "a whole number of at least 1, not '0'"),
+        ("workers", "a whole number of at least 1, not '0'"),
+        ("staleness", "a whole number of at least 0, not '-1'"),
+        ("optimizer", "one of sgd, adam, adamw, adagrad, not 'adamm'"),
+        ("lr", "a number of at least 0, not 'nan'"),
+        ("reduction", "one of mean, sum, not 'max'"),
+        ("nonfinite", "one of error, skip, not 'hide'"),
+        ("device", "one of auto, cpu, cuda, not 'tpu'"),
+    ):
+        assert f"Error: --{name} must be {valid}" in lines
+    assert "Error: give --epochs or --steps, not both" in lines
+    assert len(lines) == 10
+
+
+def test_unknown_names_and_missing_folders_are_reported_at_once(shell: Shell) -> None:
+    code, lines = shell.train("--dataset digit --output none/model.pt --json .")
+    assert code == 2
+    assert lines == [
+        "Error: there is no dataset 'digit': use digits, mnist, synthetic, or "
+        "package.module:callable",
+        "Error: --output none/model.pt cannot be written: none is no folder",
+        "Error: --json . is a folder",
+    ]
+
+
+def test_problems_of_different_kinds_are_reported_at_once(shell: Shell) -> None:
+    code, lines = shell.train("--model nowhere:f --dataset none --output none/model.pt")
+    assert code == 1
+    assert [line.split("none")[0] for line in lines[1:]] == [
+        "Error: there is no dataset '",
+        "Error: --output ",
+    ]
+    assert lines[0].startswith("Error: 'nowhere:f' cannot be used: there is no module 'nowhere'")
+
+
+def test_an_unknown_model(shell: Shell) -> None:
+    pytest.importorskip("torchvision")
+    code, lines = shell.train("--model resnet")
+    assert (code, len(lines)) == (2, 1)
+    assert lines[0].startswith("Error: there is no model 'resnet': use one of auto, convnet, mlp,")
+    assert "resnet50" in lines[0]
+
+
+USERS = """
+    def raises():
+        raise LookupError("on purpose")
+"""
+
+
+@pytest.mark.parametrize("option", ["model", "dataset"])
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("nowhere:f", "there is no module 'nowhere' in "),
+        ("users:absent", "AttributeError: module 'users' has no attribute 'absent'"),
+        ("broken:f", "importing 'broken' failed: ZeroDivisionError: division by zero"),
+        ("users:raises", "failed when it was called: LookupError: on purpose"),
+    ],
+)
+def test_the_users_own_callable_is_no_good(
+    shell: Shell, bench: Bench, option: str, path: str, reason: str
+) -> None:
+    bench.write("users.py", USERS)
+    bench.write("broken.py", "1 / 0")
+    if path == "users:raises":
+        shell.as_rank(1, 2)  # The launcher does not call it.
+    code, lines = shell.train(f"--{option} {path}")
+    assert (code, len(lines)) == (1, 1)
+    assert lines[0].startswith(f"Error: '{path}' ")
+    assert reason in lines[0]
+
+
+def test_the_model_does_not_take_the_samples(shell: Shell) -> None:
+    pytest.importorskip("torchvision")
+    shell.as_rank(1, 2)
+    code, lines = shell.train("--model resnet18")
+    assert (code, len(lines)) == (1, 1)
+    assert lines[0].startswith("Error: model 'resnet18' does not take samples of shape (1, 8, 8): ")
+
+
+def test_mnist_is_not_there(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    vision = pytest.importorskip("torchvision")
+    # Nobody listens on port 9, so this fails at once, network or not.
+    monkeypatch.setattr(vision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    code, lines = shell.train("--dataset mnist --data-root empty")
+    assert (code, len(lines)) == (1, 1)
+    assert str(Path("empty").absolute()) in lines[0]
+    assert lines[0].endswith("or use --dataset digits")
+
+
+def test_the_digits_are_damaged(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "digits.npz").write_bytes(b"PK\x03\x04 no archive")
+    monkeypatch.setattr(digits.resources, "files", lambda package: tmp_path)
+    shell.as_rank(1, 2)
+    code, lines = shell.train("")
+    assert (code, len(lines)) == (1, 1)
+    assert "digits.npz" in lines[0]
+    assert "install psrpc again" in lines[0]
+
+
+@pytest.mark.parametrize(("options", "world_size"), [("", 1), ("--servers 3", 3)])
+def test_too_few_processes(shell: Shell, options: str, world_size: int) -> None:
+    shell.as_rank(0, world_size)
+    code, lines = shell.train(options)
+    assert (code, len(lines)) == (2, 1)
+    assert f"{world_size} processes cannot hold" in lines[0].replace("process ", "processes ")
+
+
+def test_the_output_folder_is_missing_under_torchrun(shell: Shell) -> None:
+    shell.as_rank(1, 2)
+    code, lines = shell.train("--output none/model.pt")
+    assert (code, len(lines)) == (1, 1)
+    assert lines[0].startswith("Error: --output none/model.pt cannot be written")
+
+
+@contextmanager
+def taken_port() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield int(listener.getsockname()[1])
+
+
+def test_the_port_is_taken(shell: Shell) -> None:
+    with taken_port() as port:
+        code, lines = shell.train(f"--port {port}")
+    assert (code, len(lines)) == (1, 1)
+    assert lines[0].startswith(f"Error: port {port} of 127.0.0.1 cannot be had (Address already in")
+    assert "--port" in lines[0]
+
+
+def test_the_master_port_is_taken(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell.as_rank(0, 2)
+    with taken_port() as port:
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        code, lines = shell.train("")
+    assert (code, len(lines)) == (1, 1)
+    assert lines[0].startswith(f"Error: rank 0 cannot listen on 127.0.0.1:{port} (Address already")
+
+
+def test_torch_has_another_private_interface(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(rpc.api, "_init_rpc_states")
+    code, lines = shell.train("")
+    assert (code, len(lines)) == (1, 1)
+    assert lines[0].startswith(f"Error: torch {torch.__version__} has another private RPC interf")
+    assert "torch.distributed.rpc.api._init_rpc_states is missing or changed" in lines[0]
+
+
+WITHOUT_RPC = """
+    import sys, torch
+
+    del torch._C._rpc_init
+    for name in [name for name in sys.modules if name.startswith("torch.distributed.rpc")]:
+        del sys.modules[name]
+    del torch.distributed.rpc
+    from psrpc.cli import main
+    main(["train"])
+"""
+
+
+def test_torch_has_no_rpc(bench: Bench) -> None:
+    script = bench.write("script.py", WITHOUT_RPC)
+    ended = bench.run(sys.executable, str(script))
+    assert (ended.code, len(ended.lines)) == (1, 1), ended.err
+    assert "is built without torch.distributed.rpc" in ended.lines[0]

@@ -12,7 +12,7 @@ from psrpc.crew import stats_of
 from psrpc.errors import StartTimeoutError, encode
 from psrpc.job import Job, PlaneChoice
 from psrpc.messages import GetStats
-from psrpc.planes.agent import Agent
+from psrpc.planes.agent import Agent, hushed
 from psrpc.planes.base import Link
 from psrpc.planes.rpc import Address, RpcLink, serve, withdraw
 from psrpc.planes.select import link_to, planes_of
@@ -130,7 +130,8 @@ class WorkerNode:
             report = summarize(stats_of(links, self.rank, GetStats))
         except BaseException as error:
             # JobFailedError too: one server may not know what another one answered.
-            worker.fail(encode(error))
+            with hushed():  # torch logs it if a server has closed meanwhile
+                worker.fail(encode(error))
             raise
         for link in links:
             link.close()

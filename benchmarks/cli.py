@@ -92,7 +92,7 @@ def convnet(
     """
     from benchmarks import workload
 
-    machine = describe(("torch", "psrpc"))
+    machine = describe(("torch",))
     tables = []
     with tempfile.TemporaryDirectory(prefix="psrpc-benchmark-") as folder:
         work = workload.convnet(Path(folder), _mnist(data_root))

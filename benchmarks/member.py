@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -54,25 +54,27 @@ class Stage:
         step: Callable[[], None],
         resting: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        """Take steps as ordered, until told to stop; between rounds stay within `resting`."""
+        """Take steps as ordered, until told to stop; while waiting stay within `resting`.
+
+        Waiting for `Go` is resting too: somebody still warming up may not go on
+        while those whose clocks he has passed stand still.
+        """
         self._control.send(Here())
-        for plan in self._plans(resting):
+        while isinstance(plan := self._next(resting), Plan):
             for _ in range(plan.warmup):
                 step()
             self._control.send(Warm())
-            self._control.recv()
+            if not isinstance(self._next(resting), Go):
+                return
             began_s = time.monotonic()
             for _ in range(plan.steps):
                 step()
             self._control.send(Ran(plan.steps, began_s, time.monotonic()))
 
-    def _plans(self, resting: Callable[[], AbstractContextManager[object]]) -> Iterator[Plan]:
-        while True:
-            with resting():
-                order = self._control.recv()
-            if not isinstance(order, Plan):
-                return
-            yield order
+    def _next(self, resting: Callable[[], AbstractContextManager[object]]) -> object:
+        with resting():
+            order: object = self._control.recv()
+        return order
 
 
 def main() -> None:

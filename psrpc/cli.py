@@ -134,4 +134,9 @@ def _tell(error: PsrpcError) -> None:
     if isinstance(error, UsageError) and place is not None and place.rank > 0:
         return  # All processes have the same options; the first one says it.
     for line in error.problems if isinstance(error, ConfigError) else (str(error),):
-        click.echo(f"Error: {line}", err=True)
+        click.echo(f"{_fresh_line()}Error: {line}", err=True)
+
+
+def _fresh_line() -> str:
+    """What clears a progress line that was left half-way on a terminal."""
+    return "\r\033[K" if sys.stderr.isatty() else ""

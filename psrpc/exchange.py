@@ -26,8 +26,8 @@ class Ticket:
     def result(self, timeout_s: float | None = None) -> None:
         """Block until all shards have answered; weights are then in the model.
 
-        Raises TimeoutError after `timeout_s` seconds (it may be called again), and
-        what the servers answered with.
+        Raises TimeoutError if a server takes longer than `timeout_s` seconds (`result` may
+        be called again), and what the servers answered with.
         """
         if self._finish is None:
             return

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
 from psrpc.coordinator import Coordinator
 from psrpc.crew import stats_of
-from psrpc.errors import StartTimeoutError, encode
+from psrpc.errors import PeerLostError, PsrpcError, StartTimeoutError, decode, encode
 from psrpc.job import Job, PlaneChoice
 from psrpc.messages import GetStats
 from psrpc.planes.agent import Agent, hushed
@@ -54,7 +55,9 @@ class ServerNode:
             self._wait_for_workers()
             self.server.ended.wait()
             # The last answers must have arrived before the agent cuts them off.
-            workers = [gone(name) for name in sorted(self.agent.peers)]
+            if self.server.failure is not None:
+                rendezvous.say(reason(self.agent.name), json.dumps(encode(self.server.failure)))
+            workers = [gone(f"worker{rank}") for rank in range(self.job.workers)]
             rendezvous.await_or_give_up(workers, _FAREWELL_S)
         finally:
             self.doorman.close()
@@ -116,10 +119,13 @@ class WorkerNode:
             self.plane = planes_of(links)
             worker = Worker(self.job, self.rank, self.model, self.blueprint, links)
             return self._work(worker, function, links)
+        except PeerLostError as error:
+            raise _last_words(rendezvous, names) or error from None
         finally:
             rendezvous.say(gone(self.agent.name))
             # A server that still listens would log the end of a worker as a fault.
-            rendezvous.await_or_give_up([gone(name) for name in names], _FAREWELL_S)
+            # It may itself wait that long, for a worker that never came.
+            rendezvous.await_or_give_up([gone(name) for name in names], 2 * _FAREWELL_S)
             self.agent.close()
 
     def _work(self, worker: Worker, function: Callable[[Worker], Any], links: list[Link]) -> Report:
@@ -142,6 +148,18 @@ class WorkerNode:
 def shm_key(name: str) -> str:
     """The key under which a server says where it shares memory; empty if it does not."""
     return f"{name}/shm"
+
+
+def reason(name: str) -> str:
+    """The key under which a server says why it leaves before the job is done."""
+    return f"{name}/reason"
+
+
+def _last_words(rendezvous: Rendezvous, servers: Sequence[str]) -> PsrpcError | None:
+    """Why the job failed, if a server still said so to a worker that came too late to be told."""
+    said = [rendezvous.heard(reason(name)) for name in servers]
+    words = next((text for text in said if text is not None), None)
+    return None if words is None else decode(*json.loads(words))
 
 
 def gone(name: str) -> str:

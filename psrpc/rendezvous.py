@@ -84,10 +84,18 @@ class Rendezvous:
         assert self._store is not None
         self._store.set(key, value)
 
-    def say(self, key: str) -> None:
-        """Let the others know `key`, if the store is still there."""
+    def say(self, key: str, value: str = "") -> None:
+        """Publish, if the store is still there."""
         with hushed(), contextlib.suppress(RuntimeError, dist.DistError):
-            self.publish(key, "")
+            self.publish(key, value)
+
+    def heard(self, key: str) -> str | None:
+        """What was published under `key`, if anything was and the store is still there."""
+        assert self._store is not None
+        with hushed(), contextlib.suppress(RuntimeError, dist.DistError):
+            if self._store.check([key]):
+                return str(self._store.get(key).decode())
+        return None
 
     def read(self, keys: Sequence[str]) -> list[str]:
         """Wait for all keys and return their values.

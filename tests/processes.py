@@ -23,6 +23,8 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 MARK = "PSRPC_TEST_MARK"
 # Far beyond what anything here takes: only a hang gets there.
 PATIENCE_S = 100.0
+# Far below the half minute that torch gives a process to end; a busy machine needs some of it.
+SOON_S = 10.0
 
 # What another launcher, or this test's own, may have left in the environment.
 _FOREIGN = re.compile(r"RANK|WORLD_SIZE|LOCAL_|MASTER_|GROUP_|ROLE_|TORCH|PSRPC_|TP_")
@@ -57,7 +59,9 @@ class Command:
         self._err = folder / f"{self._mark}.err"
         self._began = time.monotonic()
         env = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
-        env |= {MARK: self._mark, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
+        env |= {MARK: self._mark, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        # A launcher that is killed leaves its temporary folder.
+        env |= {"TMPDIR": str(folder), **variables}
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
                 words,
@@ -99,7 +103,7 @@ class Command:
         assert len(ours) == 1, f"rank {rank} is {ours}"
         return ours[0]
 
-    def leaves_nothing(self, within_s: float = 5.0) -> None:
+    def leaves_nothing(self, within_s: float = SOON_S) -> None:
         """Fail unless all of its processes are gone soon."""
         wait_until(lambda: not self.pids(), within_s, lambda: f"left: {sorted(self.pids())}")
 

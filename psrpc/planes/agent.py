@@ -83,14 +83,12 @@ class Agent:
     """The RPC agent of this process; torch allows one at a time.
 
     `name` and `number` must be unique in the job, for ever: agents keep pipes by
-    number and never open a second one to the same number. `peers` are the names of
-    all that it has met.
+    number and never open a second one to the same number.
     """
 
     def __init__(self, name: str, number: int, *, threads: int, one_host: bool) -> None:
         self.name = name
         self.number = number
-        self.peers: set[str] = set()
         self._threads = threads
         self._one_host = one_host
         self._store: Any = None
@@ -125,7 +123,6 @@ class Agent:
 
     def meet(self, name: str, number: int, url: str) -> None:
         """Make a peer known, so that it can be called and its calls can be answered."""
-        self.peers.add(name)
         self._store.set(f"addrs/{name}", url)
         info = _rpc().WorkerInfo(name, number)
         self._agent._update_group_membership(info, [], {}, True)

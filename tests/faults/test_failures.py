@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.processes import PATIENCE_S, TORCHRUN, Bench, wait_until
+from tests.processes import PATIENCE_S, SOON_S, TORCHRUN, Bench, Finished, wait_until
 
 DATA = """
     import torch
@@ -101,13 +101,18 @@ SCRIPT = """
 """
 
 
+def ours(ended: Finished) -> list[str]:
+    """What psrpc said. How much torch's C++ side logs can only be set before it is loaded."""
+    return [line for line in ended.lines if "tensorpipe_agent.cpp" not in line]
+
+
 def test_the_users_function_raises_under_torchrun(bench: Bench) -> None:
     bench.write("script.py", SCRIPT)
     command = bench.start(*TORCHRUN, "--standalone", "--nproc-per-node=3", "script.py", "raise")
     ended = command.finish()
     took_s = time.time() - (bench.folder / "raised").stat().st_mtime
     assert ended.code != 0
-    assert took_s < 10
+    assert took_s < SOON_S
     assert ended.err.count("\n    raise ZeroDivisionError(") == 1, ended.err
     assert ended.err.count("\nZeroDivisionError: mine\n") == 1
     # Torchrun's own error report follows.
@@ -129,9 +134,9 @@ def test_one_of_three_processes_is_at_fault(bench: Bench, what: str, reason: str
     bench.write("script.py", SCRIPT)
     server, innocent, _ = bench.ranks("script.py", what, count=3).finish()
     assert (server.code, innocent.code) == (1, 1)
-    assert len(server.lines) == len(innocent.lines) == 1, (server.err, innocent.err)
-    assert reason in server.lines[0]
-    assert reason in innocent.lines[0]
+    for ended in (server, innocent):
+        (line,) = ours(ended)
+        assert reason in line
 
 
 def test_kill_9_of_the_server_that_keeps_the_store(bench: Bench) -> None:
@@ -142,8 +147,7 @@ def test_kill_9_of_the_server_that_keeps_the_store(bench: Bench) -> None:
     server, *workers = ranks.finish()
     assert server.code == -signal.SIGKILL
     for ended in workers:
-        assert ended.took_s < 10
-        # How much torch's C++ side logs can only be set before it is loaded.
-        ours = [line for line in ended.lines if "tensorpipe_agent.cpp" not in line]
-        assert (ended.code, len(ours)) == (1, 1), ended.err
-        assert ours[0].startswith("psrpc: server0 ")
+        assert ended.took_s < SOON_S
+        (line,) = ours(ended)
+        assert ended.code == 1
+        assert line.startswith("psrpc: server0 ")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -11,7 +13,7 @@ from benchmarks.contender import BenchmarkError, Plan, Sample
 from benchmarks.contenders.job import joined
 from benchmarks.harness import measure
 from benchmarks.machine import Machine
-from benchmarks.member import Ran
+from benchmarks.member import Go, Ran, Stage, Stop
 from benchmarks.results import Table, tabulate
 
 MACHINE = Machine("a processor", 2, 24.0, "Linux 1", 0.5, (("torch", "2.15"),), "abc")
@@ -113,3 +115,38 @@ def test_json_has_every_round() -> None:
     assert content["machine"]["cpu"] == "a processor"
     (table,) = content["tables"]
     assert table["rows"][1]["rates"] == pytest.approx([90, 100, 60])
+
+
+class Orders:
+    """The control socket of a worker: gives out orders, keeps what is said, notes when."""
+
+    def __init__(self, orders: list[object], log: list[str]) -> None:
+        self.orders = orders
+        self.log = log
+
+    def recv(self) -> object:
+        order = self.orders.pop(0)
+        self.log.append(f"wait for {type(order).__name__}")
+        return order
+
+    def send(self, message: object) -> None:
+        self.log.append(f"say {type(message).__name__}")
+
+
+def test_a_worker_rests_whenever_it_waits() -> None:
+    log: list[str] = []
+
+    @contextmanager
+    def resting() -> Iterator[None]:
+        log.append("rest")
+        yield
+        log.append("rise")
+
+    orders = [Plan(steps=2, warmup=1), Go(), Stop()]
+    control = Orders(list(orders), log)
+    Stage(control).play(lambda: log.append("step"), resting)  # type: ignore[arg-type]
+    assert log == [
+        *("say Here", "rest", "wait for Plan", "rise", "step", "say Warm"),
+        *("rest", "wait for Go", "rise", "step", "step", "say Ran"),
+        *("rest", "wait for Stop", "rise"),
+    ]

@@ -192,9 +192,13 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     """A folder to run commands in."""
+    # A shell that starts the tests in the background lets them ignore Ctrl-C, and commands inherit
+    # that; a handler they do not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     bench = Bench(tmp_path)
     yield bench
     bench.clear()
+    signal.signal(signal.SIGINT, before)
 
 
 def wait_until(

@@ -80,10 +80,23 @@ class Doorman:
                     self._shut()
                     return
                 assert isinstance(key.fileobj, socket.socket)
-                if key.fileobj is self._listener:
-                    self._admit(key.fileobj)
-                else:
-                    self._serve(key.fileobj)
+                self._attend(key.fileobj)
+
+    def _attend(self, sock: socket.socket) -> None:
+        try:
+            if sock is self._listener:
+                self._admit(sock)
+            else:
+                self._serve(sock)
+        except Exception:
+            # Out of memory, a garbled message: it ends this connection, whose worker is told
+            # by that, and not this thread, for which the others would wait for ever.
+            self._dismiss(sock)
+
+    def _dismiss(self, sock: socket.socket) -> None:
+        self._selector.unregister(sock)
+        self._slots.pop(sock, None)
+        sock.close()
 
     def _shut(self) -> None:
         for key in list(self._selector.get_map().values()):
@@ -97,13 +110,19 @@ class Doorman:
         if _user_of(worker) != os.geteuid():
             worker.close()
             return
+        self._selector.register(worker, selectors.EVENT_READ)
+        try:
+            self._give_slot(worker)
+        except OSError:
+            self._dismiss(worker)
+
+    def _give_slot(self, worker: socket.socket) -> None:
         fd = memory.create(self._layout)
         try:
             self._slots[worker] = memory.Region(self._layout, fd).buffers
             socket.send_fds(worker, [b"slot"], [fd])
         finally:
             os.close(fd)
-        self._selector.register(worker, selectors.EVENT_READ)
 
     def _serve(self, worker: socket.socket) -> None:
         try:
@@ -111,9 +130,7 @@ class Doorman:
         except OSError:
             message = b""
         if not message:
-            self._selector.unregister(worker)
-            del self._slots[worker]
-            worker.close()
+            self._dismiss(worker)
             return
         ring: _Ring = pickle.loads(message)
         slot = self._slots[worker]

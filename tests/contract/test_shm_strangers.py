@@ -1,0 +1,51 @@
+"""What comes to a server's socket from others than its workers must not stop the workers."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from psrpc.messages import Done, Ping, Request
+from psrpc.planes.base import Payload
+from psrpc.planes.shm import Doorman, _Ring
+from psrpc.store.layout import Segment, ShardLayout
+
+
+class Echo:
+    def handle(
+        self,
+        request: Request,
+        tensors: Sequence[torch.Tensor],
+        land: Sequence[torch.Tensor] | None = None,
+    ) -> torch.futures.Future[Payload]:
+        future: torch.futures.Future[Payload] = torch.futures.Future()
+        future.set_result((Done(7), []))
+        return future
+
+
+def visitor(doorman: Doorman) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.settimeout(20)
+    sock.connect(f"\0{doorman.address}")
+    assert sock.recv(16) == b"slot"
+    return sock
+
+
+@pytest.mark.parametrize("message", [b"garbage", pickle.dumps("no ring"), pickle.dumps(None)])
+def test_a_garbled_message_ends_its_connection_alone(message: bytes) -> None:
+    doorman = Doorman(Echo(), ShardLayout((Segment(0, "float32", 3),), ()))
+    doorman.start()
+    worker, stranger = visitor(doorman), visitor(doorman)
+    try:
+        stranger.send(message)
+        assert stranger.recv(64) == b""
+        worker.send(pickle.dumps(_Ring(Ping(0), send=False, land=False)))
+        assert pickle.loads(worker.recv(4096)) == Done(7)
+    finally:
+        worker.close()
+        stranger.close()
+        doorman.close()

@@ -32,7 +32,7 @@ def launch(arguments: Sequence[str], names: Sequence[str], port: int) -> None:
     interrupts; no process is left.
     """
     # Imported here, because this takes half a second that children need not spend.
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -59,6 +59,7 @@ def launch(arguments: Sequence[str], names: Sequence[str], port: int) -> None:
             rdzv_configs={"is_host": True},
             local_addr="127.0.0.1",
             max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         _stop_soon(config)
         try:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from psrpc import optional
+from psrpc.errors import ModelError
 
 DATA_VARIABLE = "PSRPC_TEST_DATA"
 
@@ -24,3 +28,12 @@ def mnist_root() -> Path:
         if (root / "MNIST" / "raw").is_dir():
             return root
     pytest.skip(f"no MNIST here: set {DATA_VARIABLE} to the folder that contains MNIST/raw")
+
+
+@pytest.fixture
+def vision() -> ModuleType:
+    """torchvision; skips, with what psrpc says of it, where it does not work with this torch."""
+    try:
+        return optional.torchvision(ModelError, wanted_by="this test", instead="skip it")
+    except ModelError as error:
+        pytest.skip(str(error))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -99,8 +100,8 @@ def test_problems_of_different_kinds_are_reported_at_once(shell: Shell) -> None:
     assert lines[0].startswith("Error: 'nowhere:f' cannot be used: there is no module 'nowhere'")
 
 
+@pytest.mark.usefixtures("vision")
 def test_an_unknown_model(shell: Shell) -> None:
-    pytest.importorskip("torchvision")
     code, lines = shell.train("--model resnet")
     assert (code, len(lines)) == (2, 1)
     assert lines[0].startswith("Error: there is no model 'resnet': use one of auto, convnet, mlp,")
@@ -136,16 +137,17 @@ def test_the_users_own_callable_is_no_good(
     assert reason in lines[0]
 
 
+@pytest.mark.usefixtures("vision")
 def test_the_model_does_not_take_the_samples(shell: Shell) -> None:
-    pytest.importorskip("torchvision")
     shell.as_rank(1, 2)
     code, lines = shell.train("--model resnet18")
     assert (code, len(lines)) == (1, 1)
     assert lines[0].startswith("Error: model 'resnet18' does not take samples of shape (1, 8, 8): ")
 
 
-def test_mnist_is_not_there(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    vision = pytest.importorskip("torchvision")
+def test_mnist_is_not_there(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, vision: ModuleType
+) -> None:
     # Nobody listens on port 9, so this fails at once, network or not.
     monkeypatch.setattr(vision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     code, lines = shell.train("--dataset mnist --data-root empty")

@@ -16,17 +16,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from psrpc import datasets, optional
+from psrpc import datasets
 from psrpc.datasets import Splits, mirrors
 from psrpc.errors import ConfigError, DatasetError
-
-
-@pytest.fixture
-def vision() -> ModuleType:
-    try:
-        return optional.torchvision(DatasetError, wanted_by="this test", instead="skip it")
-    except DatasetError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -13,18 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from psrpc import models, optional
+from psrpc import models
 from psrpc.errors import ConfigError, ModelError
 
 MNIST, DIGITS = (1, 28, 28), (1, 8, 8)
-
-
-@pytest.fixture
-def vision() -> ModuleType:
-    try:
-        return optional.torchvision(ModelError, wanted_by="this test", instead="skip it")
-    except ModelError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -54,15 +54,16 @@ def cli() -> None:
 
 @cli.command()
 @_train_options
+@click.option("--overlap", is_flag=True, help="compute the next step while gradients travel")
 @click.option("--quiet", is_flag=True, help="no progress, no summary")
 @click.pass_obj
-def train(argv: list[str], /, quiet: bool, **texts: str | None) -> None:
+def train(argv: list[str], /, overlap: bool, quiet: bool, **texts: str | None) -> None:
     """Train a model through parameter servers.
 
     Called plainly, starts the servers and workers on this host itself. Under torchrun
     the first --servers ranks serve and the others work.
     """
-    settings = parse(texts, quiet=quiet)
+    settings = parse(texts, overlap=overlap, quiet=quiet)
     # Imported late, so that help and wrong options need not wait for torch.
     from psrpc import environment
 

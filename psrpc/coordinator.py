@@ -29,7 +29,9 @@ from psrpc.messages import (
     StatsReply,
 )
 from psrpc.meter import Meter
-from psrpc.server import Answers, Call, Desk, Future, ParameterServer, resolve, worker_failed
+from psrpc.planes import base
+from psrpc.planes.base import Landing
+from psrpc.server import Answers, Call, Desk, ParameterServer, resolve, worker_failed
 from psrpc.store.blueprint import Blueprint, compare
 from psrpc.store.buffers import BufferMean, buffers_of
 
@@ -72,18 +74,18 @@ class Coordinator:
         self,
         request: Request,
         tensors: Sequence[torch.Tensor],
-        land: Sequence[torch.Tensor] | None = None,
-    ) -> Future:
+        answer: base.Answer,
+        land: Landing | None = None,
+    ) -> None:
         """Take a request with its tensors; see `Service`."""
         handler = self._handlers.get(type(request))
         if handler is None:
-            return self.server.handle(request, tensors, land)
-        future: Future = torch.futures.Future()
-        call = Call(request, tensors, [future])
+            self.server.handle(request, tensors, answer, land)
+            return
+        call = Call(request, tensors, [answer])
         with self._lock:
             answers = self._answer(handler, call)
         resolve(answers)
-        return future
 
     def fail(self, error: PsrpcError) -> None:
         """End the job: every open and every later request is answered with `error`."""

@@ -41,12 +41,16 @@ class Ticket:
 class Exchange:
     """Sends a worker's steps to all shards. One push is under way at a time."""
 
-    def __init__(self, links: Sequence[Link], binding: Binding, progress: Progress) -> None:
+    def __init__(
+        self, links: Sequence[Link], binding: Binding, progress: Progress, ahead: int = 0
+    ) -> None:
         self._links = links
         self._binding = binding
         self._progress = progress
+        self._ahead = ahead
         self._open: Ticket | None = None
         self._read_view = -1
+        self._read_clock: int | None = None
         self.skipped = 0
 
     @property
@@ -65,7 +69,11 @@ class Exchange:
         skip_nonfinite: bool,
         at_once: bool,
     ) -> Ticket:
-        """Gather the gradients and send them to every shard; see `Link` for `at_once`."""
+        """Gather the gradients and send them to every shard; see `Link` for `at_once`.
+
+        If the answer is not taken at once, the gradients are handed over: the model's
+        begin from zero.
+        """
         self.settle()
         absent = self._binding.gather()
         bad = self._binding.nonfinite()
@@ -86,13 +94,17 @@ class Exchange:
                 overrides=overrides,
                 loss=loss if server == 0 else None,
                 view=self._progress.news_for(server),
+                ahead=self._ahead,
+                read=self._read_clock,
             )
             pending.append(link.exchange(request, send=bad is None, land=pull, at_once=at_once))
+        if not at_once:
+            self._binding.turn()
 
         def finish() -> None:
             self._progress.finished(key)
             if pull:
-                self._binding.scatter()
+                self._landed(self._progress.clock)
 
         return self._keep(pending, finish)
 
@@ -100,17 +112,17 @@ class Exchange:
         """Ask every shard for the weights of the next step; see `Link` for `at_once`."""
         self.settle()
         self._read_view = self._progress.started_in
-        progress = self._progress
+        progress, clock = self._progress, self._progress.clock
         pending = [
             link.exchange(
-                Pull(progress.worker, progress.clock, progress.news_for(server)),
+                Pull(progress.worker, clock, progress.news_for(server), self._ahead),
                 send=False,
                 land=True,
                 at_once=at_once,
             )
             for server, link in enumerate(self._links)
         ]
-        return self._keep(pending, self._binding.scatter)
+        return self._keep(pending, lambda: self._landed(clock))
 
     def peek(self, request: Peek) -> None:
         """Take the weights as they are now, out of any order."""
@@ -119,11 +131,25 @@ class Exchange:
             pending.wait()
         self._binding.scatter()
 
+    def clear(self) -> None:
+        """Let the model's gradients begin from zero."""
+        self._binding.clear()
+
+    def release(self) -> None:
+        """Let go of the model, which keeps its weights."""
+        self.settle()
+        self._binding.release()
+
     def settle(self) -> None:
         """Finish what is under way: the buffers belong to one exchange at a time."""
         if self._open is not None:
             open_ticket, self._open = self._open, None
             open_ticket.result()
+
+    def _landed(self, clock: int) -> None:
+        """Weights that were granted for the step after `clock` are here."""
+        self._binding.scatter()
+        self._read_clock = clock
 
     def _keep(self, pending: Sequence[Pending], finish: Callable[[], None]) -> Ticket:
         self._open = Ticket(pending, finish)

@@ -28,7 +28,11 @@ class PlaneChoice(Enum):
 
 @dataclass(frozen=True)
 class Job:
-    """A job's settings. `seed` orders samples and starts models."""
+    """A job's settings. `seed` orders samples and starts models.
+
+    With `overlap` a worker computes its next step while the last one's gradients are on
+    their way; its weights are then one step older.
+    """
 
     workers: int
     servers: int = 1
@@ -36,6 +40,7 @@ class Job:
     reduction: Reduction = Reduction.MEAN
     nonfinite: NonFinite = NonFinite.ERROR
     plane: PlaneChoice = PlaneChoice.AUTO
+    overlap: bool = False
     seed: int = 0
     start_timeout_s: float = 300.0
 
@@ -52,6 +57,11 @@ class Job:
                 f"mode must be psrpc.Synchronous(), psrpc.Asynchronous() or "
                 f"psrpc.BoundedStaleness(k), not {self.mode!r}"
             )
+        elif self.overlap and self.mode.bound == 0:
+            problems.append(
+                "overlap makes weights one step older, which this mode forbids: choose "
+                "Asynchronous() or BoundedStaleness(k) with k of 1 or more"
+            )
         if self.start_timeout_s <= 0:
             problems.append(f"the start timeout must be above 0 s, not {self.start_timeout_s}")
         if problems:
@@ -66,5 +76,6 @@ class Job:
             ("workers", str(self.workers)),
             ("reduction", self.reduction.value),
             ("plane", self.plane.value),
+            ("overlap", str(self.overlap)),
             ("seed", str(self.seed)),
         )

@@ -111,6 +111,10 @@ class Push(Request):
     `void` marks an update that carries none at all (skipped as not finite), `also`
     names batches whose gradients were added up into this one.
     `overrides` are the optimizer's options where they differ from the job's start.
+    `read` is the clock whose start gave the weights that the gradients were made from
+    (None: the latest).
+    `ahead` is the number of steps that the worker will have begun after this one when it
+    takes the answer.
     """
 
     clock: int
@@ -123,14 +127,20 @@ class Push(Request):
     overrides: tuple[Override, ...] = ()
     loss: float | None = None
     view: View | None = None
+    ahead: int = 0
+    read: int | None = None
 
 
 @dataclass(frozen=True)
 class Pull(Request):
-    """Weights, as soon as the mode lets a worker with this clock start its next step."""
+    """Weights, as soon as the mode lets a worker with this clock start its next step.
+
+    `ahead` is as in `Push`.
+    """
 
     clock: int
     view: View | None = None
+    ahead: int = 0
 
 
 @dataclass(frozen=True)

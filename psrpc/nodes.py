@@ -15,9 +15,9 @@ from psrpc.job import Job, PlaneChoice
 from psrpc.messages import GetStats
 from psrpc.planes.agent import Agent, hushed
 from psrpc.planes.base import Link
+from psrpc.planes.doorman import Doorman
 from psrpc.planes.rpc import Address, RpcLink, serve, withdraw
 from psrpc.planes.select import link_to, planes_of
-from psrpc.planes.shm import Doorman
 from psrpc.rendezvous import Rendezvous
 from psrpc.report import Report, summarize
 from psrpc.server import ParameterServer

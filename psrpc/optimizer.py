@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from psrpc.errors import OptimizerError
 from psrpc.messages import Override
@@ -29,9 +30,11 @@ class DistributedOptimizer(torch.optim.Optimizer):
         model: nn.Module,
         blueprint: Blueprint,
         push: Callable[[], None],
+        clear: Callable[[], None],
         fetch_state: StateFetcher,
     ) -> None:
         self._push = push
+        self._clear = clear
         self._fetch_state = fetch_state
         self._initial = blueprint.groups
         named = dict(model.named_parameters())
@@ -54,6 +57,20 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 value = closure()
         self._push()
         return value
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Let all gradients begin from zero: they stay in their place, whatever is asked for."""
+        self._clear()
+
+    @property
+    def hooked(self) -> bool:
+        """Whether somebody registered hooks that `step` calls."""
+        return bool(
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+        )
 
     def note_push(self) -> None:
         """A push was made by `Worker.push` or `push_pull`: to schedulers, that is a step."""

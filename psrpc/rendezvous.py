@@ -30,6 +30,13 @@ class Rendezvous:
         self._store: Store | None = None
         self._keeps = place.rank == 0 and not place.agent_keeps_store
 
+    def __enter__(self) -> Rendezvous:
+        self.open()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def open(self) -> None:
         """Connect to the store; rank 0 keeps it where the launcher does not.
 

@@ -67,6 +67,7 @@ def run(
     reduction: str = "mean",
     nonfinite: str = "error",
     plane: str = "auto",
+    overlap: bool = False,
     seed: int = 0,
     device: str = "auto",
     threads: int | None = None,
@@ -76,42 +77,38 @@ def run(
 ) -> Result:
     """Take this process's part in a job started by torchrun; blocks until the job is done.
 
-    The first `servers` ranks serve parameters, each of the others calls
-    `train(worker)`. `model` is a module, or a class or function that makes one; the
-    weights of the servers' own become everybody's. `optimizer` is called with
-    parameters, as `functools.partial(torch.optim.SGD, lr=0.1)` is; any torch.optim
-    class that needs no closure will do. `param_groups(model)` returns the list of
-    groups to give it instead of `model.parameters()`. `mode` is `Synchronous()`
-    (the default), `BoundedStaleness(k)` or `Asynchronous()`. `reduction` ("mean" by
-    samples, or "sum") joins the gradients of a synchronous round. `nonfinite` says
-    what happens to a step with NaN or Inf in its gradients: "error" or "skip".
-    `plane` is "auto" (shared memory to servers on the same host, RPC to others), "rpc"
-    or "shm". `device` is "auto" (CUDA where there is any), "cpu" or "cuda"; servers compute
-    on the CPU. `threads` sets torch's threads in this process.
+    The first `servers` ranks serve parameters, each of the others calls `train(worker)`.
+    `model` is a module, or a class or function that makes one; the servers' own weights
+    become everybody's. `optimizer` is called with parameters, as
+    `functools.partial(torch.optim.SGD, lr=0.1)` is; any torch.optim class that needs no
+    closure will do. `param_groups(model)` returns the groups to give it instead of
+    `model.parameters()`. `mode` is `Synchronous()` (the default), `BoundedStaleness(k)` or
+    `Asynchronous()`. `reduction` ("mean" by samples, or "sum") joins the gradients of a
+    synchronous round. `nonfinite` is what becomes of a step with NaN or Inf in its
+    gradients: "error" or "skip". `plane` is "auto" (shared memory to servers on the same
+    host, RPC to others), "rpc" or "shm". With `overlap` a worker computes its next step
+    while the last one's gradients travel; the mode's bound counts that step, so it must be
+    1 or more. `device` is "auto" (CUDA where there is any), "cpu" or "cuda"; servers compute
+    on the CPU. `threads` are torch's threads in this process.
 
-    Raises UsageError outside torchrun, ConfigError for wrong settings, ModelError and
-    OptimizerError, StartTimeoutError when somebody does not come, JobFailedError when
-    another process ended the job, and whatever `train` raises.
+    Raises UsageError outside torchrun, ConfigError, ModelError and OptimizerError,
+    StartTimeoutError when somebody does not come, JobFailedError when another process
+    ended the job, and whatever `train` raises.
     """
     try:
         place = _place()
         names = {"reduction": reduction, "nonfinite": nonfinite, "plane": plane}
-        job = _job(place, servers, mode, names, seed, start_timeout_s)
+        job = _job(place, servers, mode, names, overlap, seed, start_timeout_s)
         target = _device(device, place, servers)
         built = _build(model, seed)
         blueprint = draw(built, optimizer, param_groups)
         if threads is not None:
             torch.set_num_threads(threads)
-        rendezvous = Rendezvous(place, start_timeout_s)
-        with Interrupts():
-            rendezvous.open()
-            try:
-                if place.rank < servers:
-                    watch = _Watch(progress, progress_samples)
-                    return _serve(job, place, built, blueprint, rendezvous, watch)
-                return _work(train, job, place, built.to(target), blueprint, rendezvous)
-            finally:
-                rendezvous.close()
+        with Interrupts(), Rendezvous(place, start_timeout_s) as rendezvous:
+            if place.rank < servers:
+                watch = _Watch(progress, progress_samples)
+                return _serve(job, place, built, blueprint, rendezvous, watch)
+            return _work(train, job, place, built.to(target), blueprint, rendezvous)
     except PsrpcError:
         _one_line_errors()
         raise
@@ -150,6 +147,7 @@ def _job(
     servers: int,
     mode: Mode | None,
     names: dict[str, str],
+    overlap: bool,
     seed: int,
     start_timeout_s: float,
 ) -> Job:
@@ -175,6 +173,7 @@ def _job(
         Reduction(names["reduction"]),
         NonFinite(names["nonfinite"]),
         PlaneChoice(names["plane"]),
+        overlap,
         seed,
         start_timeout_s,
     )

@@ -32,21 +32,20 @@ from psrpc.messages import (
     StatsReply,
     Stepped,
 )
-from psrpc.planes.base import Payload
+from psrpc.planes import base
+from psrpc.planes.base import Landing, Payload
 from psrpc.store.blueprint import Blueprint
 from psrpc.store.shard import Contribution, ShardStore
 
-Future = torch.futures.Future[Payload]
 
-
-@dataclass
+@dataclass(slots=True)
 class Call:
-    """A request that is not answered yet, and all futures that its answer goes to."""
+    """A request that is not answered yet, and all those that its answer goes to."""
 
     request: Request
     tensors: Sequence[torch.Tensor] = ()
-    futures: list[Future] = field(default_factory=list)
-    lands: list[Sequence[torch.Tensor]] = field(default_factory=list)
+    answers: list[base.Answer] = field(default_factory=list)
+    lands: list[Landing] = field(default_factory=list)
 
 
 class Desk:
@@ -69,7 +68,7 @@ class Desk:
     def attach(self, token: Token, first: Token) -> None:
         """Let the call `token` share the answer of the open call `first`."""
         again = self._calls.pop(token)
-        self._calls[first].futures += again.futures
+        self._calls[first].answers += again.answers
         self._calls[first].lands += again.lands
 
     def close(self, token: Token) -> Call:
@@ -88,8 +87,8 @@ Answers = list[tuple[Call, Payload]]
 def resolve(answers: Answers) -> None:
     """Send answers. Called without a lock, for it runs what waits for them."""
     for call, payload in answers:
-        for future in call.futures:
-            future.set_result(payload)
+        for answer in call.answers:
+            answer(payload)
 
 
 class _StepFailedError(Exception):
@@ -131,15 +130,14 @@ class ParameterServer:
         self,
         request: Request,
         tensors: Sequence[torch.Tensor],
-        land: Sequence[torch.Tensor] | None = None,
-    ) -> Future:
+        answer: base.Answer,
+        land: Landing | None = None,
+    ) -> None:
         """Take a request with its tensors; see `Service`."""
-        future: Future = torch.futures.Future()
-        call = Call(request, tensors, [future], [] if land is None else [land])
+        call = Call(request, tensors, [answer], [] if land is None else [land])
         with self._lock:
             answers = self._answer(call)
         resolve(answers)
-        return future
 
     def fail(self, error: PsrpcError) -> None:
         """Answer every open and every later request with `error`."""
@@ -248,10 +246,10 @@ class ParameterServer:
         return self._weights_for(call) if wants and isinstance(reply, Stepped) else []
 
     def _weights_for(self, call: Call) -> list[torch.Tensor]:
-        """Write the weights where they are wanted; return them for those who wait for them."""
+        """Give the weights to those who take them now; return them for those who wait for them."""
         for land in call.lands:
-            self._store.copy_to(land)
-        return self._store.snapshot() if len(call.futures) > len(call.lands) else []
+            land(self._store.flats)
+        return self._store.snapshot() if len(call.answers) > len(call.lands) else []
 
 
 def _failure(error: PsrpcError) -> Payload:

@@ -126,6 +126,7 @@ class TrainSettings:
     start_timeout: float
     output: str | None
     json: str | None
+    overlap: bool = False
     quiet: bool = False
 
     @property
@@ -139,7 +140,9 @@ class TrainSettings:
         return BoundedStaleness(self.staleness)
 
 
-def parse(texts: Mapping[str, str | None], *, quiet: bool = False) -> TrainSettings:
+def parse(
+    texts: Mapping[str, str | None], *, overlap: bool = False, quiet: bool = False
+) -> TrainSettings:
     """Read the options' texts. Raises ConfigError with everything that is wrong, at once."""
     values: dict[str, Any] = {}
     problems = []
@@ -152,9 +155,14 @@ def parse(texts: Mapping[str, str | None], *, quiet: bool = False) -> TrainSetti
         except ValueError as error:
             problems.append(f"--{option.name} must be {error}, not {text!r}")
     problems += _contradictions(values)
+    if overlap and (values.get("mode") == "sync" or not values.get("staleness", 1)):
+        problems.append(
+            "--overlap makes weights one step old: it needs --mode async, or bounded with a "
+            "--staleness of 1 or more"
+        )
     if problems:
         raise ConfigError(problems)
-    return TrainSettings(**_filled(values), quiet=quiet)
+    return TrainSettings(**_filled(values), overlap=overlap, quiet=quiet)
 
 
 def unwritable(settings: TrainSettings) -> list[str]:

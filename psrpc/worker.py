@@ -64,7 +64,7 @@ class Worker:
         self._progress = Progress(rank)
         self._crew = Crew(job, self._progress, links)
         self.optimizer = DistributedOptimizer(
-            model, blueprint, self._optimizer_step, self._fetch_state
+            model, blueprint, self._optimizer_step, self._clear, self._fetch_state
         )
         self._fetched: Lease | None = None
         self._samples: int | None = None
@@ -82,7 +82,7 @@ class Worker:
         layouts = self._blueprint.layouts(len(self._links))
         buffers = [link.open(layout) for link, layout in zip(self._links, layouts, strict=True)]
         binding = Binding(self.model, self._blueprint, layouts, buffers)
-        self._exchange = Exchange(self._links, binding, self._progress)
+        self._exchange = Exchange(self._links, binding, self._progress, int(self.job.overlap))
         self._copy_in(GetFrozen(self.rank), self._blueprint.untrained(self.model))
         self._copy_in(GetBuffers(self.rank), buffers_of(self.model))
         self._exchange.peek(Peek(self.rank))
@@ -148,14 +148,19 @@ class Worker:
         self._loss = loss.detach() if isinstance(loss, torch.Tensor) else loss
         if samples is not None:
             self._samples = check_samples(samples)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        if self.optimizer.hooked:
+            self.optimizer.step()
+        else:
+            self._optimizer_step()
+        if not self.job.overlap:
+            self._exchange.clear()
 
     def push(self) -> Ticket:
         """Push the gradients without waiting. The ticket's result comes when they are applied
         and the mode lets this worker start its next step; weights stay as they are.
 
-        Waits for an earlier push first.
+        The gradients are handed over: `.grad` begins from zero. Waits for an earlier push
+        first.
         """
         return self._push(pull=False, at_once=False)
 
@@ -165,7 +170,7 @@ class Worker:
         return self._exchange.pull(at_once=False)
 
     def push_pull(self) -> Ticket:
-        """Push the gradients and ask for the weights of the next step, without waiting."""
+        """Push the gradients, as `push` does, and ask for the weights of the next step."""
         return self._push(pull=True, at_once=False)
 
     @contextmanager
@@ -192,6 +197,7 @@ class Worker:
         self._closed = True
         self._copy_in(GetBuffers(self.rank), buffers_of(self.model))
         self._exchange.peek(Peek(self.rank))
+        self._exchange.release()
 
     def bye(self) -> None:
         """Tell the servers that this worker is gone; nothing can be asked of them any more."""
@@ -256,7 +262,9 @@ class Worker:
     # Steps.
 
     def _optimizer_step(self) -> None:
-        self._push(pull=True, at_once=True).result()
+        ticket = self._push(pull=True, at_once=not self.job.overlap)
+        if not self.job.overlap:
+            ticket.result()
 
     def _push(self, *, pull: bool, at_once: bool) -> Ticket:
         if self._closed:
@@ -267,22 +275,26 @@ class Worker:
         samples = 1 if self._samples is None else self._samples
         key = self._progress.next_key() if leased else self._progress.own_key()
         loss = self._loss
-        with self._waiting():
-            ticket = self._exchange.push(
-                key,
-                samples=samples,
-                pull=pull,
-                overrides=self.optimizer.overrides(),
-                loss=float(loss) if loss is not None else None,
-                skip_nonfinite=self.job.nonfinite is NonFinite.SKIP,
-                at_once=at_once,
-            )
+        began = self._clock.now()
+        ticket = self._exchange.push(
+            key,
+            samples=samples,
+            pull=pull,
+            overrides=self.optimizer.overrides(),
+            loss=float(loss) if loss is not None else None,
+            skip_nonfinite=self.job.nonfinite is NonFinite.SKIP,
+            at_once=at_once,
+        )
+        self._wait_s += self._clock.now() - began
         self.optimizer.note_push()
         self._steps += 1
         self._samples_done += samples
         self._samples, self._loss, self._fetched = None, None, None
         ticket.waiting = self._waiting
         return ticket
+
+    def _clear(self) -> None:
+        self._exchange.clear()
 
     def _ensure_active(self) -> None:
         if not self._progress.active:

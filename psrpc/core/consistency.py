@@ -19,11 +19,15 @@ from psrpc.messages import View
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The step after `clock` finished ones; `reads` is whether it takes fresh weights."""
+    """The step after `clock` finished ones; `reads` is whether it takes fresh weights.
+
+    `ahead` more steps will have begun when it takes them, and count like finished ones.
+    """
 
     worker: int
     clock: int
     reads: bool = True
+    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +118,10 @@ class Gate:
         worker = start.worker
         if self.clock(worker) < start.clock:
             self._by_worker.setdefault(worker, []).append((token, start))
-        elif self.bound is not None and self._lead(start) > self.bound:
-            self._by_floor.setdefault(start.clock - self.bound, []).append((token, start))
+        elif self._too_far(start):
+            assert self.bound is not None
+            floor = start.clock + start.ahead - self.bound
+            self._by_floor.setdefault(floor, []).append((token, start))
         else:
             self._turn.append((token, start))
 
@@ -128,12 +134,17 @@ class Gate:
         """What `start` must wait for; the empty string if for nothing."""
         if self.clock(start.worker) < start.clock:
             return f"worker {start.worker}'s own step {start.clock - 1} is not applied yet"
-        if self.bound is not None and self._lead(start) > self.bound:
+        if self._too_far(start):
             return (
-                f"worker {start.worker} is {self._lead(start)} clocks ahead of the slowest "
-                f"and may be {self.bound}"
+                f"worker {start.worker} is {self._lead(start) + start.ahead} clocks ahead of the "
+                f"slowest and may be {self.bound}"
             )
         return ""
+
+    def _too_far(self, start: Start) -> bool:
+        if self.bound is None or start.worker not in self._active:
+            return False
+        return start.clock + start.ahead - self._floor > self.bound
 
     def _lead(self, start: Start) -> int:
         return start.clock - self._floor if start.worker in self._active else 0

@@ -45,7 +45,7 @@ class ShardCore:
         self._rounds: dict[int, dict[int, _Entry]] = {}  # by clock, then by worker
         self._keys_held: set[UpdateKey] = set()
         self._open: dict[tuple[int, int], Token] = {}
-        self._begun: dict[int, _Begun] = {}
+        self._begun: dict[int, list[_Begun]] = {}  # the latest last
         self._answers: dict[int, tuple[int, Stepped]] = {}
         self._updates = 0
         self._samples = 0
@@ -76,7 +76,7 @@ class ShardCore:
         decisions = self.adopt(pull.view)
         if pull.worker not in self.gate.active:
             return [*decisions, self._refuse(pull.worker, token)]
-        start = Start(pull.worker, pull.clock)
+        start = Start(pull.worker, pull.clock, ahead=pull.ahead)
         self.gate.ask(token, start)
         obstacle = self.gate.obstacle(start)
         return [*decisions, *([Hold(token, obstacle)] if obstacle else self._release())]
@@ -127,7 +127,7 @@ class ShardCore:
         if push.worker in self._rounds.get(push.clock, ()):
             count = self.gate.slowest - len(self._rounds.get(self.gate.floor, ()))
             return f"round {push.clock} waits for {some_workers(count, self._missing)}"
-        return self.gate.obstacle(Start(push.worker, push.clock + 1))
+        return self.gate.obstacle(_next(push))
 
     def _repeat(self, push: Push, token: Token) -> Decision:
         first = self._open.get((push.worker, push.clock))
@@ -191,19 +191,27 @@ class ShardCore:
                 self._ledger.record(key)
         self._samples += push.samples
         self._voids += push.void
-        begun = self._begun.get(push.worker)
+        begun = self._began_with(push)
         if begun is None:
             return 0
         staleness = begun.lead + push.clock - begun.clock
         self._staleness[staleness] += 1
         self._update_lag[self._updates - begun.updates - begun.own] += 1
-        begun.own += 1
+        for each in self._begun[push.worker]:
+            each.own += 1
         return staleness
+
+    def _began_with(self, push: Push) -> _Begun | None:
+        """The state of things when the weights were read that this push was made from."""
+        begun = self._begun.get(push.worker, [])
+        while len(begun) > 1 and (push.read is None or begun[1].clock <= push.read):
+            del begun[0]
+        return begun[0] if begun else None
 
     def _finish(self, entry: _Entry) -> None:
         push = entry.push
         self.gate.finish(push.worker, push.clock)
-        self.gate.ask(entry.token, Start(push.worker, push.clock + 1, push.pull))
+        self.gate.ask(entry.token, _next(push))
 
     # Starts.
 
@@ -212,12 +220,17 @@ class ShardCore:
 
     def _grant(self, ready: Ready) -> Decision:
         start, step = ready.start, (ready.start.worker, ready.start.clock - 1)
-        begun = self._begun.get(start.worker)
-        if start.reads and (begun is None or begun.clock < start.clock):
-            self._begun[start.worker] = _Begun(start.clock, ready.lead, self._updates)
-        self._max_gap = max(self._max_gap, ready.lead)
+        begun = self._begun.setdefault(start.worker, [])
+        if start.reads and (not begun or begun[-1].clock < start.clock):
+            begun.append(_Begun(start.clock, ready.lead, self._updates))
+        self._max_gap = max(self._max_gap, ready.lead + start.ahead)
         reply = Stepped(self.version, ready.lead)
         if self._open.get(step) == ready.token:
             del self._open[step]
             self._answers[start.worker] = (step[1], reply)
         return Answer(ready.token, reply, "its turn has come")
+
+
+def _next(push: Push) -> Start:
+    """The start of the step after this push."""
+    return Start(push.worker, push.clock + 1, push.pull, push.ahead)

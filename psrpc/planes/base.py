@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 
 from psrpc.errors import decode
 from psrpc.messages import Failure, Reply, Request
-from psrpc.store.binding import Buffers
+from psrpc.store.flats import Buffers
 from psrpc.store.layout import ShardLayout
 
 Payload = tuple[Reply, list[torch.Tensor]]
+Answer = Callable[[Payload], object]
+Landing = Callable[[Sequence[torch.Tensor]], None]
 
 
 class Service(Protocol):
@@ -22,12 +24,14 @@ class Service(Protocol):
         self,
         request: Request,
         tensors: Sequence[torch.Tensor],
-        land: Sequence[torch.Tensor] | None = None,
-    ) -> torch.futures.Future[Payload]:
-        """Take a request; the future is done when its answer is. Never blocks, never raises.
+        answer: Answer,
+        land: Landing | None = None,
+    ) -> None:
+        """Take a request; `answer` is called once, now or later, from any thread.
 
-        `tensors` may be overwritten. Weights that belong to the answer are written into
-        `land`, if given, and otherwise are part of the answer.
+        Never waits for another worker, never raises. `tensors` are read until then, and
+        not written. Weights that belong to the answer are given to `land` (flat CPU
+        tensors, one a segment, valid during the call), or else are part of the answer.
         """
         ...
 

@@ -9,20 +9,22 @@ import torch
 
 from psrpc.messages import Request
 from psrpc.planes.base import Payload, Pending, Service, checked, land
-from psrpc.store.binding import Buffers
+from psrpc.store.flats import Buffers
 from psrpc.store.layout import ShardLayout
 
 
 class LoopbackPending:
     """An answer of a service in this process."""
 
-    def __init__(
-        self, future: torch.futures.Future[Payload], weights: Sequence[torch.Tensor] | None
-    ) -> None:
-        self._future = future
+    def __init__(self, weights: Sequence[torch.Tensor] | None = None) -> None:
         self._weights = weights
+        self._payload: Payload | None = None
         self._came = threading.Event()
-        future.add_done_callback(lambda _: self._came.set())
+
+    def answer(self, payload: Payload) -> None:
+        """What the service calls."""
+        self._payload = payload
+        self._came.set()
 
     def done(self) -> bool:
         """See `Pending`."""
@@ -32,7 +34,8 @@ class LoopbackPending:
         """See `Pending`."""
         if not self._came.wait(timeout_s):
             raise TimeoutError("no answer yet")
-        payload = checked(self._future.value())
+        assert self._payload is not None
+        payload = checked(self._payload)
         if self._weights is not None:
             land(payload[1], self._weights)
         return payload
@@ -43,24 +46,29 @@ class LoopbackLink:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._buffers = Buffers([], [])
+        self._buffers = Buffers.none()
 
     def open(self, layout: ShardLayout) -> Buffers:
         """See `Link`."""
-        self._buffers = Buffers(layout.empty(), layout.empty())
+        self._buffers = Buffers.private(layout)
         return self._buffers
 
     def call(self, request: Request, tensors: Sequence[torch.Tensor] = ()) -> Pending:
         """See `Link`."""
-        return LoopbackPending(self._service.handle(request, tensors), None)
+        return self._send(request, tensors, LoopbackPending())
 
     def exchange(
         self, request: Request, *, send: bool, land: bool, at_once: bool = True
     ) -> Pending:
         """See `Link`."""
         sent = [flat.clone() for flat in self._buffers.gradients] if send else []
-        weights = self._buffers.weights if land else None
-        return LoopbackPending(self._service.handle(request, sent), weights)
+        return self._send(request, sent, LoopbackPending(self._buffers.weights if land else None))
+
+    def _send(
+        self, request: Request, tensors: Sequence[torch.Tensor], pending: LoopbackPending
+    ) -> Pending:
+        self._service.handle(request, tensors, pending.answer)
+        return pending
 
     def close(self) -> None:
         """See `Link`."""

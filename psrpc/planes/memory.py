@@ -1,50 +1,105 @@
-"""Shared memory that cannot be left behind: it goes with the last process that maps it."""
+"""Shared memory that cannot be left behind: it goes with the last process that maps it.
+
+A worker's region of one shard is a memory file of four equal parts, each with the
+shard's segments at multiples of 64 bytes: two sets of gradients, the weights, and
+weights that were fetched ahead. A part that nobody touches takes no memory, and the
+server writes weights without mapping them.
+"""
 
 from __future__ import annotations
 
 import mmap
 import os
+import threading
+from collections.abc import Sequence
+from enum import IntEnum
 
 import torch
 
-from psrpc.store.binding import Buffers
 from psrpc.store.layout import ShardLayout, torch_dtype
 
 _ALIGN = 64
 
 
-class Region:
-    """One worker's gradients and weights of one shard, mapped from a memory file.
+class Part(IntEnum):
+    """The parts of a region, in order; the first two are a link's two sets of gradients."""
 
-    Gradients come first, then weights, each segment at a multiple of 64 bytes. Both
-    sides lay it out from the same `layout`.
-    """
+    GRADIENTS = 0
+    OTHER_GRADIENTS = 1
+    WEIGHTS = 2
+    AHEAD = 3
+
+
+class Region:
+    """A worker's memory file of one shard, as either side sees it. Owns its descriptor."""
 
     def __init__(self, layout: ShardLayout, fd: int) -> None:
-        self._map = mmap.mmap(fd, size_bytes(layout))
-        self.buffers = Buffers([], [])
-        offset = 0
-        for flats in (self.buffers.gradients, self.buffers.weights):
-            for segment in layout.segments:
-                dtype = torch_dtype(segment.dtype)
-                flats.append(
-                    torch.frombuffer(self._map, dtype=dtype, count=segment.numel, offset=offset)
-                )
-                offset += _padded(segment.numel * dtype.itemsize)
+        self._layout = layout
+        self._fd = fd
+        self._lock = threading.Lock()
+        self._offsets, end = _offsets(layout)
+        self._part_bytes = -(-max(end, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._parts: dict[Part, list[torch.Tensor]] = {}
+
+    @classmethod
+    def create(cls, layout: ShardLayout) -> Region:
+        """Make a memory file for `layout`."""
+        region = cls(layout, os.memfd_create("psrpc", os.MFD_CLOEXEC))
+        os.ftruncate(region.fd, region._part_bytes * len(Part))
+        return region
+
+    @property
+    def fd(self) -> int:
+        """The descriptor, to be given to the other side."""
+        return self._fd
+
+    def part(self, part: Part) -> list[torch.Tensor]:
+        """The flat tensors of a part, one a segment; mapped when first asked for."""
+        if part not in self._parts:
+            self._parts[part] = self._map(part)
+        return self._parts[part]
+
+    def write(self, part: Part, flats: Sequence[torch.Tensor]) -> None:
+        """Write flat CPU tensors, one a segment, into a part, mapped or not.
+
+        Nothing happens after `close`: whoever wanted to read it is gone.
+        """
+        start = self._part_bytes * part
+        with self._lock:
+            for flat, offset in zip(flats, self._offsets, strict=True):
+                if self._fd >= 0:
+                    _write(self._fd, flat, start + offset)
+
+    def close(self) -> None:
+        """Give the descriptor up. What is mapped stays until its tensors are gone."""
+        with self._lock:
+            fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _map(self, part: Part) -> list[torch.Tensor]:
+        mapped = mmap.mmap(self._fd, self._part_bytes, offset=self._part_bytes * part)
+        return [
+            torch.frombuffer(mapped, dtype=torch_dtype(s.dtype), count=s.numel, offset=offset)
+            if s.numel
+            else s.empty()
+            for s, offset in zip(self._layout.segments, self._offsets, strict=True)
+        ]
 
 
-def create(layout: ShardLayout) -> int:
-    """Make a memory file that holds a region of `layout`; returns its descriptor."""
-    fd = os.memfd_create("psrpc", os.MFD_CLOEXEC)
-    os.ftruncate(fd, size_bytes(layout))
-    return fd
+def _offsets(layout: ShardLayout) -> tuple[list[int], int]:
+    """Where each segment begins in a part, and where the last one ends."""
+    offsets, end = [], 0
+    for segment in layout.segments:
+        offsets.append(end)
+        size_bytes = segment.numel * torch_dtype(segment.dtype).itemsize
+        end += -(-size_bytes // _ALIGN) * _ALIGN
+    return offsets, end
 
 
-def size_bytes(layout: ShardLayout) -> int:
-    """The size of a region of `layout`: at least a page, for an empty shard too."""
-    once = sum(_padded(s.numel * torch_dtype(s.dtype).itemsize) for s in layout.segments)
-    return max(2 * once, mmap.PAGESIZE)
-
-
-def _padded(size: int) -> int:
-    return -(-size // _ALIGN) * _ALIGN
+def _write(fd: int, flat: torch.Tensor, offset: int) -> None:
+    # As bytes, for numpy does not know all of torch's dtypes.
+    rest = memoryview(flat.detach().view(torch.uint8).numpy().data)
+    while rest.nbytes:
+        done = os.pwrite(fd, rest, offset)
+        rest, offset = rest[done:], offset + done

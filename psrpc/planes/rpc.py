@@ -21,7 +21,7 @@ from psrpc.errors import PeerLostError, encode
 from psrpc.messages import Failure, Ping, Request
 from psrpc.planes.agent import Agent, answers_later
 from psrpc.planes.base import Payload, Pending, Service, checked, land
-from psrpc.store.binding import Buffers
+from psrpc.store.flats import Buffers
 from psrpc.store.layout import ShardLayout
 
 
@@ -62,11 +62,12 @@ def _service(key: str) -> Service:
 def _handle(
     key: str, request: Request, tensors: list[torch.Tensor]
 ) -> torch.futures.Future[Payload]:
+    future: torch.futures.Future[Payload] = torch.futures.Future()
     if key in _serving:
-        return _serving[key][1].handle(request, tensors)
-    gone: torch.futures.Future[Payload] = torch.futures.Future()
-    gone.set_result((Failure(encode(PeerLostError(f"{key} is closed"))), []))
-    return gone
+        _serving[key][1].handle(request, tensors, future.set_result)
+    else:
+        future.set_result((Failure(encode(PeerLostError(f"{key} is closed"))), []))
+    return future
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class RpcLink:
         self.agent = agent
         self.peer = peer
         self.patience = patience or Patience()
-        self._buffers = Buffers([], [])
+        self._buffers = Buffers.none()
         self._handle: Any = None
 
     def connect(self) -> None:
@@ -171,12 +172,8 @@ class RpcLink:
 
     def open(self, layout: ShardLayout) -> Buffers:
         """See `Link`."""
-        return self.adopt(Buffers(layout.empty(), layout.empty()))
-
-    def adopt(self, buffers: Buffers) -> Buffers:
-        """Use buffers that are there already."""
-        self._buffers = buffers
-        return buffers
+        self._buffers = Buffers.private(layout)
+        return self._buffers
 
     def call(self, request: Request, tensors: Sequence[torch.Tensor] = ()) -> Pending:
         """See `Link`."""

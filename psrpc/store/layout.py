@@ -52,6 +52,12 @@ class Piece:
         """This piece's part of its segment's flat tensor, in the piece's own shape."""
         return flat[self.offset : self.offset + self.numel].view(self.shape)
 
+    def rows(self, parameter: torch.Tensor) -> torch.Tensor:
+        """This piece's rows of the whole parameter, or of a tensor of its shape."""
+        if parameter.shape == self.shape:
+            return parameter
+        return parameter[self.first_row : self.first_row + self.shape[0]]
+
 
 @dataclass(frozen=True)
 class Segment:

@@ -1,7 +1,8 @@
 """The user's torch.optim class, run on one shard.
 
 An optimizer that treats every element by itself gets one parameter a segment,
-so that a step is few kernels. Others get each tensor in its own shape. Where a
+so that a step is few kernels; where the class is a common one, its own kernels are
+called directly (`kernels`). Others get each tensor in its own shape. Where a
 tensor has no gradient in a step while its segment's others have, torch.optim
 leaves its state alone; the segment is then split into its tensors for good,
 with the state it has.
@@ -17,8 +18,13 @@ from torch import nn
 
 from psrpc.errors import OptimizerError
 from psrpc.messages import Override
+from psrpc.store import kernels
 from psrpc.store.blueprint import Blueprint
 from psrpc.store.layout import Piece, ShardLayout
+from psrpc.store.mixture import Mixture
+
+# As many elements as stay in a core's cache with their gradients and state.
+_STRETCH = 1 << 16
 
 
 class ShardOptimizer:
@@ -42,29 +48,62 @@ class ShardOptimizer:
             for g, options in enumerate(blueprint.groups)
         ]
         self._optimizer = blueprint.factory(groups) if layout.segments else None
+        self._kernel = kernels.kernel_of(self._optimizer) if self._optimizer else None
 
     def step(
         self,
-        gradients: Sequence[torch.Tensor],
+        gradients: Sequence[Mixture],
         absent: Collection[int] = (),
         overrides: Sequence[Override] = (),
     ) -> None:
         """Take one optimizer step.
 
-        `gradients` are flat tensors, one a segment, of the segment's dtype; pieces in
-        `absent` (indices into the layout's) have no gradient and are not touched.
-        `overrides` set options that differ from the job's start; those of the last step
-        that are not repeated go back.
+        `gradients` are one a segment, of the segment's dtype; pieces in `absent` (indices
+        into the layout's) have no gradient and are not touched. `overrides` set options
+        that differ from the job's start; those of the last step that are not repeated go back.
         """
         if self._optimizer is None:
             return
-        self._set_options(overrides)
-        for segment, flat in enumerate(gradients):
-            self._give(segment, flat, absent)
+        if overrides or self._overridden:
+            self._set_options(overrides)
+        given = [
+            segment
+            for segment, gradient in enumerate(gradients)
+            if absent or not self._run_kernel(segment, gradient)
+        ]
+        if not given:
+            return
+        for segment in given:
+            self._give(segment, gradients[segment].whole(), absent)
         self._optimizer.step()
         for parameters in self._of_segment:
             for parameter in parameters:
                 parameter.grad = None
+
+    def _run_kernel(self, segment: int, gradient: Mixture) -> bool:
+        """Step a whole segment by its optimizer's kernel; returns whether that could be done."""
+        if self._kernel is None or not self._joined[segment]:
+            return False
+        assert self._optimizer is not None
+        state = self._state_of(self._of_segment[segment][0])
+        options = self._optimizer.param_groups[self.layout.segments[segment].group]
+        if not kernels.ready(state, options):
+            return False
+        weights, numel = self._flats[segment], self.layout.segments[segment].numel
+        if numel <= _STRETCH or (gradient.single and not state):
+            self._kernel(weights, gradient.whole(), state, options)
+            return True
+        parts = {key: v for key, v in state.items() if _is_elementwise(v, numel)}
+        counts = {key: v for key, v in state.items() if key not in parts}
+        for low in range(0, numel, _STRETCH):
+            high = min(low + _STRETCH, numel)
+            # Each stretch counts the step by itself; the first one's count is kept.
+            part = {key: value[low:high] for key, value in parts.items()}
+            part |= {key: _copy(value) for key, value in counts.items()}
+            self._kernel(weights[low:high], gradient.stretch(low, high), part, options)
+        for key in counts:
+            state[key] = part[key]
+        return True
 
     def state(self) -> list[dict[str, Any]]:
         """For each piece, its optimizer state in the piece's shape (views and plain values)."""

@@ -13,9 +13,8 @@ from psrpc.messages import Override
 from psrpc.modes import Reduction
 from psrpc.store.blueprint import Blueprint
 from psrpc.store.layout import ShardLayout
+from psrpc.store.mixture import Mixture
 from psrpc.store.optim import ShardOptimizer
-
-_NARROW = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,11 @@ class ShardStore:
     def step(self, contributions: Sequence[Contribution]) -> None:
         """One optimizer step from the contributions' gradients, reduced in the order given.
 
-        Gradient tensors may be overwritten. Options follow the first contribution.
+        Options follow the first contribution.
         """
         absent = set(contributions[0].absent).intersection(*(c.absent for c in contributions))
-        gradients = reduce(contributions, self.reduction)
         self._snapshot = None
+        gradients = reduce(contributions, self.reduction)
         self._optimizer.step(gradients, absent, contributions[0].overrides)
 
     def snapshot(self) -> list[torch.Tensor]:
@@ -70,35 +69,19 @@ class ShardStore:
             self._snapshot = [flat.clone() for flat in self.flats]
         return self._snapshot
 
-    def copy_to(self, targets: Sequence[torch.Tensor]) -> None:
-        """Write the weights as they are now into flat tensors, one a segment."""
-        for target, flat in zip(targets, self.flats, strict=True):
-            target.copy_(flat)
-
     def optimizer_state(self) -> list[dict[str, object]]:
         """Each piece's optimizer state, see `ShardOptimizer.state`."""
         return self._optimizer.state()
 
 
-def reduce(contributions: Sequence[Contribution], reduction: Reduction) -> list[torch.Tensor]:
-    """The sum, or the mean weighted by samples, of the contributions' gradients."""
-    if len(contributions) == 1:
-        return list(contributions[0].gradients)
+def reduce(contributions: Sequence[Contribution], reduction: Reduction) -> list[Mixture]:
+    """The sum, or the mean weighted by samples, of the contributions' gradients, by segment."""
     total = sum(c.samples for c in contributions)
     weights = [1.0] * len(contributions)
     if reduction is Reduction.MEAN:
         weights = [c.samples / total if total else 1 / len(contributions) for c in contributions]
     columns = zip(*(c.gradients for c in contributions), strict=True)
-    return [_weighted_sum(column, weights) for column in columns]
-
-
-def _weighted_sum(column: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
-    first = column[0]
-    total = first.float() if first.dtype in _NARROW else first
-    total.mul_(weights[0])
-    for gradient, weight in zip(column[1:], weights[1:], strict=True):
-        total.add_(gradient, alpha=weight)
-    return total.to(first.dtype)
+    return [Mixture(column, weights) for column in columns]
 
 
 def fill(
@@ -109,11 +92,4 @@ def fill(
     with torch.no_grad():
         for piece, view in zip(layout.pieces, layout.views(flats), strict=True):
             parameter = parameters[blueprint.specs[piece.parameter].name]
-            view.copy_(rows(parameter, piece.first_row, view))
-
-
-def rows(tensor: torch.Tensor, first_row: int, like: torch.Tensor) -> torch.Tensor:
-    """The rows of `tensor` that a piece shaped as `like` stands for."""
-    if tensor.shape == like.shape:
-        return tensor
-    return tensor[first_row : first_row + like.shape[0]]
+            view.copy_(piece.rows(parameter))

@@ -18,9 +18,10 @@ from psrpc.coordinator import Coordinator
 from psrpc.job import Job
 from psrpc.planes.agent import Agent
 from psrpc.planes.base import Link
+from psrpc.planes.doorman import Doorman
 from psrpc.planes.loopback import LoopbackLink
 from psrpc.planes.rpc import Address, Patience, RpcLink, serve, withdraw
-from psrpc.planes.shm import Doorman, ShmLink
+from psrpc.planes.shm import ShmLink
 from psrpc.server import ParameterServer
 from psrpc.store.blueprint import Blueprint, draw
 from psrpc.store.layout import ShardLayout

@@ -17,7 +17,7 @@ from psrpc.messages import (
     View,
 )
 from psrpc.planes.base import Link, Pending
-from psrpc.store.binding import Buffers
+from psrpc.store.flats import Buffers
 from tests.contract.fleet import Fleet
 
 WAIT_S = 30.0

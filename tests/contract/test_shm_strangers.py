@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from psrpc.messages import Done, Ping, Request
-from psrpc.planes.base import Payload
-from psrpc.planes.shm import Doorman, _Ring
+from psrpc.planes import wire
+from psrpc.planes.base import Answer, Landing
+from psrpc.planes.doorman import Doorman
 from psrpc.store.layout import Segment, ShardLayout
 
 
@@ -20,11 +21,10 @@ class Echo:
         self,
         request: Request,
         tensors: Sequence[torch.Tensor],
-        land: Sequence[torch.Tensor] | None = None,
-    ) -> torch.futures.Future[Payload]:
-        future: torch.futures.Future[Payload] = torch.futures.Future()
-        future.set_result((Done(7), []))
-        return future
+        answer: Answer,
+        land: Landing | None = None,
+    ) -> None:
+        answer((Done(7), []))
 
 
 def visitor(doorman: Doorman) -> socket.socket:
@@ -43,8 +43,8 @@ def test_a_garbled_message_ends_its_connection_alone(message: bytes) -> None:
     try:
         stranger.send(message)
         assert stranger.recv(64) == b""
-        worker.send(pickle.dumps(_Ring(Ping(0), send=False, land=False)))
-        assert pickle.loads(worker.recv(4096)) == Done(7)
+        worker.send(wire.pack(wire.Ring(Ping(0))))
+        assert wire.unpack_reply(worker.recv(4096)) == Done(7)
     finally:
         worker.close()
         stranger.close()

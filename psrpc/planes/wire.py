@@ -1,0 +1,138 @@
+"""The messages of a step as bytes, for sockets of one host: small, and quick to read.
+
+What every step says has a fixed place; what is rare (a new view, changed options)
+follows, pickled, as do messages of other kinds. Both ends belong to one user of one host.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from dataclasses import dataclass
+
+from psrpc.messages import (
+    Failure,
+    Pull,
+    Push,
+    Reply,
+    Request,
+    Stepped,
+    Stream,
+    StreamKind,
+    UpdateKey,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """A request at a server's door: which set of gradients is sent, where weights shall land.
+
+    `side` is None where no gradients go along. Weights land `ahead` of their use, in a
+    place of their own, or in the model's own memory, or (None) nowhere.
+    """
+
+    request: Request
+    side: int | None = None
+    ahead: bool | None = None
+
+
+_OTHER, _PUSH, _PULL, _STEPPED = range(4)
+_HEAD = struct.Struct("<BBB")
+_PUSH_BODY = struct.Struct("<qqBBqqqqqqd??")
+_PULL_BODY = struct.Struct("<qqq")
+_STEPPED_BODY = struct.Struct("<Bqq?")
+_KINDS = (StreamKind.LEASE, StreamKind.WORKER)
+_NONE = 2  # of a side, or of `ahead`
+_LATEST = -1  # of `read`
+
+
+def pack(ring: Ring) -> bytes:
+    """A ring as bytes."""
+    request = ring.request
+    side = _NONE if ring.side is None else ring.side
+    ahead = _NONE if ring.ahead is None else ring.ahead
+    if type(request) is Push:
+        return _HEAD.pack(_PUSH, side, ahead) + _pack_push(request)
+    if type(request) is Pull and request.view is None:
+        body = _PULL_BODY.pack(request.worker, request.clock, request.ahead)
+        return _HEAD.pack(_PULL, side, ahead) + body
+    return _HEAD.pack(_OTHER, side, ahead) + pickle.dumps(request, pickle.HIGHEST_PROTOCOL)
+
+
+def unpack(message: bytes) -> Ring:
+    """The ring that `pack` made bytes of."""
+    kind, side, ahead = _HEAD.unpack_from(message)
+    if kind == _PUSH:
+        request: Request = _unpack_push(message)
+    elif kind == _PULL:
+        worker, clock, begun = _PULL_BODY.unpack_from(message, _HEAD.size)
+        request = Pull(worker, clock, ahead=begun)
+    else:
+        request = pickle.loads(message[_HEAD.size :])
+    return Ring(request, None if side == _NONE else side, None if ahead == _NONE else bool(ahead))
+
+
+def pack_reply(reply: Reply) -> bytes:
+    """A reply as bytes; one that cannot be sent becomes the failure that says so."""
+    if type(reply) is Stepped:
+        return _STEPPED_BODY.pack(_STEPPED, reply.version, reply.lead, reply.duplicate)
+    try:
+        return bytes([_OTHER]) + pickle.dumps(reply, pickle.HIGHEST_PROTOCOL)
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        return pack_reply(Failure((type(error).__name__, str(error))))
+
+
+def unpack_reply(message: bytes) -> Reply:
+    """The reply that `pack_reply` made bytes of."""
+    if message[0] == _STEPPED:
+        _, version, lead, duplicate = _STEPPED_BODY.unpack(message)
+        return Stepped(version, lead, duplicate)
+    reply: Reply = pickle.loads(message[1:])
+    return reply
+
+
+def _pack_push(push: Push) -> bytes:
+    key = push.key
+    rare = push.absent or push.also or push.overrides or push.view
+    body = _PUSH_BODY.pack(
+        push.worker,
+        push.clock,
+        push.ahead,
+        _KINDS.index(key.stream.kind),
+        key.stream.major,
+        key.stream.minor,
+        key.sequence,
+        key.total,
+        push.samples,
+        _LATEST if push.read is None else push.read,
+        float("nan") if push.loss is None else push.loss,
+        push.pull,
+        push.void,
+    )
+    if not rare:
+        return body
+    tail = (push.absent, push.also, push.overrides, push.view)
+    return body + pickle.dumps(tail, pickle.HIGHEST_PROTOCOL)
+
+
+def _unpack_push(message: bytes) -> Push:
+    worker, clock, ahead, kind, major, minor, sequence, total, samples, read, loss, pull, void = (
+        _PUSH_BODY.unpack_from(message, _HEAD.size)
+    )
+    tail = message[_HEAD.size + _PUSH_BODY.size :]
+    absent, also, overrides, view = pickle.loads(tail) if tail else ((), (), (), None)
+    return Push(
+        worker,
+        clock,
+        UpdateKey(Stream(_KINDS[kind], major, minor), sequence, total),
+        samples,
+        pull,
+        absent,
+        void,
+        also,
+        overrides,
+        None if loss != loss else loss,
+        view,
+        ahead,
+        None if read == _LATEST else read,
+    )

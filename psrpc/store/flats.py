@@ -1,0 +1,49 @@
+"""A worker's flat tensors of one shard: gradients leave from them, weights land in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from psrpc.store.layout import ShardLayout
+
+
+class Buffers:
+    """Flat CPU tensors, one a segment, that belong to one link.
+
+    There are two sets of gradients: one can be filled while the other is on its way.
+    `gradients` is the set in use, `side` (0 or 1) which of the two that is; the second
+    is made when it is first turned to.
+    """
+
+    def __init__(
+        self, weights: list[torch.Tensor], make: Callable[[int], list[torch.Tensor]]
+    ) -> None:
+        self.weights = weights
+        self.side = 0
+        self._make = make
+        self._sets: list[list[torch.Tensor] | None] = [make(0), None]
+
+    @classmethod
+    def private(cls, layout: ShardLayout) -> Buffers:
+        """Buffers in this process's own memory."""
+        return cls(layout.empty(), lambda side: layout.empty())
+
+    @classmethod
+    def none(cls) -> Buffers:
+        """The buffers of a link that is not open."""
+        return cls([], lambda side: [])
+
+    @property
+    def gradients(self) -> list[torch.Tensor]:
+        """The set of gradients in use."""
+        flats = self._sets[self.side]
+        assert flats is not None
+        return flats
+
+    def turn(self) -> None:
+        """Use the other set of gradients from now on."""
+        self.side = 1 - self.side
+        if self._sets[self.side] is None:
+            self._sets[self.side] = self._make(self.side)

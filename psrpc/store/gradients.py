@@ -1,0 +1,161 @@
+"""Where a worker's gradients live: `.grad` is a view of the memory that they leave from.
+
+Autograd adds to a `.grad` that is there already. So each parameter is given one, filled
+with zeros, in its shard's flat buffer, and nothing need be copied when a step is pushed.
+Whether a parameter had a gradient at all, which torch.optim tells by `.grad` being None,
+is told by a hook that autograd calls when it has added one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from psrpc.errors import GradientError
+from psrpc.store.blueprint import Blueprint
+from psrpc.store.layout import Piece, ShardLayout, dtype_name
+
+Flats = Sequence[list[torch.Tensor]]  # by shard, then by segment
+
+
+class GradientSet:
+    """Flat gradient buffers of all shards, and each parameter's home in them.
+
+    A parameter that is cut over several shards has a home of its own, and its rows are
+    copied from there.
+    """
+
+    def __init__(
+        self, layouts: Sequence[ShardLayout], flats: Flats, parameters: Sequence[nn.Parameter]
+    ) -> None:
+        self.flats = flats
+        self.cut: dict[int, list[tuple[Piece, torch.Tensor]]] = {}
+        homes: dict[int, torch.Tensor] = {}
+        for layout, shard in zip(layouts, flats, strict=True):
+            for piece, view in zip(layout.pieces, layout.views(shard), strict=True):
+                if piece.shape == tuple(parameters[piece.parameter].shape):
+                    # `data`: a tensor of its own, which counts its own changes alone.
+                    homes[piece.parameter] = view.data
+                else:
+                    self.cut.setdefault(piece.parameter, []).append((piece, view))
+        for index in self.cut:
+            homes[index] = torch.zeros_like(
+                parameters[index], memory_format=torch.contiguous_format
+            )
+        self.homes = [homes[index] for index in range(len(parameters))]
+        self.addresses = [home.data_ptr() for home in self.homes]
+        self.versions: list[int] = []
+
+    def clear(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Fill with zeros, and let every parameter's `.grad` be its home."""
+        for shard in self.flats:
+            for flat in shard:
+                flat.zero_()
+        for index in self.cut:
+            self.homes[index].zero_()
+        for home, parameter in zip(self.homes, parameters, strict=True):
+            if parameter.grad is not home:
+                parameter.grad = home
+        self.versions = [home._version for home in self.homes]
+
+
+class Gradients:
+    """A model's gradients, gathered step by step. Used from the worker's training thread."""
+
+    def __init__(
+        self,
+        blueprint: Blueprint,
+        layouts: Sequence[ShardLayout],
+        parameters: Sequence[nn.Parameter],
+        flats: Flats,
+    ) -> None:
+        self._blueprint = blueprint
+        self._layouts = layouts
+        self._parameters = parameters
+        self._present: set[int] = set()
+        self._added: list[nn.Parameter] = []
+        self._hooks = [p.register_post_accumulate_grad_hook(self._added.append) for p in parameters]
+        self._sets = [GradientSet(layouts, flats, parameters)]
+        self._current = self._sets[0]
+        self.clear()
+
+    @property
+    def flats(self) -> Flats:
+        """The flat gradients in use."""
+        return self._current.flats
+
+    def gather(self) -> list[tuple[int, ...]]:
+        """Make the flat buffers hold this step's gradients.
+
+        Returns for each shard the pieces that have no gradient (zeros stand in for
+        them). Sparse gradients become dense. Raises GradientError for one of the wrong
+        shape or dtype.
+        """
+        self._present.update(id(parameter) for parameter in self._added)
+        self._added.clear()
+        absent = {i for i, p in enumerate(self._parameters) if not self._come_home(i, p)}
+        for index, pieces in self._current.cut.items():
+            for piece, view in pieces:
+                view.copy_(piece.rows(self._current.homes[index]))
+        if not absent:
+            return [()] * len(self._layouts)
+        return [
+            tuple(i for i, piece in enumerate(layout.pieces) if piece.parameter in absent)
+            for layout in self._layouts
+        ]
+
+    def clear(self) -> None:
+        """Begin a step: its gradients are added to zeros."""
+        self._present.clear()
+        self._added.clear()
+        self._current.clear(self._parameters)
+
+    def turn(self, flats: Flats) -> None:
+        """Leave the set in use to those who send it, and begin a step in that of `flats`."""
+        known = next((each for each in self._sets if each.flats[0] is flats[0]), None)
+        if known is None:
+            known = GradientSet(self._layouts, flats, self._parameters)
+            self._sets.append(known)
+        self._current = known
+        self.clear()
+
+    def release(self) -> None:
+        """Let go of the model."""
+        for hook in self._hooks:
+            hook.remove()
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def _come_home(self, index: int, parameter: nn.Parameter) -> bool:
+        """Bring one gradient to where it is sent from; returns whether there is one."""
+        current, gradient = self._current, parameter.grad
+        home = current.homes[index]
+        if gradient is home and gradient.data_ptr() == current.addresses[index]:
+            return id(parameter) in self._present or self._written(index, home)
+        if gradient is None:
+            home.zero_()
+            return False
+        self._check(index, gradient)
+        gradient = gradient.detach()
+        home.copy_(gradient.to_dense() if gradient.is_sparse else gradient)
+        return True
+
+    def _written(self, index: int, home: torch.Tensor) -> bool:
+        """Whether somebody else than autograd wrote a gradient here.
+
+        Clipping scales all gradients of a step, also those that autograd left alone.
+        """
+        if home._version == self._current.versions[index]:
+            return False
+        return not self._present or bool(home.any())
+
+    def _check(self, index: int, gradient: torch.Tensor) -> None:
+        spec = self._blueprint.specs[index]
+        if tuple(gradient.shape) != spec.shape or dtype_name(gradient.dtype) != spec.dtype:
+            raise GradientError(
+                f"the gradient of {spec.name!r} is {list(gradient.shape)} "
+                f"{dtype_name(gradient.dtype)}, the servers keep it as {list(spec.shape)} "
+                f"{spec.dtype}; do not change a model's shape or dtype after the start"
+            )

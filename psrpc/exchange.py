@@ -50,7 +50,7 @@ class Exchange:
         self._ahead = ahead
         self._open: Ticket | None = None
         self._read_view = -1
-        self._read_clock: int | None = None
+        self.read_clock: int | None = None
         self.skipped = 0
 
     @property
@@ -62,6 +62,7 @@ class Exchange:
         self,
         key: UpdateKey,
         *,
+        read: int | None,
         samples: int,
         pull: bool,
         overrides: tuple[Override, ...],
@@ -71,7 +72,8 @@ class Exchange:
     ) -> Ticket:
         """Gather the gradients and send them to every shard; see `Link` for `at_once`.
 
-        If the answer is not taken at once, the gradients are handed over: the model's
+        `read` is what `read_clock`, the clock of the model's weights, was when the gradients
+        were made. If the answer is not taken at once, the gradients are handed over: the model's
         begin from zero.
         """
         self.settle()
@@ -95,7 +97,7 @@ class Exchange:
                 loss=loss if server == 0 else None,
                 view=self._progress.news_for(server),
                 ahead=self._ahead,
-                read=self._read_clock,
+                read=read,
             )
             pending.append(link.exchange(request, send=bad is None, land=pull, at_once=at_once))
         if not at_once:
@@ -149,7 +151,7 @@ class Exchange:
     def _landed(self, clock: int) -> None:
         """Weights that were granted for the step after `clock` are here."""
         self._binding.scatter()
-        self._read_clock = clock
+        self.read_clock = clock
 
     def _keep(self, pending: Sequence[Pending], finish: Callable[[], None]) -> Ticket:
         self._open = Ticket(pending, finish)

@@ -269,6 +269,7 @@ class Worker:
     def _push(self, *, pull: bool, at_once: bool) -> Ticket:
         if self._closed:
             raise ClosedError(f"worker {self.rank} has left the job and cannot step")
+        read = self._exchange.read_clock  # what is under way may bring newer weights
         self._exchange.settle()
         self._ensure_active()
         leased = self._fetched is not None
@@ -278,6 +279,7 @@ class Worker:
         began = self._clock.now()
         ticket = self._exchange.push(
             key,
+            read=read,
             samples=samples,
             pull=pull,
             overrides=self.optimizer.overrides(),

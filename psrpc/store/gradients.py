@@ -32,19 +32,20 @@ class GradientSet:
     ) -> None:
         self.flats = flats
         self.cut: dict[int, list[tuple[Piece, torch.Tensor]]] = {}
-        homes: dict[int, torch.Tensor] = {}
+        views: dict[int, torch.Tensor] = {}
         for layout, shard in zip(layouts, flats, strict=True):
             for piece, view in zip(layout.pieces, layout.views(shard), strict=True):
                 if piece.shape == tuple(parameters[piece.parameter].shape):
-                    # `data`: a tensor of its own, which counts its own changes alone.
-                    homes[piece.parameter] = view.data
+                    views[piece.parameter] = view
                 else:
                     self.cut.setdefault(piece.parameter, []).append((piece, view))
         for index in self.cut:
-            homes[index] = torch.zeros_like(
+            views[index] = torch.zeros_like(
                 parameters[index], memory_format=torch.contiguous_format
             )
-        self.homes = [homes[index] for index in range(len(parameters))]
+        self._views = [views[index] for index in range(len(parameters))]
+        # `data`: a tensor of its own on the same memory, which counts its own changes alone.
+        self.homes = [view.data for view in self._views]
         self.addresses = [home.data_ptr() for home in self.homes]
         self.versions: list[int] = []
 
@@ -59,6 +60,11 @@ class GradientSet:
             if parameter.grad is not home:
                 parameter.grad = home
         self.versions = [home._version for home in self.homes]
+
+    def rebuild(self, index: int) -> torch.Tensor:
+        """Make a home again whose tensor was given other memory (as `Module.to` does)."""
+        self.homes[index] = self._views[index].data
+        return self.homes[index]
 
 
 class Gradients:
@@ -139,6 +145,8 @@ class Gradients:
             return False
         self._check(index, gradient)
         gradient = gradient.detach()
+        if home.data_ptr() != current.addresses[index]:
+            home = current.rebuild(index)
         home.copy_(gradient.to_dense() if gradient.is_sparse else gradient)
         return True
 

@@ -46,7 +46,8 @@ class Schedule:
     `step_s` are each worker's mean seconds for one step, `retry_s` its patience
     before it says something again for the first time, `voids` the probability
     that an update carries no gradient, `folds` that a batch's gradient goes into
-    the next batch's update, `blind` that a push takes no fresh weights back.
+    the next batch's update, `blind` that a push takes no fresh weights back. With
+    `overlap` workers compute while their last push is on its way.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Schedule:
     own_steps: tuple[int, ...] = ()
     departure: Departure | None = None
     pause: Pause | None = None
+    overlap: bool = False
 
 
 def draw(
@@ -105,6 +107,7 @@ def draw(
         own_steps=_own_steps(random, workers) if feed_themselves else (),
         departure=departure,
         pause=_pause(random, workers),
+        overlap=mode.bound != 0 and random.random() < 0.4,
     )
 
 

@@ -36,7 +36,8 @@ class ShardWitness:
         self._same: dict[Token, list[Token]] = {}
         self._keys_held: set[UpdateKey] = set()
         self._silent: dict[_Step, Push] = {}  # they finish with their round, but carry nothing
-        self._begun: dict[int, tuple[int, int, int]] = {}  # clock, lead, others' updates
+        # Starts with weights: (clock, lead, others' updates), the latest last.
+        self._begun: dict[int, list[tuple[int, int, int]]] = {}
         self._updates = 0
         self._own: Counter[int] = Counter()
         self._samples = 0
@@ -172,6 +173,7 @@ class ShardWitness:
             return True
         request = self._open[decision.token]
         clock = request.clock + 1 if isinstance(request, Push) else getattr(request, "clock", 0)
+        clock += getattr(request, "ahead", 0)
         return request.worker in self._active and clock - self._floor() > self._bound
 
     def _finish(self, pushes: list[Push]) -> None:
@@ -191,11 +193,19 @@ class ShardWitness:
         self.applied |= keys
         self._updates += 1
         self._samples += push.samples
-        if push.worker in self._begun:
-            clock, lead, others = self._begun[push.worker]
+        if self._begun.get(push.worker):
+            clock, lead, others = self._read_for(push)
             self._staleness[lead + push.clock - clock] += 1
             self._lag[updates_before - self._own[push.worker] - others] += 1
         self._own[push.worker] += 1
+
+    def _read_for(self, push: Push) -> tuple[int, int, int]:
+        """The start that gave the weights from which this push was made."""
+        begun = self._begun[push.worker]
+        wanted = begun[-1][0] if push.read is None else push.read
+        if wanted not in (start[0] for start in begun):
+            raise self._error(f"{push} is made from weights of clock {wanted}, which nobody gave")
+        return next(start for start in begun if start[0] == wanted)
 
     def _check_answer(self, answer: Answer) -> None:
         request = self._open.pop(answer.token, None)
@@ -208,7 +218,7 @@ class ShardWitness:
                 raise self._error(f"{request} is refused: {answer.reason}")
             return
         if isinstance(request, Pull):
-            self._check_start(request.worker, request.clock, answer.reply, reads=True)
+            self._check_start(request, request.clock, answer.reply, reads=True)
         elif isinstance(request, Push):
             self._check_push_answer(request, answer)
 
@@ -224,19 +234,21 @@ class ShardWitness:
             self._finish(self._take_silent(push.clock))
         self._replies[step] = answer.reply
         self._latest[push.worker] = push.clock
-        self._check_start(push.worker, push.clock + 1, answer.reply, reads=push.pull)
+        self._check_start(push, push.clock + 1, answer.reply, reads=push.pull)
 
-    def _check_start(self, worker: int, clock: int, reply: Reply, *, reads: bool) -> None:
+    def _check_start(self, request: Push | Pull, clock: int, reply: Reply, *, reads: bool) -> None:
+        worker = request.worker
         lead = clock - self._floor() if worker in self._active else 0
-        if self._bound is not None and lead > self._bound:
-            raise self._error(f"worker {worker} may start {lead} clocks ahead")
+        if self._bound is not None and lead and lead + request.ahead > self._bound:
+            raise self._error(f"worker {worker} may start {lead} + {request.ahead} clocks ahead")
         if self._clocks.get(worker, 0) < clock:
             raise self._error(f"worker {worker} may start step {clock} before its own last")
         if reply != Stepped(self._steps, lead):
             raise self._error(f"{reply} should be of version {self._steps} and lead {lead}")
-        self._max_lead = max(self._max_lead, lead)
-        if reads and (worker not in self._begun or self._begun[worker][0] < clock):
-            self._begun[worker] = (clock, lead, self._updates - self._own[worker])
+        self._max_lead = max(self._max_lead, lead + request.ahead)
+        begun = self._begun.setdefault(worker, [])
+        if reads and (not begun or begun[-1][0] < clock):
+            begun.append((clock, lead, self._updates - self._own[worker]))
 
     def _check_hold(self, hold: Hold) -> None:
         self.holds += 1

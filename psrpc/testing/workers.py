@@ -6,18 +6,37 @@ The generator yields what it waits for: seconds, or calls.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import Random
 
 from psrpc.core.progress import Progress
-from psrpc.messages import Adopt, Granted, Pull, Push, Register, Request, WorkerStats
-from psrpc.testing.calls import Call, Caller
+from psrpc.messages import (
+    Adopt,
+    Granted,
+    Pull,
+    Push,
+    Register,
+    Request,
+    UpdateKey,
+    WorkerStats,
+)
+from psrpc.testing.calls import Call, Caller, CheckError
 from psrpc.testing.events import EventHeap
 from psrpc.testing.schedule import Manner, Schedule
 
 COORDINATOR = 0
 
 Life = Generator[float | list[Call], None, None]
+
+
+@dataclass
+class _Flight:
+    """A push whose answers are not taken yet."""
+
+    key: UpdateKey
+    calls: list[Call]
+    samples: int
+    pull: bool
 
 
 class SimWorker:
@@ -28,6 +47,9 @@ class SimWorker:
         self.steps = 0
         self.samples = 0
         self._gathered = 0
+        self._flight: _Flight | None = None
+        self._read: int | None = None
+        self._ahead = int(schedule.overlap)
         self.finished = False
         self._schedule = schedule
         self._events = events
@@ -86,14 +108,20 @@ class SimWorker:
             assert isinstance(granted, Granted)
             if granted.lease is None or self._departs():
                 break
+            if granted.lease.first_step >= granted.lease.steps:
+                raise CheckError(f"worker {self.progress.worker} got an empty lease")
+            yield from self._settle()
             self.progress.begin(granted.lease)
-            while self.progress.lease is not None and not self._departs():
-                if self.progress.step == granted.lease.steps - 1:
+            for step in range(granted.lease.first_step, granted.lease.steps):
+                if self._departs():
+                    break
+                if step == granted.lease.steps - 1:
                     call = self._ask_lease()
-                low, high = granted.lease.batch(self.progress.step)
+                low, high = granted.lease.batch(step)
                 self._gathered += high - low
                 if self._random.random() < self._schedule.folds:
                     yield self._seconds()
+                    yield from self._settle()
                     self.progress.fold()
                 else:
                     yield from self._step()
@@ -117,12 +145,18 @@ class SimWorker:
         if self.progress.active and not was_active:
             yield self._ask_all(
                 lambda server: Pull(
-                    self.progress.worker, self.progress.clock, self.progress.news_for(server)
+                    self.progress.worker,
+                    self.progress.clock,
+                    self.progress.news_for(server),
+                    self._ahead,
                 )
             )
+            self._read = self.progress.clock
 
     def _step(self) -> Life:
+        read = self._read
         yield self._seconds()
+        yield from self._settle()
         samples, self._gathered = self._gathered, 0
         key, void = self.progress.next_key(), self._random.random() < self._schedule.voids
         pull = self._random.random() >= self._schedule.blind
@@ -136,20 +170,34 @@ class SimWorker:
                 void=void,
                 also=self.progress.folded,
                 view=self.progress.news_for(server),
+                ahead=self._ahead,
+                read=read,
             )
         )
+        self._flight = _Flight(key, calls, samples, pull)
         self.steps += 1
         if self._departs(Manner.ABRUPT):
             yield self._random.uniform(0.0, 4.0) * self._schedule.weather.delay_s
             for call in calls:
                 call.abandoned = True
+            self._flight = None
+        elif not self._schedule.overlap:
+            yield from self._settle()
+
+    def _settle(self) -> Life:
+        """Take the answers to the push that is on its way."""
+        flight, self._flight = self._flight, None
+        if flight is None:
             return
-        yield calls
-        self.samples += samples
-        self.progress.finished()
+        yield flight.calls
+        self.samples += flight.samples
+        self.progress.finished(flight.key)
+        if flight.pull:
+            self._read = self.progress.clock
 
     def _rest(self) -> Life:
         """Stop stepping, and let every shard know before anything else."""
+        yield from self._settle()
         if not self.progress.active:
             return
         call = self.caller.ask(COORDINATOR, self.progress.idle())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -37,6 +38,18 @@ def loosen_the_bound(patch: Patch) -> None:
         original(self, None if bound is None else bound + 1)
 
     patch.setattr(Gate, "__init__", init)
+
+
+def overlook_what_has_begun(patch: Patch) -> None:
+    original = Gate.ask
+    patch.setattr(Gate, "ask", lambda self, t, start: original(self, t, replace(start, ahead=0)))
+
+
+def take_the_latest_weights_for_granted(patch: Patch) -> None:
+    original = ShardCore._began_with
+    patch.setattr(
+        ShardCore, "_began_with", lambda self, push: original(self, replace(push, read=None))
+    )
 
 
 def bound_the_unbounded(patch: Patch) -> None:
@@ -150,6 +163,8 @@ BROKEN: list[tuple[Callable[[Patch], None], str, str]] = [
     (forget_updates, "async", "is applied twice"),
     (forget_updates, "sync", "is applied twice"),
     (loosen_the_bound, "bounded", "clocks ahead"),
+    (overlook_what_has_begun, "bounded", r"\+ 1 clocks ahead"),
+    (take_the_latest_weights_for_granted, "async", "staleness is|update_lag is"),
     (bound_the_unbounded, "async", "an asynchronous push is held"),
     (never_release, "sync", "does not end"),
     (never_release, "bounded", "does not end"),

@@ -11,6 +11,10 @@ import pytest
 from psrpc import optional
 from psrpc.errors import ModelError
 
+# MKL's results depend on the alignment of memory on some processors, unless it is told that
+# they must not; tests compare bit by bit. It looks when it is first used, here and in children.
+os.environ.setdefault("MKL_CBWR", "AUTO")
+
 DATA_VARIABLE = "PSRPC_TEST_DATA"
 
 

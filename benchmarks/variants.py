@@ -13,13 +13,15 @@ MODES = ("sync", "bounded", "async")
 class Variant:
     """A way to run psrpc: what `psrpc.run` is given for it, and the modes that know it.
 
-    `autograd` says that it needs gradients that come about in a backward pass.
+    `autograd` says that it needs gradients that come about in a backward pass, `shards`
+    that more servers than one make a difference to it.
     """
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
     modes: tuple[str, ...] = MODES
     autograd: bool = False
+    shards: bool = True
 
 
 # Planes by their names: what "auto" is depends on the host.

@@ -90,7 +90,8 @@ class Images:
         return itertools.cycle(mine)
 
     def _loaded(self) -> Iterator[Batch]:
-        from torchvision import datasets as vision, transforms
+        from torchvision import datasets as vision
+        from torchvision import transforms
 
         steps = [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
         samples: Any = vision.MNIST(self.folder, transform=transforms.Compose(steps))

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from benchmarks import options
+from benchmarks.commands.rivals import ray_rows
+from benchmarks.comparisons import usual
 from benchmarks.contender import CPU, RATE, Contender, Plan
 from benchmarks.harness import measure
 from benchmarks.options import Run
-from benchmarks.results import Comparison, against, tabulate
-from benchmarks.variants import MODES, chosen
+from benchmarks.results import tabulate
+from benchmarks.variants import MODES, Variant, chosen
 
 if TYPE_CHECKING:
     from benchmarks.workload import Workload
@@ -56,51 +58,23 @@ def convnet(
         )
         contenders = _contenders(run, work, count, servers, chosen(planes, modes), with_ray)
         samples = measure(contenders, run.rounds, Plan(steps), run.tell, keep=keep)
-        run.show(tabulate(title, samples, (RATE, CPU), comparisons(list(samples))))
+        run.show(tabulate(title, samples, (RATE, CPU), usual(list(samples), "limit")))
 
 
 def _contenders(
-    run: Run, work: Workload, workers: int, servers: int, wanted: Sequence, with_ray: bool
+    run: Run,
+    work: Workload,
+    workers: int,
+    servers: int,
+    wanted: Sequence[tuple[Variant, str]],
+    with_ray: bool,
 ) -> list[Contender]:
     from benchmarks.contenders import ddp, limit, ours, rpc_tutorials
 
     return [
         limit.contender(work, workers),
         *(ours.contender(work, variant, mode, workers, servers) for variant, mode in wanted),
-        *foreign(run, work, workers, with_ray),
+        *ray_rows(run, work, workers, with_ray),
         ddp.contender(work, workers),
         *rpc_tutorials.contenders(work, workers),
     ]
-
-
-def foreign(
-    run: Run, work: Workload, workers: int, with_ray: bool, store_mb: int = 200
-) -> list[Contender]:
-    """Ray's two rows, or a line that says why they are left out."""
-    from benchmarks.contenders import ray_example
-
-    if not with_ray:
-        return []
-    if why := ray_example.missing():
-        run.tell(why)
-        return []
-    return [*ray_example.contenders(work, workers, run.folder, store_mb)]
-
-
-def comparisons(names: Sequence[str], reference: str = "limit") -> list[Comparison]:
-    """Every row by the limit, and by those of other systems that do the same."""
-    sync = [name for name in names if "sync" in name.split(", ")[0].split() or "DDP" in name]
-    rest = [name for name in names if name not in sync and name != reference]
-    ours = [name for name in names if name.startswith("psrpc")]
-    ours_sync = [name for name in ours if name in sync]
-    return [
-        against(f"of {reference}", reference, names, percent=True),
-        _by_mode("× Ray", sync, rest, "Ray"),
-        against("× DDP", "DDP on Gloo", ours_sync),
-        _by_mode("× RPC tutorial", ours_sync, [n for n in ours if n in rest], "RPC tutorial"),
-    ]
-
-
-def _by_mode(title: str, sync: Sequence[str], rest: Sequence[str], rival: str) -> Comparison:
-    pairs = dict.fromkeys(sync, f"{rival} sync") | dict.fromkeys(rest, f"{rival} async")
-    return Comparison(title, pairs)

@@ -42,9 +42,7 @@ class Turn:
 
 def rates(turn: Turn) -> Sample:
     """Steps per second over all workers, and milliseconds of processor time for each."""
-    return Sample(
-        {RATE.name: turn.steps / turn.seconds, CPU.name: 1000 * turn.cpu_s / turn.steps}
-    )
+    return Sample({RATE.name: turn.steps / turn.seconds, CPU.name: 1000 * turn.cpu_s / turn.steps})
 
 
 class Job:

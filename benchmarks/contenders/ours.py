@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -23,20 +25,34 @@ _MODES: dict[str, Mode] = {
 
 
 def contender(
-    workload: Workload, variant: Variant, mode: str, workers: int, servers: int = 1
+    workload: Workload,
+    variant: Variant,
+    mode: str,
+    workers: int,
+    servers: int = 1,
+    *,
+    optimizer: Callable[..., Any] | None = None,
 ) -> Job:
-    """One job that stays alive; its workers pause between turns."""
-    part = Part(play, (workload, variant, mode, servers))
+    """One job that stays alive; its workers pause between turns. It steps plain SGD by default."""
+    stepped = optimizer or functools.partial(torch.optim.SGD, lr=workload.lr)
+    part = Part(play, (workload, variant, mode, servers, stepped))
     name = name_of(variant.name, mode, servers)
     return Job(name, [part] * (servers + workers), servers)
 
 
-def play(stage: Stage, workload: Workload, variant: Variant, mode: str, servers: int) -> None:
+def play(
+    stage: Stage,
+    workload: Workload,
+    variant: Variant,
+    mode: str,
+    servers: int,
+    optimizer: Callable[..., Any],
+) -> None:
     """Be one process of the job, whichever its rank makes it."""
     psrpc.run(
         functools.partial(_train, stage=stage, workload=workload, autograd=variant.autograd),
         model=workload.model,
-        optimizer=functools.partial(torch.optim.SGD, lr=workload.lr),
+        optimizer=optimizer,
         mode=_MODES[mode],
         servers=servers,
         device="cpu",
@@ -46,9 +62,7 @@ def play(stage: Stage, workload: Workload, variant: Variant, mode: str, servers:
 
 
 def _train(worker: Worker, *, stage: Stage, workload: Workload, autograd: bool) -> None:
-    gradients = workload.gradients(
-        worker.model, worker.rank, worker.num_workers, autograd=autograd
-    )
+    gradients = workload.gradients(worker.model, worker.rank, worker.num_workers, autograd=autograd)
 
     def step() -> None:
         worker.step(gradients())

@@ -31,6 +31,8 @@ class Sample:
 
 RATE = Figure("steps/s")
 CPU = Figure("CPU ms a step", 2)
+# What of the host's processors went to nobody of the contender's: noise.
+OTHERS = Figure("others' CPU %")
 
 
 class BenchmarkError(Exception):

@@ -11,7 +11,7 @@ import click
 from benchmarks import options
 from benchmarks.commands.rivals import ray_rows
 from benchmarks.comparisons import usual
-from benchmarks.contender import CPU, RATE, Contender, Plan
+from benchmarks.contender import CPU, OTHERS, RATE, Contender, Plan
 from benchmarks.harness import measure
 from benchmarks.options import Run
 from benchmarks.results import tabulate
@@ -58,7 +58,7 @@ def convnet(
         )
         contenders = _contenders(run, work, count, servers, chosen(planes, modes), with_ray)
         samples = measure(contenders, run.rounds, Plan(steps), run.tell, keep=keep)
-        run.show(tabulate(title, samples, (RATE, CPU), usual(list(samples), "limit")))
+        run.show(tabulate(title, samples, (RATE, CPU, OTHERS), usual(list(samples), "limit")))
 
 
 def _contenders(

@@ -16,7 +16,7 @@ import click
 from benchmarks import options
 from benchmarks.commands.rivals import ray_rows
 from benchmarks.comparisons import usual
-from benchmarks.contender import CPU, RATE, Contender, Figure, Plan, Sample
+from benchmarks.contender import CPU, OTHERS, RATE, Contender, Figure, Plan, Sample
 from benchmarks.harness import measure
 from benchmarks.options import Run
 from benchmarks.results import tabulate
@@ -26,7 +26,7 @@ _RATE = Figure(RATE.name, 1)
 _CPU = Figure(CPU.name, 0)
 _MOVED = Figure("MB a step")
 _BANDWIDTH = Figure("GB/s", 1)
-_FIGURES = (_RATE, _BANDWIDTH, _MOVED, _CPU)
+_FIGURES = (_RATE, _BANDWIDTH, _MOVED, _CPU, OTHERS)
 # Enough for the gradients and weights of several iterations, which Ray's driver has under way.
 _STORE_SIZES = 20
 

@@ -10,7 +10,7 @@ import click
 from benchmarks import options
 from benchmarks.commands.rivals import ray_rows
 from benchmarks.comparisons import usual
-from benchmarks.contender import CPU, RATE, Contender, Plan
+from benchmarks.contender import CPU, OTHERS, RATE, Contender, Plan
 from benchmarks.harness import measure
 from benchmarks.options import Run
 from benchmarks.results import tabulate
@@ -54,4 +54,4 @@ def loader(
             f"{run.rounds} rounds of {steps} steps a worker"
         )
         samples = measure(contenders, run.rounds, Plan(steps, warmup=5), run.tell)
-        run.show(tabulate(title, samples, (RATE, CPU), usual(list(samples), "limit")))
+        run.show(tabulate(title, samples, (RATE, CPU, OTHERS), usual(list(samples), "limit")))

@@ -44,20 +44,21 @@ def memory(
     """Resident memory of a server and a worker, less that of a process with the model alone.
 
     The bare process has imported torch and psrpc and built the same model; it runs at the same
-    time. RSS counts shared pages in full, PSS by its share of them, USS not at all. The last
-    table is of a job of 4 kB: what all its processes have gained from their 1,000th
-    step to their last.
+    time. `one process` is one that trains by itself. RSS counts shared pages in full, PSS by
+    its share of them, USS not at all. The last table is of a job of 4 kB: what all its
+    processes have gained from their 1,000th step to their last.
     """
     from benchmarks.contenders import footprints
     from benchmarks.workload import Cheap
 
     for size in sizes:
         work = Cheap(SIZES[size] // 4)
-        jobs = [
-            footprints.Beyond(f"{optimizer}, {plane}", work, VARIANTS[plane], optimizer, workers)
-            for plane in planes
-            for optimizer in optimizers
-        ]
+        jobs = [footprints.of_one(work, optimizer) for optimizer in optimizers]
+        for plane in planes:
+            jobs += [
+                footprints.of_job(work, VARIANTS[plane], optimizer, workers)
+                for optimizer in optimizers
+            ]
         samples = measure(jobs, run.rounds, Plan(steps, 0), run.tell, keep=False)
         title = f"memory beyond a bare process: model of {size}, {workers} workers, 1 server"
         run.show(tabulate(title, samples, footprints.MEMORY))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from benchmarks import proc
 from benchmarks.contender import Figure, Plan, Sample
 from benchmarks.contenders import limit, ours
 from benchmarks.contenders.job import Job
+from benchmarks.member import Stage
 from benchmarks.proc import Footprint
+from benchmarks.processes import Part
 from benchmarks.variants import Variant
 from benchmarks.workload import Cheap
 
@@ -21,11 +23,14 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "momentum": functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9),
     "Adam": functools.partial(torch.optim.Adam, lr=0.01),
 }
-MEMORY = tuple(
-    Figure(f"{role} {kind.upper()} MB")
-    for role in ("server", "worker")
-    for kind in ("pss", "uss", "rss")
-)
+_KINDS = ("pss", "uss", "rss")
+
+
+def _name(role: str, kind: str) -> str:
+    return f"{role} {kind.upper()} MB"
+
+
+MEMORY = tuple(Figure(_name(role, kind)) for role in ("server", "worker") for kind in _KINDS)
 GROWTH = (
     Figure("MB grown", 1),
     Figure("server RSS MB"),
@@ -38,15 +43,16 @@ GROWTH = (
 
 
 class Beyond:
-    """One job of one server, and a bare process; a turn is some steps, then a look at both."""
+    """A job beside a bare process; a turn is some steps, then a look at both.
 
-    def __init__(
-        self, name: str, workload: Cheap, variant: Variant, optimizer: str, workers: int
-    ) -> None:
+    `roles` are the figures' names of the job's first ranks.
+    """
+
+    def __init__(self, name: str, job: Job, bare: Job, roles: Sequence[str]) -> None:
         self.name = name
-        made = OPTIMIZERS[optimizer]
-        self._job = ours.contender(workload, variant, "sync", workers, optimizer=made)
-        self._bare = limit.contender(workload, 1)
+        self._job = job
+        self._bare = bare
+        self._roles = roles
 
     def start(self) -> None:
         """See `Contender`."""
@@ -54,16 +60,15 @@ class Beyond:
         self._bare.start()
 
     def run(self, plan: Plan) -> Sample:
-        """Memory of the server and of a worker, less the bare process's."""
+        """Memory of each role, less the bare process's."""
         self._job.run(plan)
         (bare,) = look(self._bare)
-        server, worker, *_ = look(self._job)
+        holding = dict(zip(self._roles, look(self._job), strict=False))
         return Sample(
             {
-                f"{role} {kind.upper()} MB": getattr(process.memory, kind)
-                - getattr(bare.memory, kind)
-                for role, process in (("server", server), ("worker", worker))
-                for kind in ("pss", "uss", "rss")
+                _name(role, kind): getattr(process.memory, kind) - getattr(bare.memory, kind)
+                for role, process in holding.items()
+                for kind in _KINDS
             }
         )
 
@@ -73,6 +78,35 @@ class Beyond:
             self._job.stop()
         finally:
             self._bare.stop()
+
+
+def of_job(workload: Cheap, variant: Variant, optimizer: str, workers: int) -> Beyond:
+    """A server and a worker of psrpc."""
+    name = f"{optimizer}, {variant.name}"
+    made = OPTIMIZERS[optimizer]
+    job = ours.contender(workload, variant, "sync", workers, optimizer=made)
+    return Beyond(name, job, limit.contender(workload, 1), ("server", "worker"))
+
+
+def of_one(workload: Cheap, optimizer: str) -> Beyond:
+    """One process that trains by itself with torch.optim, in the worker's columns."""
+    name = f"{optimizer}, one process"
+    job = Job(name, [Part(play_one, (workload, optimizer))])
+    return Beyond(name, job, limit.contender(workload, 1), ("worker",))
+
+
+def play_one(stage: Stage, workload: Cheap, optimizer: str) -> None:
+    """Be that process."""
+    torch.set_num_threads(1)
+    model = workload.model()
+    stepper = OPTIMIZERS[optimizer](model.parameters())
+    gradients = workload.gradients(model, 0, 1)
+
+    def step() -> None:
+        gradients()
+        stepper.step()
+
+    stage.play(step)
 
 
 class Growth:

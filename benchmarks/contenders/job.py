@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from benchmarks import proc
-from benchmarks.contender import CPU, RATE, Plan, Sample
+from benchmarks.contender import CPU, OTHERS, RATE, Plan, Sample
 from benchmarks.member import Go, Here, Ran, Stop, Warm
 from benchmarks.processes import Part, ProcessGroup
 
@@ -21,12 +22,14 @@ _STOP_S = 10.0
 class Turn:
     """One measured turn: what the workers say, and the processor time meanwhile.
 
-    `cpu_s` is everyone's, `member_cpu_s` that of each member by rank.
+    `cpu_s` is everyone's, `member_cpu_s` that of each member by rank, `host_cpu_s` that of
+    the whole host.
     """
 
     parts: tuple[Ran, ...]
     cpu_s: float
     member_cpu_s: tuple[float, ...]
+    host_cpu_s: float
 
     @property
     def steps(self) -> int:
@@ -41,8 +44,15 @@ class Turn:
 
 
 def rates(turn: Turn) -> Sample:
-    """Steps per second over all workers, and milliseconds of processor time for each."""
-    return Sample({RATE.name: turn.steps / turn.seconds, CPU.name: 1000 * turn.cpu_s / turn.steps})
+    """Steps per second over all workers, milliseconds of processor time for each, and noise."""
+    others_s = max(turn.host_cpu_s - turn.cpu_s, 0.0)
+    return Sample(
+        {
+            RATE.name: turn.steps / turn.seconds,
+            CPU.name: 1000 * turn.cpu_s / turn.steps,
+            OTHERS.name: 100 * others_s / (turn.seconds * len(os.sched_getaffinity(0))),
+        }
+    )
 
 
 class Job:
@@ -87,15 +97,16 @@ class Job:
         timeout_s = _ROUND_S + _SLOWEST_STEP_S * (plan.warmup + plan.steps)
         self.group.send(self._workers, plan)
         self.group.gather(self._workers, Warm, timeout_s)
-        all_before, before = self._cpu()
+        before = self._cpu()
         self.group.send(self._workers, Go())
         parts = self.group.gather(self._workers, Ran, timeout_s)
-        all_after, after = self._cpu()
-        used = tuple(late - early for late, early in zip(after, before, strict=True))
-        return Turn(tuple(parts), all_after - all_before, used)
+        after = self._cpu()
+        everyone, host, *members = (late - early for late, early in zip(after, before, strict=True))
+        return Turn(tuple(parts), everyone, tuple(members), host)
 
-    def _cpu(self) -> tuple[float, list[float]]:
-        return self.group.cpu_s(), [proc.cpu_s(pid) for pid in self.group.pids()]
+    def _cpu(self) -> list[float]:
+        members = [proc.cpu_s(pid) for pid in self.group.pids()]
+        return [self.group.cpu_s(), proc.host_cpu_s(), *members]
 
     @contextmanager
     def _awake(self) -> Iterator[None]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.contender import BenchmarkError
+
 _MB = 1e6
+_KILL_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,19 @@ def footprint(pid: int) -> Footprint:
 def marked(variable: str) -> list[int]:
     """All processes with this `NAME=value` in their environment: a mark that children inherit."""
     return [pid for pid, environment in _environments() if variable.encode() in environment]
+
+
+def kill_marked(variable: str) -> None:
+    """Kill all with this mark, until none is seen: one may just be being born.
+
+    Raises BenchmarkError when some cannot be killed.
+    """
+    deadline = time.monotonic() + _KILL_S
+    while left := marked(variable):
+        if time.monotonic() > deadline:
+            raise BenchmarkError(f"processes {left} cannot be killed")
+        tell(left, signal.SIGKILL)
+        time.sleep(0.01)
 
 
 def tell(pids: Iterable[int], number: signal.Signals) -> None:

@@ -4,7 +4,8 @@ Each gets the variables of an env:// launcher (RANK, WORLD_SIZE, MASTER_ADDR, ..
 and one end of a socket pair. Every wait has a deadline. None outlives its parent:
 members ask the kernel to be killed with it, and end when their socket closes.
 Whatever members start themselves has the group's mark in its environment, by which
-it is counted, stopped and killed with them.
+it is counted, frozen and killed with them (when the harness itself is killed, Ray's
+processes go with their driver by Ray's own doing).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class ProcessGroup:
         self.name = name
         self._parts = parts
         self._python = python
-        self._mark = uuid.uuid4().hex
+        self._marking = f"{_MARK}={uuid.uuid4().hex}"
         self._processes: list[subprocess.Popen[bytes]] = []
         self._controls: list[connection.Connection] = []
 
@@ -88,7 +89,7 @@ class ProcessGroup:
 
     def everyone(self) -> list[int]:
         """The members and all that they have started and that still lives."""
-        return proc.marked(f"{_MARK}={self._mark}")
+        return proc.marked(self._marking)
 
     def cpu_s(self) -> float:
         """The processor time that everyone has used so far; ticks of 10 ms."""
@@ -136,19 +137,22 @@ class ProcessGroup:
 
     def _environment(self, rank: int, port: int, control: int) -> dict[str, str]:
         size = str(len(self._parts))
-        return os.environ | {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": size,
-            "LOCAL_WORLD_SIZE": size,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-            "TORCH_CPP_LOG_LEVEL": "ERROR",
-            "PSRPC_LAUNCHER": str(os.getpid()),
-            CONTROL: str(control),
-            _MARK: self._mark,
-        }
+        return (
+            os.environ
+            | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": size,
+                "LOCAL_WORLD_SIZE": size,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+                "TORCH_CPP_LOG_LEVEL": "ERROR",
+                "PSRPC_LAUNCHER": str(os.getpid()),
+                CONTROL: str(control),
+            }
+            | dict([self._marking.split("=")])
+        )
 
     def _receive(self, rank: int, kind: type) -> object:
         try:
@@ -171,10 +175,7 @@ class ProcessGroup:
             process.kill()
         for process in self._processes:
             process.wait()
-        # Once more for each that was being born: nobody is left to start another.
-        while left := self.everyone():
-            proc.tell(left, signal.SIGKILL)
-            time.sleep(0.01)
+        proc.kill_marked(self._marking)
         for control in self._controls:
             control.close()
         self._processes, self._controls = [], []

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +27,7 @@ class Command:
         self._arguments = arguments
         self._marks = folder / "marks"
         self._summary = summary
-        self._mark = uuid.uuid4().hex
+        self._marking = f"{_MARK}={uuid.uuid4().hex}"
 
     def start(self) -> None:
         """Do nothing: starting is what is measured."""
@@ -63,14 +61,15 @@ class Command:
 
     def stop(self) -> None:
         """See `Contender`."""
-        while left := proc.marked(f"{_MARK}={self._mark}"):
-            proc.tell(left, signal.SIGKILL)
-            time.sleep(0.01)
+        proc.kill_marked(self._marking)
 
     def _environment(self) -> dict[str, str]:
-        return os.environ | {
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            marks.FILE: str(self._marks),
-            _MARK: self._mark,
-        }
+        return (
+            os.environ
+            | {
+                "PYTHONPATH": str(ROOT),
+                "OMP_NUM_THREADS": "1",
+                marks.FILE: str(self._marks),
+            }
+            | dict([self._marking.split("=")])
+        )

@@ -112,7 +112,9 @@ mnist_option = click.option(
 )
 ray_option = click.option("--ray/--no-ray", "with_ray", default=True, help="measure Ray as well")
 keep_option = click.option(
-    "--keep/--fresh", default=True, help="all stay alive, or each is started for its turn  [keep]"
+    "--keep/--fresh",
+    default=None,
+    help="all stay alive, or each is started for its turn  [keep up to 2 workers]",
 )
 planes_option = click.option(
     "--plane",

@@ -20,6 +20,9 @@ from benchmarks.variants import MODES, Variant, chosen
 if TYPE_CHECKING:
     from benchmarks.workload import Workload
 
+# A process holds some 400 MB of its own, and a table has ten contenders.
+_KEPT_WORKERS = 2
+
 
 @click.command()
 @options.benchmark(("torch", "ray"))
@@ -38,7 +41,7 @@ def convnet(
     steps: int,
     planes: Sequence[str],
     modes: Sequence[str],
-    keep: bool,
+    keep: bool | None,
     with_ray: bool,
     given_root: Path | None,
 ) -> None:
@@ -57,7 +60,8 @@ def convnet(
             f"{run.rounds} rounds of {steps} steps a worker"
         )
         contenders = _contenders(run, work, count, servers, chosen(planes, modes), with_ray)
-        samples = measure(contenders, run.rounds, Plan(steps), run.tell, keep=keep)
+        alive = count <= _KEPT_WORKERS if keep is None else keep
+        samples = measure(contenders, run.rounds, Plan(steps), run.tell, keep=alive)
         run.show(tabulate(title, samples, (RATE, CPU, OTHERS), usual(list(samples), "limit")))
 
 

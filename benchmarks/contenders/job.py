@@ -16,6 +16,7 @@ _START_S = 120.0
 _ROUND_S = 60.0
 _SLOWEST_STEP_S = 0.5
 _STOP_S = 10.0
+_BROKEN_STOP_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Job:
         self._workers = range(servers, len(parts))
         self._freezes = freezes
         self._summary = summary
+        self._stop_s = _STOP_S
 
     def start(self) -> None:
         """See `Contender`."""
@@ -86,12 +88,16 @@ class Job:
 
     def run(self, plan: Plan) -> Sample:
         """See `Contender`."""
+        # Who is cut off in the middle of a turn waits for others who are gone.
+        self._stop_s = _BROKEN_STOP_S
         with self._awake():
-            return self._summary(self._turn(plan))
+            turn = self._turn(plan)
+        self._stop_s = _STOP_S
+        return self._summary(turn)
 
     def stop(self) -> None:
         """See `Contender`."""
-        self.group.stop(Stop(), _STOP_S)
+        self.group.stop(Stop(), self._stop_s)
 
     def _turn(self, plan: Plan) -> Turn:
         timeout_s = _ROUND_S + _SLOWEST_STEP_S * (plan.warmup + plan.steps)

@@ -1,4 +1,4 @@
-"""The seam: whatever can be started, told to do a round, and stopped."""
+"""The seam: whatever can be started, told to take its turn, and stopped."""
 
 from __future__ import annotations
 
@@ -8,32 +8,31 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Plan:
-    """One round: what each worker does unmeasured, then what it does measured."""
+    """One turn: what each worker does unmeasured, then what it does measured."""
 
     steps: int
     warmup: int = 20
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A quantity: its name, with the unit in it, and the digits that tables show."""
+
+    name: str
+    digits: int = 0
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One measured round: all workers' steps, from the first one's begin to the last one's end.
+    """What one turn gave: values by the names of figures. A figure may be absent."""
 
-    `cpu_s` is the processor time of all the contender's processes meanwhile.
-    """
+    figures: dict[str, float]
 
-    steps: int
-    seconds: float
-    cpu_s: float
 
-    @property
-    def rate(self) -> float:
-        """Steps per second over all workers."""
-        return self.steps / self.seconds
-
-    @property
-    def cpu_ms(self) -> float:
-        """Milliseconds of processor time a step, servers included."""
-        return 1000 * self.cpu_s / self.steps
+RATE = Figure("steps/s")
+CPU = Figure("CPU ms a step", 2)
+# What of the host's processors went to nobody of the contender's: noise.
+OTHERS = Figure("others' CPU %")
 
 
 class BenchmarkError(Exception):
@@ -41,7 +40,7 @@ class BenchmarkError(Exception):
 
 
 class Contender(Protocol):
-    """One thing that is measured. Between rounds it must use no CPU time."""
+    """One thing that is measured. Between its turns it must use no CPU time."""
 
     @property
     def name(self) -> str:
@@ -49,11 +48,11 @@ class Contender(Protocol):
         ...
 
     def start(self) -> None:
-        """Be ready for rounds. Blocks; raises BenchmarkError after a deadline."""
+        """Be ready for turns. Blocks; raises BenchmarkError after a deadline."""
         ...
 
     def run(self, plan: Plan) -> Sample:
-        """Do one round. Blocks; raises BenchmarkError after a deadline."""
+        """Take one turn. Blocks; raises BenchmarkError after a deadline."""
         ...
 
     def stop(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -31,11 +31,15 @@ class Go:
 
 @dataclass(frozen=True)
 class Ran:
-    """From a worker: the measured part, by this host's monotonic clock."""
+    """From a worker: the measured part, by this host's monotonic clock.
+
+    `times_s` are the single steps' durations, where the benchmark wants them.
+    """
 
     steps: int
     began_s: float
     ended_s: float
+    times_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,25 +55,44 @@ class Stage:
 
     def play(
         self,
-        step: Callable[[], None],
+        step: Callable[[], object],
         resting: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        """Take steps as ordered, until told to stop; while waiting stay within `resting`.
+        """Take steps as ordered, until told to stop; while waiting stay within `resting`."""
 
-        Waiting for `Go` is resting too: somebody still warming up may not go on
-        while those whose clocks he has passed stand still.
+        def steps(count: int) -> None:
+            for _ in range(count):
+                step()
+
+        self.conduct(steps, resting)
+
+    def conduct(
+        self,
+        steps: Callable[[int], Sequence[float] | None],
+        resting: Callable[[], AbstractContextManager[object]] = nullcontext,
+        *,
+        width: int = 1,
+    ) -> None:
+        """Do what `play` does, with a function that takes a number of steps and may time each.
+
+        Each of its steps is one of `width` workers. Waiting for `Go` is resting too:
+        somebody still warming up may not go on while those whose clocks he has passed
+        stand still.
         """
         self._control.send(Here())
         while isinstance(plan := self._next(resting), Plan):
-            for _ in range(plan.warmup):
-                step()
+            steps(plan.warmup)
             self._control.send(Warm())
             if not isinstance(self._next(resting), Go):
                 return
             began_s = time.monotonic()
-            for _ in range(plan.steps):
-                step()
-            self._control.send(Ran(plan.steps, began_s, time.monotonic()))
+            times_s = steps(plan.steps)
+            ended_s = time.monotonic()
+            self._control.send(Ran(plan.steps * width, began_s, ended_s, tuple(times_s or ())))
+
+    def wait(self) -> None:
+        """Serve until told to stop."""
+        self._next(nullcontext)
 
     def _next(self, resting: Callable[[], AbstractContextManager[object]]) -> object:
         with resting():

@@ -3,25 +3,31 @@
 Each gets the variables of an env:// launcher (RANK, WORLD_SIZE, MASTER_ADDR, ...)
 and one end of a socket pair. Every wait has a deadline. None outlives its parent:
 members ask the kernel to be killed with it, and end when their socket closes.
+Whatever members start themselves has the group's mark in its environment, by which
+it is counted, frozen and killed with them (when the harness itself is killed, Ray's
+processes go with their driver by Ray's own doing).
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
-from pathlib import Path
 from typing import Any
 
+from benchmarks import proc
 from benchmarks.contender import BenchmarkError
 from benchmarks.machine import ROOT
 
 CONTROL = "PSRPC_BENCHMARK_CONTROL"
+_MARK = "PSRPC_BENCHMARK_GROUP"
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,13 @@ class Part:
 
 
 class ProcessGroup:
-    """The processes of one contender, by rank."""
+    """The processes of one contender, by rank. It can be started again after `stop`."""
 
     def __init__(self, name: str, parts: Sequence[Part], python: str = sys.executable) -> None:
         self.name = name
         self._parts = parts
         self._python = python
+        self._marking = f"{_MARK}={uuid.uuid4().hex}"
         self._processes: list[subprocess.Popen[bytes]] = []
         self._controls: list[connection.Connection] = []
 
@@ -76,13 +83,30 @@ class ProcessGroup:
                 messages[rank] = self._receive(rank, kind)
         return [messages[rank] for rank in ranks]
 
+    def pids(self) -> list[int]:
+        """The members' process numbers, by rank."""
+        return [process.pid for process in self._processes]
+
+    def everyone(self) -> list[int]:
+        """The members and all that they have started and that still lives."""
+        return proc.marked(self._marking)
+
     def cpu_s(self) -> float:
-        """The processor time that all processes have used so far; ticks of 10 ms."""
-        return sum(_cpu_s(process.pid) for process in self._processes)
+        """The processor time that everyone has used so far; ticks of 10 ms."""
+        return sum(proc.cpu_s(pid) for pid in self.everyone())
+
+    def freeze(self) -> None:
+        """Stop everyone where they are."""
+        proc.tell(self.everyone(), signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let everyone go on."""
+        proc.tell(self.everyone(), signal.SIGCONT)
 
     def stop(self, message: object, timeout_s: float) -> None:
-        """Ask all to end, and kill those that have not after `timeout_s`."""
+        """Ask all to end, and kill whoever has not after `timeout_s`."""
         deadline = time.monotonic() + timeout_s
+        self.thaw()
         for control in self._controls:
             try:
                 control.send(message)
@@ -113,18 +137,22 @@ class ProcessGroup:
 
     def _environment(self, rank: int, port: int, control: int) -> dict[str, str]:
         size = str(len(self._parts))
-        return os.environ | {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": size,
-            "LOCAL_WORLD_SIZE": size,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-            "TORCH_CPP_LOG_LEVEL": "ERROR",
-            "PSRPC_LAUNCHER": str(os.getpid()),
-            CONTROL: str(control),
-        }
+        return (
+            os.environ
+            | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": size,
+                "LOCAL_WORLD_SIZE": size,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+                "TORCH_CPP_LOG_LEVEL": "ERROR",
+                "PSRPC_LAUNCHER": str(os.getpid()),
+                CONTROL: str(control),
+            }
+            | dict([self._marking.split("=")])
+        )
 
     def _receive(self, rank: int, kind: type) -> object:
         try:
@@ -147,18 +175,10 @@ class ProcessGroup:
             process.kill()
         for process in self._processes:
             process.wait()
+        proc.kill_marked(self._marking)
         for control in self._controls:
             control.close()
         self._processes, self._controls = [], []
-
-
-def _cpu_s(pid: int) -> float:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except OSError:
-        return 0.0
-    user, system = int(fields[11]), int(fields[12])
-    return (user + system) / os.sysconf("SC_CLK_TCK")
 
 
 def free_port() -> int:

@@ -6,8 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from benchmarks.contender import Figure
 from benchmarks.machine import Machine
-from benchmarks.results import Row, Table
+from benchmarks.results import Comparison, Row, Spread, Table
+
+_ABSENT = "–"
 
 
 def text(table: Table) -> str:
@@ -50,20 +53,33 @@ def _facts(machine: Machine) -> str:
 
 
 def _lines(table: Table) -> list[list[str]]:
-    reference = f"of {table.reference}"
-    head = ["contender", "steps/s, median", "min–max", reference, "min–max", "CPU ms a step"]
-    return [head, *(_cells(row) for row in table.rows)]
+    first, *others = table.figures
+    ratios = [comparison.title for comparison in table.comparisons]
+    head = ["contender", first.name, "min–max", *ratios, *(figure.name for figure in others)]
+    return [head, *(_cells(table, row) for row in table.rows)]
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(table: Table, row: Row) -> list[str]:
+    first, *others = table.figures
+    main = row.figures.get(first.name)
     return [
         row.name,
-        f"{row.median:,.0f}",
-        f"{row.low:,.0f}–{row.high:,.0f}",
-        f"{row.ratio:.0%}",
-        f"{row.ratio_low:.0%}–{row.ratio_high:.0%}",
-        f"{row.cpu_ms:.2f}",
+        _number(main, first),
+        _ABSENT if main is None else f"{main.low:,.{first.digits}f}–{main.high:,.{first.digits}f}",
+        *(_ratio(row.ratios.get(c.title), c) for c in table.comparisons),
+        *(_number(row.figures.get(figure.name), figure) for figure in others),
     ]
+
+
+def _number(spread: Spread | None, figure: Figure) -> str:
+    return _ABSENT if spread is None else f"{spread.median:,.{figure.digits}f}"
+
+
+def _ratio(spread: Spread | None, comparison: Comparison) -> str:
+    if spread is None:
+        return _ABSENT
+    style = ".0%" if comparison.percent else ".2f"
+    return f"{spread.median:{style}} ({spread.low:{style}}–{spread.high:{style}})"
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -3,48 +3,68 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 import psrpc
 from benchmarks.contenders.job import Job
 from benchmarks.member import Stage
 from benchmarks.processes import Part
+from benchmarks.variants import Variant, name_of
 from benchmarks.workload import Workload
-from psrpc.modes import Mode
+from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 from psrpc.worker import Worker
+
+_MODES: dict[str, Mode] = {
+    "sync": Synchronous(),
+    "bounded": BoundedStaleness(4),
+    "async": Asynchronous(),
+}
 
 
 def contender(
-    name: str, workload: Workload, mode: Mode, plane: str, servers: int, workers: int
+    workload: Workload,
+    variant: Variant,
+    mode: str,
+    workers: int,
+    servers: int = 1,
+    *,
+    optimizer: Callable[..., Any] | None = None,
 ) -> Job:
-    """One job that stays alive; its workers pause between rounds."""
-    part = Part(play, (workload, mode, plane, servers))
+    """One job that stays alive; its workers pause between turns. It steps plain SGD by default."""
+    stepped = optimizer or functools.partial(torch.optim.SGD, lr=workload.lr)
+    part = Part(play, (workload, variant, mode, servers, stepped))
+    name = name_of(variant.name, mode, servers)
     return Job(name, [part] * (servers + workers), servers)
 
 
-def play(stage: Stage, workload: Workload, mode: Mode, plane: str, servers: int) -> None:
+def play(
+    stage: Stage,
+    workload: Workload,
+    variant: Variant,
+    mode: str,
+    servers: int,
+    optimizer: Callable[..., Any],
+) -> None:
     """Be one process of the job, whichever its rank makes it."""
     psrpc.run(
-        functools.partial(_train, stage=stage, workload=workload),
+        functools.partial(_train, stage=stage, workload=workload, autograd=variant.autograd),
         model=workload.model,
-        optimizer=functools.partial(torch.optim.SGD, lr=workload.lr),
-        mode=mode,
-        plane=plane,
+        optimizer=optimizer,
+        mode=_MODES[mode],
         servers=servers,
         device="cpu",
         threads=1,
+        **variant.arguments,
     )
 
 
-def _train(worker: Worker, *, stage: Stage, workload: Workload) -> None:
-    batches = workload.batches(worker.rank, worker.num_workers)
+def _train(worker: Worker, *, stage: Stage, workload: Workload, autograd: bool) -> None:
+    gradients = workload.gradients(worker.model, worker.rank, worker.num_workers, autograd=autograd)
 
     def step() -> None:
-        images, labels = next(batches)
-        loss = F.cross_entropy(worker.model(images), labels)
-        loss.backward()
-        worker.step(loss)
+        worker.step(gradients())
 
     stage.play(step, resting=worker.paused)

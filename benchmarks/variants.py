@@ -30,6 +30,7 @@ VARIANTS = {
     for variant in (
         Variant("rpc", {"plane": "rpc"}),
         Variant("shm", {"plane": "shm"}),
+        Variant("shm+overlap", {"plane": "shm", "overlap": True}, ("bounded", "async")),
     )
 }
 

@@ -82,8 +82,13 @@ def build(name: str, *, input_shape: Sequence[int] | None, num_classes: int | No
             f"model {name!r} is sized after the dataset, and this dataset does not tell the shape "
             "of its samples and the number of its classes: give --model package.module:callable"
         )
-    kind = _automatic(input_shape) if name == "auto" else name
-    return (_convnet if kind == "convnet" else _mlp)(input_shape, num_classes)
+    chosen = resolve(name, input_shape)
+    return (_convnet if chosen == "convnet" else _mlp)(input_shape, num_classes)
+
+
+def resolve(name: str, input_shape: Sequence[int] | None) -> str:
+    """The name of the model that `name` stands for: what `auto` chooses, or `name` itself."""
+    return _automatic(input_shape) if name == "auto" and input_shape is not None else name
 
 
 def probe(

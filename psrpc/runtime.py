@@ -109,7 +109,7 @@ def run(
                 watch = _Watch(progress, progress_samples)
                 return _serve(job, place, built, blueprint, rendezvous, watch)
             return _work(train, job, place, built.to(target), blueprint, rendezvous)
-    except PsrpcError:
+    except (PsrpcError, KeyboardInterrupt):
         _one_line_errors()
         raise
 
@@ -233,7 +233,7 @@ def _work(
 
 
 def _one_line_errors() -> None:
-    """Let an uncaught PsrpcError end the process with its one line and no traceback."""
+    """Let an uncaught PsrpcError end the process with its one line, and Ctrl-C without any."""
     previous = sys.excepthook
 
     def hook(
@@ -241,7 +241,7 @@ def _one_line_errors() -> None:
     ) -> None:
         if isinstance(error, PsrpcError):
             print(f"psrpc: {error}", file=sys.stderr)
-        else:
+        elif not isinstance(error, KeyboardInterrupt):
             previous(kind, error, traceback)
 
     sys.excepthook = hook

@@ -82,7 +82,8 @@ def take_part(settings: TrainSettings, place: Place) -> None:
     if result.is_main:
         accuracy = _accuracy(result.model, splits.test)
         _save(settings, result)
-        _present(settings, _results(settings, result, workers, accuracy, time.time() - began))
+        wall_s = time.time() - began
+        _present(settings, _results(settings, splits, result, workers, accuracy, wall_s))
 
 
 def _train(worker: Worker, *, settings: TrainSettings, dataset: Dataset[Any]) -> None:
@@ -161,6 +162,7 @@ def _accuracy(model: nn.Module | None, test: Dataset[Any] | None) -> float | Non
 
 def _results(
     settings: TrainSettings,
+    splits: Splits,
     result: Result,
     workers: int,
     accuracy: float | None,
@@ -178,7 +180,7 @@ def _results(
         "plane": result.plane,
         "overlap": settings.overlap,
         "dataset": settings.dataset,
-        "model": settings.model,
+        "model": models.resolve(settings.model, splits.input_shape),
         "optimizer": settings.optimizer,
         "lr": settings.lr,
         "batch_size": settings.batch_size,

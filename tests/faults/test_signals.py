@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,25 @@ def test_ctrl_c_while_a_worker_waits_for_a_stopped_one(bench: Bench) -> None:
     assert (ended.code, ended.lines) == (130, [])
     assert ended.took_s < SOON_S
     command.leaves_nothing()
+
+
+@pytest.mark.parametrize("plane", ["shm", "rpc"])
+def test_waiting_costs_no_processor_time(bench: Bench, plane: str) -> None:
+    """A worker that is held, and a server with nothing to do: under 1% of a core each."""
+    command = endless.start(bench, "--mode", "sync", "--plane", plane)
+    os.kill(command.rank(2), signal.SIGSTOP)
+    _wait_for_a_standstill(bench, rank=1)
+    waiting = {rank: command.rank(rank) for rank in (0, 1)}
+    began_s, before = time.monotonic(), {rank: _cpu_s(pid) for rank, pid in waiting.items()}
+    time.sleep(4.0)
+    took_s = time.monotonic() - began_s
+    for rank, pid in waiting.items():
+        assert _cpu_s(pid) - before[rank] < 0.01 * took_s, f"rank {rank}"
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _wait_for_a_standstill(bench: Bench, rank: int) -> None:
@@ -59,6 +79,26 @@ def test_kill_9_of_the_launcher(bench: Bench) -> None:
     command.process.kill()
     command.finish()
     command.leaves_nothing()
+
+
+def test_kill_9_of_everything_leaves_no_shared_memory(bench: Bench) -> None:
+    files = set(os.listdir("/dev/shm"))
+    command = endless.start(bench, "--plane", "shm")
+    descriptors = Path(f"/proc/{command.rank(0)}/fd").iterdir()
+    inodes = {os.readlink(each) for each in descriptors if each.is_symlink()}
+    ours = {name for inode, name in _doors().items() if f"socket:[{inode}]" in inodes}
+    assert ours, "the server has a door"
+    for pid in command.pids():
+        os.kill(pid, signal.SIGKILL)
+    command.leaves_nothing()
+    assert set(os.listdir("/dev/shm")) <= files
+    assert not ours & set(_doors().values())
+
+
+def _doors() -> dict[str, str]:
+    """The names of the abstract sockets of psrpc on this machine, by inode."""
+    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    return {fields[-2]: fields[-1] for fields in lines if fields[-1].startswith("@psrpc-")}
 
 
 @pytest.mark.parametrize(("rank", "who"), [(0, "server 0"), (2, "worker 1")])

@@ -64,7 +64,7 @@ def _look_at_what_is_shown(out: str, err: str, results: dict[str, Any]) -> None:
     assert all(is_progress(line) for line in progress), err
     assert "100%" in progress[-1]
     assert f"step {results['updates_applied']}" in progress[-1]
-    assert out.startswith("digits with auto, sync: 2 server(s), 3 worker(s)\n")
+    assert out.startswith("digits with mlp, sync: 2 server(s), 3 worker(s)\n")
     assert f"test accuracy  {results['test_accuracy']:.2%}\n" in out
 
 

@@ -85,7 +85,7 @@ def test_the_fast_worker_is_held_at_the_bound_and_released_by_the_slow_one(
             granted.append(worker.clock)
 
     def slow(worker: Worker) -> None:
-        stage.obey([lambda: push(worker)] * 3)
+        stage.obey([lambda: step(worker)] * 3)
 
     def train(worker: Worker) -> None:
         stage.begin(worker)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _FOUND_AT = "data"
 # Each by its name: what "auto" is depends on the host.
-_PLANES = ("rpc", "shm")
+_PLANES = ("rpc", "shm", "collective")
 
 
 class Counts(click.ParamType[tuple[int, ...]]):
@@ -119,6 +119,7 @@ def _for_convnet(
             ours.contender(f"psrpc {name}, {plane}", work, mode, plane, servers, workers)
             for plane in planes
             for name, mode in modes
+            if plane != "collective" or name == "sync"
         ),
     ]
 

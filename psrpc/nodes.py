@@ -21,7 +21,7 @@ from psrpc.planes.groups import Fabric, Groups
 from psrpc.planes.rpc import Address, RpcLink, serve, withdraw
 from psrpc.planes.select import link_to, planes_of
 from psrpc.planes.shm import Doorman
-from psrpc.planes.wire import Wire
+from psrpc.planes.staging import Staging
 from psrpc.rendezvous import Rendezvous
 from psrpc.report import Report, summarize
 from psrpc.server import ParameterServer
@@ -87,11 +87,11 @@ class ServerNode:
     def _raise_conductor(self, rendezvous: Rendezvous) -> Conductor | None:
         if self.job.plane is not PlaneChoice.COLLECTIVE:
             return None
-        wire = Wire(self.layout, self.job.workers, self.fabric.device)
+        staging = Staging(self.layout, self.job.workers, self.fabric.device)
         groups = Groups(
             self.agent.name, rendezvous.branch(groups_key(self.agent.name)), self.fabric
         )
-        conductor = Conductor(self.coordinator or self.server, wire, groups)
+        conductor = Conductor(self.coordinator or self.server, staging, groups)
         conductor.start()
         return conductor
 

@@ -22,7 +22,7 @@ from psrpc.planes.base import Payload, Pending, land
 from psrpc.planes.conductor import Cue, Enter, Outcome
 from psrpc.planes.groups import Groups
 from psrpc.planes.rpc import RpcLink
-from psrpc.planes.wire import Wire
+from psrpc.planes.staging import Staging
 from psrpc.store.binding import Buffers
 from psrpc.store.layout import ShardLayout
 
@@ -111,9 +111,9 @@ class CollectiveLink:
 
     def open(self, layout: ShardLayout) -> Buffers:
         """See `Link`. On the CPU, weights land where the group writes them."""
-        self._wire = Wire(layout, self._workers, self._device)
+        self._staging = Staging(layout, self._workers, self._device)
         on_cpu = self._device.type == "cpu"
-        weights = self._wire.weights if on_cpu else layout.empty()
+        weights = self._staging.weights if on_cpu else layout.empty()
         self._buffers = Buffers(layout.empty(), weights)
         self._thread.start()
         self._alarm.watch(self)
@@ -167,20 +167,20 @@ class CollectiveLink:
             # What others of the group still do in it ends with this.
             self._groups.close()
             raise self._account(push, broken) from None
-        reply = self._wire.reply(push.worker)
+        reply = self._staging.reply(push.worker)
         if reply is None:
             return self._landed(self._outcome(push).wait())
-        if self._buffers.weights is not self._wire.weights:
-            land(self._wire.weights, self._buffers.weights)
+        if self._buffers.weights is not self._staging.weights:
+            land(self._staging.weights, self._buffers.weights)
         return reply, []
 
     def _take_part(self, cue: Cue, worker: int) -> None:
         self._groups.keep(cue.kept)
         group = self._groups.join(cue.group, cue.workers, 1 + cue.workers.index(worker))
-        self._wire.load(self._buffers.gradients, cue.weight)
-        for addends in self._wire.sums:
+        self._staging.load(self._buffers.gradients, cue.weight)
+        for addends in self._staging.sums:
             group.reduce(addends)
-        group.broadcast(self._wire.spread)
+        group.broadcast(self._staging.spread)
 
     def _account(self, push: Push, broken: PeerLostError) -> Exception:
         """Why a round broke, by the server's word if it still has one."""

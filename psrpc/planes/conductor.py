@@ -22,7 +22,7 @@ from psrpc.errors import JobFailedError, PeerLostError, ProtocolError, PsrpcErro
 from psrpc.messages import Failure, Push, Reply, Request, Stepped
 from psrpc.planes.base import Payload, Service
 from psrpc.planes.groups import Group, Groups
-from psrpc.planes.wire import Wire
+from psrpc.planes.staging import Staging
 from psrpc.store.shard import Awaited
 
 _GROUPS = 8
@@ -142,9 +142,9 @@ class _Numbers:
 class Conductor:
     """Stands before a server's service. Knows of collectives what the service does not."""
 
-    def __init__(self, service: Ending, wire: Wire, groups: Groups) -> None:
+    def __init__(self, service: Ending, staging: Staging, groups: Groups) -> None:
         self._service = service
-        self._wire = wire
+        self._staging = staging
         self._groups = groups
         self._numbers = _Numbers()
         self._parts: dict[int, Part] = {}
@@ -185,19 +185,19 @@ class Conductor:
             part.round = round_
             part.cue.set_result((Cue(number, workers, weight, kept), []))
         self._groups.keep(kept)
-        self._wire.clear()
+        self._staging.clear()
         for share, weight in shares:
             if not isinstance(share, Part):
-                self._wire.add(share, weight)
+                self._staging.add(share, weight)
         try:
             group = self._groups.join(number, workers, 0)
-            for total in self._wire.sums:
+            for total in self._staging.sums:
                 group.reduce(total)
         except PeerLostError:
             self._groups.close()
             raise
         round_.group = group
-        return self._wire.total()
+        return self._staging.total()
 
     def spread(
         self, group: Group | None, answers: Sequence[tuple[Part, Payload]]
@@ -208,9 +208,9 @@ class Conductor:
         replies = {part.push.worker: reply for part, (reply, _) in answers}
         weights = next((w for _, (reply, w) in answers if isinstance(reply, Stepped)), None)
         with self._spreading:
-            self._wire.put(self._wire.weights if weights is None else weights, replies)
+            self._staging.put(self._staging.weights if weights is None else weights, replies)
             try:
-                group.broadcast(self._wire.spread)
+                group.broadcast(self._staging.spread)
             except PeerLostError as error:
                 self._groups.close()
                 self._service.fail(error)

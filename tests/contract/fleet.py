@@ -26,7 +26,7 @@ from psrpc.planes.groups import Fabric, Groups
 from psrpc.planes.loopback import LoopbackLink
 from psrpc.planes.rpc import Address, Patience, RpcLink, serve, withdraw
 from psrpc.planes.shm import Doorman, ShmLink
-from psrpc.planes.wire import Wire
+from psrpc.planes.staging import Staging
 from psrpc.server import ParameterServer
 from psrpc.store.blueprint import Blueprint, draw
 from psrpc.store.layout import ShardLayout
@@ -86,10 +86,10 @@ class Order:
     prefix: str
 
     def conductor(self, service: Service) -> Conductor:
-        wire = Wire(self.plan.layouts()[self.index], self.plan.job.workers, torch.device("cpu"))
+        staging = Staging(self.plan.layouts()[self.index], self.plan.job.workers, torch.device("cpu"))
         store = way_to_store(self.store_port, f"{self.prefix}/{self.index}")
         timeout_s = self.plan.job.collective_timeout_s
-        return Conductor(service, wire, Groups(f"server{self.index}", store, fabric(timeout_s)))
+        return Conductor(service, staging, Groups(f"server{self.index}", store, fabric(timeout_s)))
 
 
 def serve_plans(pipe: Connection, name: str, number: int) -> None:

@@ -14,7 +14,7 @@ _DOUBLE = (torch.float64, torch.complex128)
 _COLUMNS = 4  # of a reply: whether it is there, version, lead, duplicate
 
 
-class Wire:
+class Staging:
     """One member's tensors of one shard, on the device that its groups use.
 
     `sums` are what is reduced, one tensor for each dtype that is added up in: half

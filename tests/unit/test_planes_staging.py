@@ -7,7 +7,7 @@ import torch
 
 from psrpc.messages import Done, Stepped
 from psrpc.planes.conductor import _Numbers
-from psrpc.planes.wire import Wire
+from psrpc.planes.staging import Staging
 from psrpc.store.layout import Segment, ShardLayout
 
 CPU = torch.device("cpu")
@@ -25,36 +25,36 @@ def some(seed: int) -> list[torch.Tensor]:
 
 
 def test_two_tensors_are_reduced_however_many_segments_there_are() -> None:
-    assert [total.dtype for total in Wire(LAYOUT, 2, CPU).sums] == [torch.float32, torch.float64]
-    assert Wire(ShardLayout((), ()), 2, CPU).sums == []
+    assert [total.dtype for total in Staging(LAYOUT, 2, CPU).sums] == [torch.float32, torch.float64]
+    assert Staging(ShardLayout((), ()), 2, CPU).sums == []
 
 
 def test_gradients_are_added_up_by_their_weights() -> None:
-    wire, first, second = Wire(LAYOUT, 2, CPU), some(1), some(2)
-    wire.load(first, 0.25)
-    wire.add(second, 0.75)
-    for total, a, b in zip(wire.total(), first, second, strict=True):
+    staging, first, second = Staging(LAYOUT, 2, CPU), some(1), some(2)
+    staging.load(first, 0.25)
+    staging.add(second, 0.75)
+    for total, a, b in zip(staging.total(), first, second, strict=True):
         assert total.dtype == a.dtype
         wide = torch.complex128 if a.is_complex() else torch.float64
         expected = (a.to(wide) * 0.25 + b.to(wide) * 0.75).to(a.dtype)
         torch.testing.assert_close(total, expected)
-    wire.clear()
-    assert all(not total.any() for total in wire.total())
+    staging.clear()
+    assert all(not total.any() for total in staging.total())
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_rounded_once(dtype: str) -> None:
     """Added up in its own dtype, each 1 would be lost beside 4096."""
-    wire = Wire(ShardLayout((Segment(0, dtype, 1),), ()), 1, CPU)
+    staging = Staging(ShardLayout((Segment(0, dtype, 1),), ()), 1, CPU)
     one = torch.ones(1, dtype=getattr(torch, dtype))
-    wire.load([one * 4096], 1.0)
+    staging.load([one * 4096], 1.0)
     for _ in range(32):
-        wire.add([one], 1.0)
-    assert wire.total()[0].item() == 4128
+        staging.add([one], 1.0)
+    assert staging.total()[0].item() == 4128
 
 
 def test_weights_and_replies_cross_as_bytes() -> None:
-    sender, receiver, weights = Wire(LAYOUT, 3, CPU), Wire(LAYOUT, 3, CPU), some(3)
+    sender, receiver, weights = Staging(LAYOUT, 3, CPU), Staging(LAYOUT, 3, CPU), some(3)
     sender.put(weights, {0: Stepped(7, 2, True), 1: Done(7), 2: Stepped(7)})
     receiver.spread.copy_(sender.spread)
     assert [receiver.reply(worker) for worker in range(3)] == [

@@ -97,12 +97,17 @@ def train(argv: list[str], /, overlap: bool, quiet: bool, **texts: str | None) -
 
 def _start(settings: TrainSettings, argv: list[str]) -> None:
     from psrpc import datasets, models
+    from psrpc.job import Backend
     from psrpc.launch import launch
+    from psrpc.planes import groups
     from psrpc.planes.agent import check_torch
 
+    names = [f"server {index}" for index in range(settings.servers)]
+    names += [f"worker {rank}" for rank in range(settings.workers)]
     errors: list[PsrpcError] = []
     looks: tuple[Callable[[], None], ...] = (
         check_torch,
+        lambda: groups.check(Backend(settings.backend or "gloo"), len(names)),
         lambda: models.check(settings.model),
         lambda: datasets.prepare(settings.dataset, data_root=settings.data_root),
     )
@@ -117,8 +122,6 @@ def _start(settings: TrainSettings, argv: list[str]) -> None:
         for each in errors:
             _tell(each)
         sys.exit(min(each.exit_code for each in errors))
-    names = [f"server {index}" for index in range(settings.servers)]
-    names += [f"worker {rank}" for rank in range(settings.workers)]
     launch(argv, names, settings.port)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from psrpc.errors import ConfigError
-from psrpc.modes import Mode, Reduction, Synchronous
+from psrpc.modes import Aggregation, Mode, Reduction, Synchronous
 
 PROTOCOL = 1
 
@@ -24,6 +24,14 @@ class PlaneChoice(Enum):
     AUTO = "auto"  # shared memory to servers on the worker's own host, RPC to others
     RPC = "rpc"  # RPC to all
     SHM = "shm"  # shared memory to all; an error if one is on another host
+    COLLECTIVE = "collective"  # process groups of each server and its workers; synchronous only
+
+
+class Backend(Enum):
+    """What carries the collective plane's process groups."""
+
+    GLOO = "gloo"  # CPUs, over TCP
+    NCCL = "nccl"  # GPUs; every process needs one of its own, servers included
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,8 @@ class Job:
     overlap: bool = False
     seed: int = 0
     start_timeout_s: float = 300.0
+    backend: Backend = Backend.GLOO
+    collective_timeout_s: float = 30.0
 
     def check(self) -> None:
         """Raise ConfigError with all that is wrong."""
@@ -62,6 +72,15 @@ class Job:
                 "overlap makes weights one step older, which this mode forbids: choose "
                 "Asynchronous() or BoundedStaleness(k) with k of 1 or more"
             )
+        elif self.plane is PlaneChoice.COLLECTIVE and mode.aggregation is not Aggregation.ROUND:
+            problems.append(
+                f"the collective plane is for synchronous training, not for {self.mode!r}: use "
+                "mode Synchronous() (--mode sync) or another plane (auto, rpc, shm)"
+            )
+        if self.collective_timeout_s <= 0:
+            problems.append(
+                f"the collective timeout must be above 0 s, not {self.collective_timeout_s}"
+            )
         if self.start_timeout_s <= 0:
             problems.append(f"the start timeout must be above 0 s, not {self.start_timeout_s}")
         if problems:
@@ -77,5 +96,6 @@ class Job:
             ("reduction", self.reduction.value),
             ("plane", self.plane.value),
             ("overlap", str(self.overlap)),
+            ("backend", self.backend.value),
             ("seed", str(self.seed)),
         )

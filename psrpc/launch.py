@@ -100,8 +100,15 @@ def _cause(
 ) -> PsrpcError:
     """Why the job ended; that a peer is lost says less than what the peer died of."""
     ended = [(names[rank], each.exitcode) for rank, each in failures.items()]
-    # Torch itself ends the rest with SIGTERM, and gives these last.
-    killed = [(name, code) for name, code in ended if code < 0 and code != -signal.SIGTERM]
+    # Torch itself ends the rest with SIGTERM, those that are stopped some time later with
+    # SIGKILL, and gives these last.
+    first = min(each.timestamp for each in failures.values())
+    by_us = {names[rank] for rank, each in failures.items() if each.timestamp >= first + _STOP_S}
+    killed = [
+        (name, code)
+        for name, code in ended
+        if code < 0 and code != -signal.SIGTERM and name not in by_us
+    ]
     if confessed is not None and not (killed and isinstance(confessed, PeerLostError)):
         return confessed
     name, code = (killed or ended)[0]

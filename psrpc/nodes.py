@@ -15,9 +15,13 @@ from psrpc.job import Job, PlaneChoice
 from psrpc.messages import GetStats
 from psrpc.planes.agent import Agent, hushed
 from psrpc.planes.base import Link
+from psrpc.planes.collective import Alarm, CollectiveLink
+from psrpc.planes.conductor import Conductor
 from psrpc.planes.doorman import Doorman
+from psrpc.planes.groups import Fabric, Groups
 from psrpc.planes.rpc import Address, RpcLink, serve, withdraw
 from psrpc.planes.select import link_to, planes_of
+from psrpc.planes.staging import Staging
 from psrpc.rendezvous import Rendezvous
 from psrpc.report import Report, summarize
 from psrpc.server import ParameterServer
@@ -34,22 +38,27 @@ class ServerNode:
     """A process that serves one shard; server 0 coordinates as well."""
 
     def __init__(
-        self, job: Job, index: int, model: nn.Module, blueprint: Blueprint, *, one_host: bool
+        self, job: Job, index: int, model: nn.Module, blueprint: Blueprint, fabric: Fabric
     ) -> None:
         self.job = job
         self.index = index
-        layout = blueprint.layouts(job.servers)[index]
+        self.fabric = fabric
+        self.layout = layout = blueprint.layouts(job.servers)[index]
         store = ShardStore(blueprint, layout, model, job.reduction)
         self.server = ParameterServer(job, index, blueprint, store)
         self.coordinator = Coordinator(job, self.server, blueprint, model) if index == 0 else None
-        self.agent = Agent(f"server{index}", index, threads=_SERVER_THREADS, one_host=one_host)
+        self.agent = Agent(
+            f"server{index}", index, threads=_SERVER_THREADS, one_host=fabric.one_host
+        )
         self.doorman = Doorman(self.coordinator or self.server, layout)
+        self.conductor: Conductor | None = None
 
     def serve(self, rendezvous: Rendezvous) -> None:
         """Serve until all workers are gone. Blocks; raises JobFailedError if the job failed."""
         self.agent.start()
         try:
-            serve(self.agent, self.coordinator or self.server)
+            self.conductor = self._raise_conductor(rendezvous)
+            serve(self.agent, self.conductor or self.coordinator or self.server)
             rendezvous.publish(shm_key(self.agent.name), self._open_door())
             rendezvous.publish(self.agent.name, self.agent.url)
             self._wait_for_workers()
@@ -61,6 +70,8 @@ class ServerNode:
             rendezvous.await_or_give_up(workers, _FAREWELL_S)
         finally:
             self.doorman.close()
+            if self.conductor is not None:
+                self.conductor.close()
             withdraw(self.agent)
             self.agent.close()
             rendezvous.say(gone(self.agent.name))
@@ -68,10 +79,21 @@ class ServerNode:
             raise self.server.failure
 
     def _open_door(self) -> str:
-        if self.job.plane is PlaneChoice.RPC:
+        if self.job.plane in (PlaneChoice.RPC, PlaneChoice.COLLECTIVE):
             return ""
         self.doorman.start()
         return self.doorman.address
+
+    def _raise_conductor(self, rendezvous: Rendezvous) -> Conductor | None:
+        if self.job.plane is not PlaneChoice.COLLECTIVE:
+            return None
+        staging = Staging(self.layout, self.job.workers, self.fabric.device)
+        groups = Groups(
+            self.agent.name, rendezvous.branch(groups_key(self.agent.name)), self.fabric
+        )
+        conductor = Conductor(self.coordinator or self.server, staging, groups)
+        conductor.start()
+        return conductor
 
     def _wait_for_workers(self) -> None:
         """End the job if not all workers come in time; only the coordinator watches that."""
@@ -92,15 +114,19 @@ class WorkerNode:
     """A process that trains."""
 
     def __init__(
-        self, job: Job, rank: int, model: nn.Module, blueprint: Blueprint, *, one_host: bool
+        self, job: Job, rank: int, model: nn.Module, blueprint: Blueprint, fabric: Fabric
     ) -> None:
         self.job = job
         self.rank = rank
+        self.fabric = fabric
+        self.alarm = Alarm()
         self.model = model
         self.blueprint = blueprint
         self.plane = ""
         number = job.servers + rank
-        self.agent = Agent(f"worker{rank}", number, threads=_WORKER_THREADS, one_host=one_host)
+        self.agent = Agent(
+            f"worker{rank}", number, threads=_WORKER_THREADS, one_host=fabric.one_host
+        )
 
     def train(self, function: Callable[[Worker], Any], rendezvous: Rendezvous) -> Report:
         """Run the user's function as this worker. Blocks until all workers are done.
@@ -113,7 +139,7 @@ class WorkerNode:
         self.agent.start()
         try:
             links = [
-                link_to(RpcLink(self.agent, Address(name, index, url)), door, self.job.plane)
+                self._link(RpcLink(self.agent, Address(name, index, url)), door, rendezvous)
                 for index, (name, url, door) in enumerate(zip(names, urls, doors, strict=True))
             ]
             self.plane = planes_of(links)
@@ -127,6 +153,15 @@ class WorkerNode:
             # It may itself wait that long, for a worker that never came.
             rendezvous.await_or_give_up([gone(name) for name in names], 2 * _FAREWELL_S)
             self.agent.close()
+
+    def _link(self, control: RpcLink, door: str, rendezvous: Rendezvous) -> Link:
+        if self.job.plane is not PlaneChoice.COLLECTIVE:
+            return link_to(control, door, self.job.plane)
+        control.connect()
+        name = control.peer.name
+        groups = Groups(name, rendezvous.branch(groups_key(name)), self.fabric)
+        device, workers = self.fabric.device, self.job.workers
+        return CollectiveLink(control, groups, device, workers, self.alarm)
 
     def _work(self, worker: Worker, function: Callable[[Worker], Any], links: list[Link]) -> Report:
         try:
@@ -148,6 +183,11 @@ class WorkerNode:
 def shm_key(name: str) -> str:
     """The key under which a server says where it shares memory; empty if it does not."""
     return f"{name}/shm"
+
+
+def groups_key(name: str) -> str:
+    """Where the members of a server's process groups find each other."""
+    return f"{name}/groups"
 
 
 def reason(name: str) -> str:

@@ -60,6 +60,24 @@ class Rendezvous:
             raise self._no_store() from error
         self._store = PrefixStore(f"psrpc/{place.job}", store)
 
+    def branch(self, name: str) -> Store:
+        """A way to the store for another thread's own use, with its keys under `name`.
+
+        Whoever waits on a way keeps it to himself. Raises PeerLostError if the store is gone.
+        """
+        place = self._place
+        try:
+            store = TCPStore(
+                place.address,
+                place.port,
+                is_master=False,
+                wait_for_workers=False,
+                timeout=timedelta(seconds=self._timeout_s),
+            )
+        except (RuntimeError, dist.DistError) as error:
+            raise self._lost_store() from error
+        return PrefixStore(f"psrpc/{place.job}/{name}", store)
+
     def _knock(self) -> None:
         """Wait until somebody listens where the store is; the store's own waiting logs a lot."""
         deadline = self._clock.now() + self._timeout_s
@@ -77,6 +95,13 @@ class Rendezvous:
         return StartTimeoutError(
             f"rank {place.rank} found no store at {place.address}:{place.port} within "
             f"{self._timeout_s:g} s: is rank 0 running, and does MASTER_ADDR name its host?"
+        )
+
+    def _lost_store(self) -> PeerLostError:
+        place = self._place
+        return PeerLostError(
+            f"rank {place.rank} lost the store at {place.address}:{place.port}: rank 0 or its "
+            "launcher has ended"
         )
 
     def close(self) -> None:
@@ -120,10 +145,7 @@ class Rendezvous:
                 )
             return [self._store.get(key).decode() for key in keys]
         except (RuntimeError, dist.DistError) as error:
-            raise PeerLostError(
-                f"rank {self._place.rank} lost the store at {self._place.address}:"
-                f"{self._place.port}: rank 0 or its launcher has ended"
-            ) from error
+            raise self._lost_store() from error
 
     def await_or_give_up(self, keys: Sequence[str], timeout_s: float) -> None:
         """Wait for keys, but not long, and not if the store itself is gone."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from types import TracebackType
 from typing import Any
@@ -18,9 +18,11 @@ from psrpc.display import ProgressLine
 from psrpc.environment import Place
 from psrpc.errors import ConfigError, ModelError, PsrpcError, UsageError
 from psrpc.interrupts import Interrupts
-from psrpc.job import Job, NonFinite, PlaneChoice
+from psrpc.job import Backend, Job, NonFinite, PlaneChoice
 from psrpc.modes import Mode, Reduction, Synchronous
 from psrpc.nodes import ServerNode, WorkerNode
+from psrpc.planes import groups
+from psrpc.planes.groups import Fabric
 from psrpc.rendezvous import Rendezvous
 from psrpc.report import Report
 from psrpc.store.blueprint import Blueprint, GroupsFactory, OptimizerFactory, draw
@@ -41,7 +43,7 @@ class Result:
     `is_main` is true in exactly one process, worker 0. On workers `model` is the
     trained model (final weights, the workers' mean buffers) and `report` the
     job's counts; both are None on servers. `plane` names how this worker's gradients
-    and weights travelled: "rpc", "shm", or both joined by a plus.
+    and weights travelled: "rpc", "shm", both joined by a plus, or "collective".
     """
 
     role: Role
@@ -68,6 +70,8 @@ def run(
     nonfinite: str = "error",
     plane: str = "auto",
     overlap: bool = False,
+    backend: str | None = None,
+    collective_timeout_s: float = 30.0,
     seed: int = 0,
     device: str = "auto",
     threads: int | None = None,
@@ -86,10 +90,13 @@ def run(
     `Asynchronous()`. `reduction` ("mean" by samples, or "sum") joins the gradients of a
     synchronous round. `nonfinite` is what becomes of a step with NaN or Inf in its
     gradients: "error" or "skip". `plane` is "auto" (shared memory to servers on the same
-    host, RPC to others), "rpc" or "shm". With `overlap` a worker computes its next step
-    while the last one's gradients travel; the mode's bound counts that step, so it must be
-    1 or more. `device` is "auto" (CUDA where there is any), "cpu" or "cuda"; servers compute
-    on the CPU. `threads` are torch's threads in this process.
+    host, RPC to others), "rpc", "shm" or, in synchronous mode, "collective": each server and
+    its workers share process groups of `backend` "gloo" (the default) or "nccl" (a GPU for
+    every process), and a member that stands still for `collective_timeout_s` ends the job.
+    With `overlap` a worker computes its next step while the last one's gradients travel; the
+    mode's bound counts that step, so it must be 1 or more. `device` is "auto" (CUDA where
+    there is any), "cpu" or "cuda"; servers compute on the CPU. `threads` are torch's threads
+    in this process.
 
     Raises UsageError outside torchrun, ConfigError, ModelError and OptimizerError,
     StartTimeoutError when somebody does not come, JobFailedError when another process
@@ -99,19 +106,35 @@ def run(
         place = _place()
         names = {"reduction": reduction, "nonfinite": nonfinite, "plane": plane}
         job = _job(place, servers, mode, names, overlap, seed, start_timeout_s)
-        target = _device(device, place, servers)
-        built = _build(model, seed)
-        blueprint = draw(built, optimizer, param_groups)
+        job = _with_groups(job, backend, collective_timeout_s)
         if threads is not None:
             torch.set_num_threads(threads)
-        with Interrupts(), Rendezvous(place, start_timeout_s) as rendezvous:
-            if place.rank < servers:
-                watch = _Watch(progress, progress_samples)
-                return _serve(job, place, built, blueprint, rendezvous, watch)
-            return _work(train, job, place, built.to(target), blueprint, rendezvous)
+        watch = _Watch(progress, progress_samples)
+        return _take_part(job, place, train, model, optimizer, param_groups, device, watch)
     except (PsrpcError, KeyboardInterrupt):
         _one_line_errors()
         raise
+
+
+def _take_part(
+    job: Job,
+    place: Place,
+    train: Callable[[Worker], Any],
+    model: nn.Module | Callable[[], nn.Module],
+    optimizer: OptimizerFactory,
+    param_groups: GroupsFactory | None,
+    device: str,
+    watch: _Watch,
+) -> Result:
+    fabric = _fabric(job, place)
+    # A group on GPUs has given every server one as well.
+    target = _device(device, place, 0 if job.backend is Backend.NCCL else job.servers)
+    built = _build(model, job.seed)
+    blueprint = draw(built, optimizer, param_groups)
+    with Interrupts(), Rendezvous(place, job.start_timeout_s) as rendezvous:
+        if place.rank < job.servers:
+            return _serve(job, place, built, blueprint, fabric, rendezvous, watch)
+        return _work(train, job, place, built.to(target), blueprint, fabric, rendezvous)
 
 
 def _place() -> Place:
@@ -181,6 +204,26 @@ def _job(
     return job
 
 
+def _with_groups(job: Job, backend: str | None, timeout_s: float) -> Job:
+    problems = []
+    known = [member.value for member in Backend]
+    if backend not in (None, *known):
+        problems.append(f"backend must be one of {', '.join(known)}, not {backend!r}")
+    if backend is not None and job.plane is not PlaneChoice.COLLECTIVE:
+        problems.append(f"backend belongs to the collective plane, not to {job.plane.value}")
+    if problems:
+        raise ConfigError(problems)
+    job = replace(job, backend=Backend(backend or "gloo"), collective_timeout_s=timeout_s)
+    job.check()
+    return job
+
+
+def _fabric(job: Job, place: Place) -> Fabric:
+    groups.check(job.backend, place.local_world_size)
+    device = groups.device_of(job.backend, place.local_rank)
+    return Fabric(job.backend, job.collective_timeout_s, device, place.one_host)
+
+
 def _device(name: str, place: Place, servers: int) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError([f"device must be one of auto, cpu, cuda, not {name!r}"])
@@ -207,10 +250,11 @@ def _serve(
     place: Place,
     model: nn.Module,
     blueprint: Blueprint,
+    fabric: Fabric,
     rendezvous: Rendezvous,
     watch: _Watch,
 ) -> Result:
-    node = ServerNode(job, place.rank, model, blueprint, one_host=place.one_host)
+    node = ServerNode(job, place.rank, model, blueprint, fabric)
     with watch.over(node):
         node.serve(rendezvous)
     return Result(Role.SERVER, place.rank)
@@ -222,12 +266,13 @@ def _work(
     place: Place,
     model: nn.Module,
     blueprint: Blueprint,
+    fabric: Fabric,
     rendezvous: Rendezvous,
 ) -> Result:
     rank = place.rank - job.servers
     # From here on workers draw their own random numbers (dropout, augmentation).
     torch.manual_seed(job.seed + 1 + rank)
-    node = WorkerNode(job, rank, model, blueprint, one_host=place.one_host)
+    node = WorkerNode(job, rank, model, blueprint, fabric)
     report = node.train(train, rendezvous)
     return Result(Role.WORKER, rank, model, report, node.plane)
 

@@ -12,7 +12,7 @@ import torch
 
 from psrpc.core.decisions import Answer, Apply, Decision, Same, Token
 from psrpc.core.shard import ShardCore
-from psrpc.errors import JobFailedError, ProtocolError, PsrpcError, encode
+from psrpc.errors import JobFailedError, PeerLostError, ProtocolError, PsrpcError, encode
 from psrpc.job import Job
 from psrpc.messages import (
     Adopt,
@@ -134,6 +134,10 @@ class ParameterServer:
         land: Landing | None = None,
     ) -> None:
         """Take a request with its tensors; see `Service`."""
+        if isinstance(request, Ping) and self._failure is None:
+            # Also while a step is under way, however long it takes.
+            answer((Done(self.core.version), []))
+            return
         call = Call(request, tensors, [answer], [] if land is None else [land])
         with self._lock:
             answers = self._answer(call)
@@ -161,13 +165,17 @@ class ParameterServer:
         try:
             return handler(call.request, call)
         except _StepFailedError as failed:
-            error = failed.__cause__
-            self._failure = JobFailedError(f"server {self.index}: {type(error).__name__}: {error}")
+            self._failure = self._reason(failed.__cause__)
             self.ended.set()
             calls = [call, *(c for c in self._desk.clear() if c is not call)]
             return [(each, _failure(self._failure)) for each in calls]
         except PsrpcError as error:
             return [(call, _failure(error))]
+
+    def _reason(self, error: BaseException | None) -> PsrpcError:
+        if isinstance(error, PeerLostError):
+            return error
+        return JobFailedError(f"server {self.index}: {type(error).__name__}: {error}")
 
     def _push(self, push: Push, call: Call) -> Answers:
         if not push.void:

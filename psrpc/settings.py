@@ -86,7 +86,11 @@ OPTIONS = (
     Option("steps", whole(1), None, "steps per worker, in place of --epochs"),
     Option("reduction", choice("mean", "sum"), "mean", "of a synchronous round: mean|sum"),
     Option("nonfinite", choice("error", "skip"), "error", "NaN, Inf in gradients: error|skip"),
-    Option("plane", choice("auto", "rpc", "shm"), "auto", "gradients travel by: auto|rpc|shm"),
+    Option("plane", choice("auto", "rpc", "shm", "collective"), "auto",
+           "gradients travel by: auto|rpc|shm|collective (sync only)"),
+    Option("backend", choice("gloo", "nccl"), None, "of --plane collective: gloo|nccl  [gloo]"),
+    Option("collective-timeout", real(0.0, above=True), None,
+           "of --plane collective: seconds a process may stand still  [30]"),
     Option("device", choice("auto", "cpu", "cuda"), "auto", "auto|cpu|cuda"),
     Option("threads", whole(1), None, "torch threads per process (default: cores / workers)"),
     Option("seed", whole(0), "0", "orders samples and starts the model"),
@@ -119,6 +123,8 @@ class TrainSettings:
     reduction: str
     nonfinite: str
     plane: str
+    backend: str | None
+    collective_timeout: float
     device: str
     threads: int | None
     seed: int
@@ -183,6 +189,15 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         problems.append("give --epochs or --steps, not both")
     if values.get("momentum") is not None and values.get("optimizer") not in ("sgd", None):
         problems.append(f"--momentum belongs to sgd, not to {values['optimizer']}")
+    collective = values.get("plane") == "collective"
+    if collective and values.get("mode") not in ("sync", None):
+        problems.append(f"--plane collective needs --mode sync, not {values['mode']}")
+    if not collective and "plane" in values:
+        problems += [
+            f"--{name.replace('_', '-')} belongs to --plane collective, not to {values['plane']}"
+            for name in ("backend", "collective_timeout")
+            if values.get(name) is not None
+        ]
     return problems
 
 
@@ -194,6 +209,8 @@ def _filled(values: dict[str, Any]) -> dict[str, Any]:
         values["epochs"] = 20 if digits else 3
     if values["lr"] is None:
         values["lr"] = _LR[values["optimizer"]]
+    if values["collective_timeout"] is None:
+        values["collective_timeout"] = 30.0
     if values["optimizer"] == "sgd" and values["momentum"] is None:
         values["momentum"] = 0.9
     return values

@@ -72,6 +72,8 @@ def take_part(settings: TrainSettings, place: Place) -> None:
         nonfinite=settings.nonfinite,
         plane=settings.plane,
         overlap=settings.overlap,
+        backend=settings.backend,
+        collective_timeout_s=settings.collective_timeout,
         seed=settings.seed,
         device=settings.device,
         threads=settings.threads or _threads(workers if not serves else 1),

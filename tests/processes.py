@@ -176,9 +176,9 @@ class Bench:
         command.leaves_nothing()
         return ended
 
-    def ranks(self, *words: str, count: int) -> Ranks:
+    def ranks(self, *words: str, count: int, **variables: str) -> Ranks:
         """Start a script as a launcher would that only sets variables."""
-        shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+        shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", **variables}
         words = (sys.executable, str(ROOT / "tests" / "forking.py"), *words)
         command = self.start(*words, **shared, MASTER_PORT=str(free_port()))
         return Ranks(command, self.folder, count)

@@ -172,8 +172,12 @@ class RpcLink:
 
     def open(self, layout: ShardLayout) -> Buffers:
         """See `Link`."""
-        self._buffers = Buffers.private(layout)
-        return self._buffers
+        return self.adopt(Buffers.private(layout))
+
+    def adopt(self, buffers: Buffers) -> Buffers:
+        """Use buffers that are there already."""
+        self._buffers = buffers
+        return buffers
 
     def call(self, request: Request, tensors: Sequence[torch.Tensor] = ()) -> Pending:
         """See `Link`."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from psrpc.errors import AddressError
 from psrpc.job import PlaneChoice
 from psrpc.planes.base import Link
+from psrpc.planes.collective import CollectiveLink
 from psrpc.planes.rpc import RpcLink
 from psrpc.planes.shm import ShmLink
 
@@ -31,5 +32,11 @@ def link_to(control: RpcLink, door: str, choice: PlaneChoice) -> Link:
 
 
 def planes_of(links: Sequence[Link]) -> str:
-    """The names of the planes in use: "shm", "rpc", or "rpc+shm"."""
-    return "+".join(sorted({"shm" if isinstance(link, ShmLink) else "rpc" for link in links}))
+    """The names of the planes in use: "collective", "shm", "rpc", or "rpc+shm"."""
+    return "+".join(sorted({_plane_of(link) for link in links}))
+
+
+def _plane_of(link: Link) -> str:
+    if isinstance(link, CollectiveLink):
+        return "collective"
+    return "shm" if isinstance(link, ShmLink) else "rpc"

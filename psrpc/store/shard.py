@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +17,26 @@ from psrpc.store.blueprint import Blueprint
 from psrpc.store.layout import ShardLayout
 from psrpc.store.mixture import Mixture
 from psrpc.store.optim import ShardOptimizer
+
+
+class Awaited(Sequence[torch.Tensor]):
+    """Gradients that are still with their worker, and come added up when they are needed.
+
+    Until then there is nothing here: an empty sequence.
+    """
+
+    @abstractmethod
+    def sum(self, shares: Sequence[tuple[Sequence[torch.Tensor], float]]) -> list[torch.Tensor]:
+        """The sum of `shares`, each times its weight: all that one step is made of.
+
+        This is one of them; some may be tensors. Blocks; raises PeerLostError.
+        """
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, index: Any) -> Any:
+        raise IndexError("these gradients have not come")
 
 
 @dataclass(frozen=True)
@@ -42,6 +64,8 @@ class ShardStore:
 
     def check(self, gradients: Sequence[torch.Tensor], who: str) -> None:
         """Raise GradientError unless `gradients` fit the segments in number, size and dtype."""
+        if isinstance(gradients, Awaited):
+            return
         if len(gradients) != len(self.flats):
             raise GradientError(
                 f"{who} sent {len(gradients)} gradient tensors, this shard has {len(self.flats)}"
@@ -76,10 +100,14 @@ class ShardStore:
 
 def reduce(contributions: Sequence[Contribution], reduction: Reduction) -> list[Mixture]:
     """The sum, or the mean weighted by samples, of the contributions' gradients, by segment."""
+    awaited = next((g for c in contributions if isinstance(g := c.gradients, Awaited)), None)
     total = sum(c.samples for c in contributions)
     weights = [1.0] * len(contributions)
     if reduction is Reduction.MEAN:
         weights = [c.samples / total if total else 1 / len(contributions) for c in contributions]
+    if awaited is not None:
+        shares = [(c.gradients, weight) for c, weight in zip(contributions, weights, strict=True)]
+        return [Mixture([total], [1.0]) for total in awaited.sum(shares)]
     columns = zip(*(c.gradients for c in contributions), strict=True)
     return [Mixture(column, weights) for column in columns]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import time
@@ -13,15 +14,20 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from psrpc.coordinator import Coordinator
-from psrpc.job import Job
+from psrpc.job import Backend, Job
 from psrpc.planes.agent import Agent
 from psrpc.planes.base import Link
+from psrpc.planes.collective import CollectiveLink
+from psrpc.planes.conductor import Conductor
 from psrpc.planes.doorman import Doorman
+from psrpc.planes.groups import Fabric, Groups
 from psrpc.planes.loopback import LoopbackLink
 from psrpc.planes.rpc import Address, Patience, RpcLink, serve, withdraw
 from psrpc.planes.shm import ShmLink
+from psrpc.planes.staging import Staging
 from psrpc.server import ParameterServer
 from psrpc.store.blueprint import Blueprint, draw
 from psrpc.store.layout import ShardLayout
@@ -62,27 +68,59 @@ class Plan:
         return Coordinator(self.job, server, blueprint, model) if index == 0 else server
 
 
+def way_to_store(port: int, prefix: str) -> Store:
+    """A connection of its own to the dock's store."""
+    return PrefixStore(prefix, TCPStore("127.0.0.1", port, None, False, wait_for_workers=False))
+
+
+def fabric(timeout_s: float) -> Fabric:
+    return Fabric(Backend.GLOO, timeout_s, torch.device("cpu"), one_host=True)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a server process shall serve, to whom the process groups are told apart by `prefix`."""
+
+    plan: Plan
+    index: int
+    store_port: int
+    prefix: str
+
+    def conductor(self, service: Service) -> Conductor:
+        staging = Staging(
+            self.plan.layouts()[self.index], self.plan.job.workers, torch.device("cpu")
+        )
+        store = way_to_store(self.store_port, f"{self.prefix}/{self.index}")
+        timeout_s = self.plan.job.collective_timeout_s
+        return Conductor(service, staging, Groups(f"server{self.index}", store, fabric(timeout_s)))
+
+
 def serve_plans(pipe: Connection, name: str, number: int) -> None:
     """A server process: serves one plan after another, as it is told, until the pipe closes."""
     agent = Agent(name, number, threads=4, one_host=True)
     agent.start()
     pipe.send(agent.url)
     doorman: Doorman | None = None
+    conductor: Conductor | None = None
     while True:
         try:
-            order: tuple[Plan, int] | None = pipe.recv()
+            order: Order | None = pipe.recv()
         except EOFError:
             os._exit(0)
         if doorman is not None:
             doorman.close()
             doorman = None
+        if conductor is not None:
+            conductor.close()
+            conductor = None
         withdraw(agent)
         if order is not None:
-            plan, index = order
-            service = plan.service(index)
-            doorman = Doorman(service, plan.layouts()[index])
+            service = order.plan.service(order.index)
+            doorman = Doorman(service, order.plan.layouts()[order.index])
             doorman.start()
-            serve(agent, service)
+            conductor = order.conductor(service)
+            conductor.start()
+            serve(agent, conductor)
         pipe.send(doorman.address if doorman is not None else "")
 
 
@@ -110,9 +148,9 @@ class ServerProcess:
     def address(self) -> Address:
         return Address(self.name, self.number, self.url)
 
-    def order(self, plan: Plan | None, index: int = 0) -> str:
+    def order(self, order: Order | None) -> str:
         """Serve a plan's shard, or (None) nothing; returns where it shares memory."""
-        self._pipe.send(None if plan is None else (plan, index))
+        self._pipe.send(order)
         return str(self._receive())
 
     def kill(self) -> None:
@@ -160,8 +198,10 @@ class Dock:
 
     def __init__(self) -> None:
         self._agent: Agent | None = None
+        self._store: TCPStore | None = None
         self.processes: list[ServerProcess] = []
         self._numbers = iter(range(1000))
+        self._fleets = itertools.count()
 
     @property
     def agent(self) -> Agent:
@@ -169,6 +209,13 @@ class Dock:
             self._agent = Agent("tester", 1000, threads=2, one_host=True)
             self._agent.start()
         return self._agent
+
+    @property
+    def store_port(self) -> int:
+        """Where the members of process groups find each other."""
+        if self._store is None:
+            self._store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+        return self._store.port
 
     def process(self) -> ServerProcess:
         """A server process that nobody else uses."""
@@ -191,13 +238,21 @@ class Dock:
         patience: Patience | None = None,
     ) -> Fleet:
         """The same on these processes."""
-        doors = [process.order(plan, index) for index, process in enumerate(processes)]
+        port, prefix = self.store_port, f"fleet{next(self._fleets)}"
+        doors = [
+            process.order(Order(plan, index, port, prefix))
+            for index, process in enumerate(processes)
+        ]
 
         def connect(plane: str, index: int) -> Link:
             control = RpcLink(self.agent, processes[index].address, patience)
             control.connect()
             if plane == "rpc":
                 return control
+            if plane == "collective":
+                store = way_to_store(port, f"{prefix}/{index}")
+                groups = Groups(f"server{index}", store, fabric(plan.job.collective_timeout_s))
+                return CollectiveLink(control, groups, torch.device("cpu"), plan.job.workers)
             link = ShmLink(control, doors[index])
             link.connect()
             return link

@@ -23,7 +23,7 @@ from psrpc.planes.rpc import Patience, RpcLink
 from tests.contract.fleet import Dock, Plan, ServerProcess, until
 from tests.contract.hand import Hand
 
-PLANES = ["rpc", "shm"]
+PLANES = ["rpc", "shm", "collective"]
 SOON_S = 5.0
 PLAN = Plan(Job(2, mode=Synchronous()))
 
@@ -58,7 +58,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Held:
-    """A server that holds an exchange and a call of each hand: worker 0 by RPC, 1 by memory."""
+    """A server that holds an exchange and a call of each hand, one on each plane."""
 
     process: ServerProcess
     hands: list[Hand]
@@ -67,11 +67,12 @@ class Held:
 
 @contextmanager
 def holding(dock: Dock, process: ServerProcess, patience: Patience) -> Iterator[Held]:
-    fleet = dock.fleet_of([process], "rpc", Plan(Job(3, mode=Synchronous())), patience)
+    workers = len(PLANES) + 1
+    fleet = dock.fleet_of([process], "rpc", Plan(Job(workers, mode=Synchronous())), patience)
     hands = [Hand(fleet, worker, plane) for worker, plane in enumerate(PLANES)]
     pending = []
     for hand in hands:
-        hand.begin(workers=3)
+        hand.begin(workers=workers)
         pending.append(hand.link.exchange(hand.push(), send=True, land=True))
         pending.append(hand.link.call(Pull(hand.worker, 1)))
         hand.link.call(Ping(0)).wait(30.0)
@@ -134,9 +135,9 @@ def test_a_server_that_no_longer_serves_is_lost(dock: Dock) -> None:
 # A late answer: the call is sent again, and applied once.
 
 
-@pytest.fixture
-def impatient(dock: Dock) -> Iterator[tuple[Hand, Hand]]:
-    fleet = dock.fleet("rpc", PLAN, Patience(attempt_s=0.2))
+@pytest.fixture(params=["rpc", "collective"])
+def impatient(request: pytest.FixtureRequest, dock: Dock) -> Iterator[tuple[Hand, Hand]]:
+    fleet = dock.fleet(request.param, PLAN, Patience(attempt_s=0.2))
     hands = Hand(fleet, 0), Hand(fleet, 1)
     for hand in hands:
         hand.begin(workers=2)

@@ -79,6 +79,36 @@ def test_all_wrong_options_are_reported_at_once(shell: Shell) -> None:
     assert len(lines) == 10
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("--plane collective", "--plane collective needs --mode sync, not bounded"),
+        ("--plane collective --mode async", "--plane collective needs --mode sync, not async"),
+        ("--plane rpc --backend gloo", "--backend belongs to --plane collective, not to rpc"),
+        (
+            "--collective-timeout 9",
+            "--collective-timeout belongs to --plane collective, not to auto",
+        ),
+        (
+            "--plane collective --mode sync --backend mpi",
+            "--backend must be one of gloo, nccl, not 'mpi'",
+        ),
+    ],
+)
+def test_options_of_process_groups(shell: Shell, options: str, reason: str) -> None:
+    assert shell.train(options) == (2, [f"Error: {reason}"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here are GPUs")
+def test_nccl_without_a_gpu(shell: Shell) -> None:
+    code, lines = shell.train("--plane collective --mode sync --backend nccl")
+    assert code == 2
+    assert lines == [
+        "Error: backend nccl needs a GPU of its own for every process, servers included: 3 "
+        "processes run here and torch finds 0 GPUs; use backend gloo"
+    ]
+
+
 def test_unknown_names_and_missing_folders_are_reported_at_once(shell: Shell) -> None:
     code, lines = shell.train("--dataset digit --output none/model.pt --json .")
     assert code == 2

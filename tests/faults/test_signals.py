@@ -13,8 +13,9 @@ from tests.faults import endless
 from tests.processes import SOON_S, Bench, wait_until
 
 
-def test_ctrl_c_at_a_terminal(bench: Bench) -> None:
-    command = endless.start(bench)
+@pytest.mark.parametrize("options", ["", "--mode sync --plane collective"])
+def test_ctrl_c_at_a_terminal(bench: Bench, options: str) -> None:
+    command = endless.start(bench, *options.split())
     os.killpg(command.process.pid, signal.SIGINT)
     ended = command.finish()
     assert (ended.code, ended.lines) == (130, [])

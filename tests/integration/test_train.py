@@ -95,6 +95,20 @@ def test_quiet_asynchronous_steps_with_the_results_on_stdout(bench: Bench) -> No
     assert (results["optimizer"], results["batch_size"], results["seed"]) == ("adam", 16, 7)
 
 
+@pytest.mark.parametrize("servers", [1, 2])
+def test_synchronous_over_process_groups(bench: Bench, servers: int) -> None:
+    ended = bench.train(
+        f"--mode sync --plane collective --backend gloo --servers {servers} --warmup 10 "
+        "--epochs 12 --json results.json"
+    )
+    assert ended.code == 0, ended.err
+    assert ended.lines == []
+    results = json.loads((bench.folder / "results.json").read_text())
+    check(results, epochs=12, plane="collective")
+    assert results["staleness"] == results["max_clock_gap"] == 0
+    assert results["test_accuracy"] >= 0.97
+
+
 OURS = """
     import torch
     from torch.utils.data import Dataset

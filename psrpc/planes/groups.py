@@ -1,0 +1,191 @@
+"""Process groups of one server and some of its workers, made when they are first needed.
+
+A group is torch's own class, made directly on a store: no default group, nothing
+that this process shares with others in it. The server is rank 0, workers follow
+in the order of their ranks.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch._C._distributed_c10d import PrefixStore, Store, Work
+
+from psrpc.errors import ConfigError, PeerLostError, TorchInterfaceError
+from psrpc.job import Backend
+
+_LOOK_AGAIN_S = 0.001
+_SERVER = 0
+
+
+def check(backend: Backend, processes: int) -> None:
+    """Raise ConfigError unless `processes` on this host can be members of such groups."""
+    if backend is not Backend.NCCL:
+        return
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus < processes:
+        raise ConfigError(
+            [
+                "backend nccl needs a GPU of its own for every process, servers included: "
+                f"{processes} processes run here and torch finds {gpus} GPUs; use backend gloo"
+            ]
+        )
+
+
+def device_of(backend: Backend, local_rank: int) -> torch.device:
+    """Where this process keeps what its groups send and receive."""
+    return torch.device("cpu" if backend is Backend.GLOO else f"cuda:{local_rank}")
+
+
+@dataclass(frozen=True)
+class Fabric:
+    """What a process makes its groups with. On one host they use the loopback interface only."""
+
+    backend: Backend
+    timeout_s: float
+    device: torch.device
+    one_host: bool
+
+
+class Group:
+    """A server and some workers, all of which take part in each operation. Blocks until done.
+
+    Raises PeerLostError when a member dies, and when one does not go on for `timeout_s`.
+    """
+
+    def __init__(self, processes: Any, name: str, timeout_s: float) -> None:
+        self._processes = processes
+        self._name = name
+        self._timeout_s = timeout_s
+
+    def reduce(self, tensor: torch.Tensor) -> None:
+        """Add up all members' tensors in the server's; the workers' are scratch afterwards."""
+        self._finish(lambda: self._processes.reduce(tensor, _SERVER))
+
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        """Copy the server's tensor to all members."""
+        self._finish(lambda: self._processes.broadcast(tensor, _SERVER))
+
+    def _finish(self, begin: Callable[[], Work]) -> None:
+        try:
+            work = begin()
+            if self._processes.name() == "gloo":
+                work.wait()
+            else:
+                self._watch(work)
+        except RuntimeError as error:
+            raise lost(self._name, _cause(error), self._timeout_s) from None
+
+    def _watch(self, work: Work) -> None:
+        """Wait for a GPU; its own wait returns at once, and what it waits for has no time limit."""
+        deadline = time.monotonic() + self._timeout_s
+        while not work.is_completed():
+            if time.monotonic() > deadline:
+                self._processes.abort()
+                raise RuntimeError(f"not done after {self._timeout_s:g} s")
+            time.sleep(_LOOK_AGAIN_S)
+        work.wait()
+
+
+class Groups:
+    """One server's groups, as one of their members sees them. Used by one thread at a time."""
+
+    def __init__(self, server: str, store: Store, fabric: Fabric) -> None:
+        self._server = server
+        self._store = store
+        self._fabric = fabric
+        self._groups: dict[int, Group] = {}
+        self._device: Any = None
+
+    def join(self, number: int, workers: Sequence[int], rank: int) -> Group:
+        """The group with this number, of the server and `workers`, as its member `rank`.
+
+        If it is new, blocks until all members have come; raises PeerLostError with the names
+        of those that have not after the time limit.
+        """
+        if number not in self._groups:
+            name = f"{self._server} and {_named(workers)}"
+            store = PrefixStore(str(number), self._store)
+            try:
+                self._meet(store, workers, rank)
+                processes = self._make(store, rank, 1 + len(workers))
+            except RuntimeError as error:
+                raise lost(name, _cause(error), self._fabric.timeout_s) from None
+            self._groups[number] = Group(processes, name, self._fabric.timeout_s)
+        return self._groups[number]
+
+    def keep(self, numbers: Collection[int]) -> None:
+        """Leave all groups but these."""
+        self._groups = {n: group for n, group in self._groups.items() if n in numbers}
+
+    def close(self) -> None:
+        """Leave all groups. What other members do in them fails at once."""
+        self._groups = {}
+
+    def _meet(self, store: Store, workers: Sequence[int], rank: int) -> None:
+        """Wait for all members; making a group waits too, but names nobody and logs a lot."""
+        store.set(f"here/{rank}", "")
+        deadline = time.monotonic() + self._fabric.timeout_s
+        here = [f"here/{each}" for each in range(1 + len(workers))]
+        while not store.check(here):
+            if time.monotonic() > deadline:
+                names = [self._server, *(f"worker {worker}" for worker in workers)]
+                missing = [n for n, key in zip(names, here, strict=True) if not store.check([key])]
+                raise RuntimeError(f"{', '.join(missing)} did not come")
+            time.sleep(_LOOK_AGAIN_S)
+
+    def _make(self, store: Store, rank: int, size: int) -> Any:
+        timeout = timedelta(seconds=self._fabric.timeout_s)
+        if self._fabric.backend is Backend.GLOO:
+            gloo = _kind("ProcessGroupGloo")
+            options = gloo._Options()
+            options._timeout = timeout
+            if self._device is None:
+                one_host = self._fabric.one_host
+                self._device = (
+                    gloo.create_device(hostname="127.0.0.1")
+                    if one_host
+                    else gloo.create_default_device()
+                )
+            options._devices = [self._device]
+            return gloo(store, rank, size, options)
+        nccl = _kind("ProcessGroupNCCL")
+        options = nccl.Options()
+        options._timeout = timeout
+        torch.cuda.set_device(self._fabric.device)
+        return nccl(store, rank, size, options)
+
+
+def lost(name: str, cause: str, timeout_s: float) -> PeerLostError:
+    """The error that says that a round of this group broke."""
+    return PeerLostError(
+        f"collective plane: {name} did not finish a round ({cause}): one of them has died, or "
+        f"stood still for {timeout_s:g} s"
+    )
+
+
+def _named(workers: Sequence[int]) -> str:
+    if len(workers) == 1:
+        return f"worker {workers[0]}"
+    return f"workers {', '.join(map(str, workers))}"
+
+
+def _cause(error: Exception) -> str:
+    """What a foreign error says, without the place in foreign sources and foreign advice."""
+    text = str(error).split("\n", 1)[0]
+    return text.rpartition(".cc:")[2].partition("] ")[2].partition(". ")[0] or text
+
+
+def _kind(name: str) -> Any:
+    kind = getattr(importlib.import_module("torch._C._distributed_c10d"), name, None)
+    if kind is None:
+        raise TorchInterfaceError(
+            f"torch {torch.__version__} is built without {name}; choose another backend or plane"
+        )
+    return kind

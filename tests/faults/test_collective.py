@@ -1,0 +1,135 @@
+"""A process that dies or stands still within a round's collectives: nobody waits for ever."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.processes import PATIENCE_S, Bench, wait_until
+
+FAULT = """
+    import os, pathlib, torch
+    from psrpc.planes.groups import Group
+
+    def strike(operation, number):
+        plain, counted = getattr(Group, operation), []
+
+        def fatal(group, tensor):
+            counted.append(1)
+            if len(counted) == 20:
+                # The others are in this round already, or come to it now.
+                pathlib.Path("struck").touch()
+                os.kill(os.getpid(), number)
+            plain(group, tensor)
+
+        setattr(Group, operation, fatal)
+
+    def model():
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+
+    if os.environ.get("RANK") == os.environ.get("STRUCK_RANK", ""):
+        strike(os.environ["STRUCK_IN"], int(os.environ["STRUCK_BY"]))
+"""
+SCRIPT = """
+    import functools, sys, torch, psrpc, fault
+
+    def train(worker):
+        for _ in range(1_000_000):
+            worker.model(torch.ones(3, 4)).sum().backward()
+            worker.step()
+
+    psrpc.run(
+        train,
+        model=lambda: torch.nn.Linear(4, 2),
+        optimizer=functools.partial(torch.optim.SGD, lr=1e-9),
+        plane="collective",
+        servers=int(sys.argv[1]),
+        collective_timeout_s=float(sys.argv[2]),
+    )
+"""
+# The time limit of a round where it must not matter, and where it ends the job.
+LONG_S, SHORT_S = 60.0, 4.0
+ROUND = r"collective plane: server\d+ and workers 0, 1 did not finish a round \(.+\): one of them "
+
+
+def struck(bench: Bench, rank: int, operation: str, number: int, servers: int) -> list[str]:
+    """Run a job in which `rank` gets a signal in its 20th `operation`; what all others say."""
+    bench.write("script.py", SCRIPT)
+    bench.write("fault.py", FAULT)
+    stops = number == signal.SIGSTOP
+    count = servers + 2
+    words = ("script.py", str(servers), str(SHORT_S if stops else LONG_S))
+    ranks = bench.ranks(*words, count=count, **chosen(rank, operation, number))
+    wait_until((bench.folder / "struck").exists, PATIENCE_S, ranks.command.shown)
+    others = [bench.folder / f"{each}.code" for each in range(count) if each != rank]
+    wait_until(lambda: all(map(Path.exists, others)), LONG_S / 2, lambda: all_of(bench, count))
+    if stops:
+        os.kill(ranks.pid(rank), signal.SIGKILL)
+    ended = ranks.finish()
+    assert ended.pop(rank).code == -signal.SIGKILL
+    assert [each.code for each in ended] == [1] * len(ended)
+    lines = []
+    for each in ended:
+        # How much torch's C++ side logs can only be set before it is loaded.
+        ours = [line for line in each.lines if "tensorpipe_agent.cpp" not in line]
+        assert len(ours) == 1, each.err
+        lines += ours
+    return lines
+
+
+def chosen(rank: int, operation: str, number: int) -> dict[str, str]:
+    """The variables that say whom the fault strikes, and where."""
+    return {"STRUCK_RANK": str(rank), "STRUCK_IN": operation, "STRUCK_BY": str(int(number))}
+
+
+def all_of(bench: Bench, count: int) -> str:
+    return "\n".join((bench.folder / f"{rank}.err").read_text() for rank in range(count))
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+@pytest.mark.parametrize(
+    ("operation", "number"),
+    [
+        ("reduce", signal.SIGKILL),
+        ("broadcast", signal.SIGKILL),
+        # What is broadcast here is small enough for the kernel to take it for a stopped process.
+        ("reduce", signal.SIGSTOP),
+    ],
+)
+def test_a_worker_within_a_round(
+    bench: Bench, servers: int, operation: str, number: signal.Signals
+) -> None:
+    lines = struck(bench, servers + 1, operation, number, servers)
+    for line in lines:
+        assert re.fullmatch(f"psrpc: (worker 0 failed: PeerLostError: )?{ROUND}.*", line), line
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+@pytest.mark.parametrize("operation", ["reduce", "broadcast"])
+def test_kill_9_of_a_server_within_a_round(bench: Bench, servers: int, operation: str) -> None:
+    for line in struck(bench, 0, operation, signal.SIGKILL, servers):
+        assert line.startswith("psrpc: ")
+        assert "server0" in line
+
+
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (signal.SIGKILL, r"Error: worker 1 was killed \(SIGKILL; .*"),
+        (signal.SIGSTOP, f"Error: {ROUND}.*"),
+    ],
+)
+def test_a_worker_under_psrpc_train(bench: Bench, number: signal.Signals, line: str) -> None:
+    bench.write("fault.py", FAULT)
+    ended = bench.train(
+        "--mode sync --plane collective --model fault:model --epochs 1000 "
+        f"--collective-timeout {SHORT_S}",
+        **chosen(2, "reduce", number),
+    )
+    assert ended.code == 1
+    assert len(ended.lines) == 1, ended.err
+    assert re.fullmatch(line, ended.lines[0])

@@ -66,7 +66,8 @@ def struck(bench: Bench, rank: int, operation: str, number: int, servers: int) -
     ranks = bench.ranks(*words, count=count, **chosen(rank, operation, number))
     wait_until((bench.folder / "struck").exists, PATIENCE_S, ranks.command.shown)
     others = [bench.folder / f"{each}.code" for each in range(count) if each != rank]
-    wait_until(lambda: all(map(Path.exists, others)), LONG_S / 2, lambda: all_of(bench, count))
+    within_s = PATIENCE_S if stops else LONG_S / 2
+    wait_until(lambda: all(map(Path.exists, others)), within_s, lambda: all_of(bench, count))
     if stops:
         os.kill(ranks.pid(rank), signal.SIGKILL)
     ended = ranks.finish()

@@ -161,7 +161,8 @@ def parse(
         except ValueError as error:
             problems.append(f"--{option.name} must be {error}, not {text!r}")
     problems += _contradictions(values)
-    if overlap and (values.get("mode") == "sync" or not values.get("staleness", 1)):
+    mode = values.get("mode")
+    if overlap and (mode == "sync" or (mode == "bounded" and not values.get("staleness", 1))):
         problems.append(
             "--overlap makes weights one step old: it needs --mode async, or bounded with a "
             "--staleness of 1 or more"

@@ -44,10 +44,9 @@ class GradientSet:
                 parameters[index], memory_format=torch.contiguous_format
             )
         self._views = [views[index] for index in range(len(parameters))]
-        # `data`: a tensor of its own on the same memory, which counts its own changes alone.
+        # `data`: no view to autograd, which adds to it each step.
         self.homes = [view.data for view in self._views]
         self.addresses = [home.data_ptr() for home in self.homes]
-        self.versions: list[int] = []
 
     def clear(self, parameters: Sequence[nn.Parameter]) -> None:
         """Fill with zeros, and let every parameter's `.grad` be its home."""
@@ -56,10 +55,12 @@ class GradientSet:
                 flat.zero_()
         for index in self.cut:
             self.homes[index].zero_()
-        for home, parameter in zip(self.homes, parameters, strict=True):
+        for index, parameter in enumerate(parameters):
+            home = self.homes[index]
+            if home.data_ptr() != self.addresses[index]:
+                home = self.rebuild(index)
             if parameter.grad is not home:
                 parameter.grad = home
-        self.versions = [home._version for home in self.homes]
 
     def rebuild(self, index: int) -> torch.Tensor:
         """Make a home again whose tensor was given other memory (as `Module.to` does)."""
@@ -138,26 +139,19 @@ class Gradients:
         """Bring one gradient to where it is sent from; returns whether there is one."""
         current, gradient = self._current, parameter.grad
         home = current.homes[index]
-        if gradient is home and gradient.data_ptr() == current.addresses[index]:
-            return id(parameter) in self._present or self._written(index, home)
         if gradient is None:
             home.zero_()
             return False
-        self._check(index, gradient)
-        gradient = gradient.detach()
-        if home.data_ptr() != current.addresses[index]:
-            home = current.rebuild(index)
-        home.copy_(gradient.to_dense() if gradient.is_sparse else gradient)
-        return True
-
-    def _written(self, index: int, home: torch.Tensor) -> bool:
-        """Whether somebody else than autograd wrote a gradient here.
-
-        Clipping scales all gradients of a step, also those that autograd left alone.
-        """
-        if home._version == self._current.versions[index]:
-            return False
-        return not self._present or bool(home.any())
+        # What autograd did not add to is zeros, whatever clipping did to it, unless a loop
+        # wrote a gradient of its own there.
+        present = gradient is not home or id(parameter) in self._present or bool(gradient.any())
+        if gradient is not home or gradient.data_ptr() != current.addresses[index]:
+            self._check(index, gradient)
+            gradient = gradient.detach()
+            if home.data_ptr() != current.addresses[index]:
+                home = current.rebuild(index)
+            home.copy_(gradient.to_dense() if gradient.is_sparse else gradient)
+        return present
 
     def _check(self, index: int, gradient: torch.Tensor) -> None:
         spec = self._blueprint.specs[index]

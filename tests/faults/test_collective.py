@@ -12,7 +12,7 @@ import pytest
 from tests.processes import PATIENCE_S, Bench, wait_until
 
 FAULT = """
-    import os, pathlib, torch
+    import os, pathlib, signal, threading, torch
     from psrpc.planes.groups import Group
 
     def strike(operation, number):
@@ -23,7 +23,8 @@ FAULT = """
             if len(counted) == 20:
                 # The others are in this round already, or come to it now.
                 pathlib.Path("struck").touch()
-                os.kill(os.getpid(), number)
+                # This thread, so that it does not go on before the signal takes effect.
+                signal.pthread_kill(threading.get_ident(), number)
             plain(group, tensor)
 
         setattr(Group, operation, fatal)

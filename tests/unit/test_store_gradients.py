@@ -85,6 +85,11 @@ def test_clipping_gives_no_gradient_to_what_has_none(bound: Bound) -> None:
     assert bound.absent() == SECOND
 
 
+def test_clipping_without_a_backward_pass_gives_no_gradient(bound: Bound) -> None:
+    nn.utils.clip_grad_norm_(bound.model.parameters(), 0.1)
+    assert len(bound.absent()) == 4
+
+
 def assign(parameter: nn.Parameter) -> None:
     parameter.grad = torch.ones_like(parameter)
 
@@ -94,7 +99,12 @@ def write(parameter: nn.Parameter) -> None:
     parameter.grad.fill_(1.0)
 
 
-@pytest.mark.parametrize("give", [assign, write])
+def write_data(parameter: nn.Parameter) -> None:
+    assert parameter.grad is not None
+    parameter.grad.data.add_(torch.ones_like(parameter))
+
+
+@pytest.mark.parametrize("give", [assign, write, write_data])
 @pytest.mark.parametrize("beside_autograd", [False, True])
 def test_a_gradient_of_the_users_own_counts(
     bound: Bound, give: Callable[[nn.Parameter], None], beside_autograd: bool
@@ -157,6 +167,18 @@ def test_a_model_that_moves_its_gradients_is_followed(bound: Bound) -> None:
     assert bound.absent() == set()
     (flat,) = bound.buffers[0].gradients
     assert flat.sum() == 4 * 3 * 2 * 2 + 4 * 2 * 2 + 4 * 3 * 2
+
+
+def test_a_moved_gradient_is_cleared_and_tells_what_had_none(bound: Bound) -> None:
+    bound.backward(both=False)
+    bound.model.double().float()
+    assert bound.absent() == SECOND
+    bound.model.double().float()
+    bound.binding.clear()
+    assert not any(p.grad.any() for p in bound.model.parameters() if p.grad is not None)
+    bound.backward()
+    assert bound.absent() == set()
+    assert bound.buffers[0].gradients[0].sum() == 4 * 3 * 2 * 2 + 4 * 2 * 2
 
 
 def test_rows_of_a_parameter_that_is_cut_are_copied() -> None:

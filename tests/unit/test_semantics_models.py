@@ -270,3 +270,20 @@ def test_optimizers_that_no_server_can_run_are_refused() -> None:
     stranger = nn.Parameter(torch.ones(2))
     with pytest.raises(OptimizerError, match="1 of the optimizer's parameters do not belong"):
         draw(mlp(), Adam, lambda model: [{"params": [stranger]}])
+
+
+class Complex(nn.Module):
+    """A complex parameter beside a real one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = nn.Parameter(torch.randn(3, dtype=torch.complex128))
+        self.layer = nn.Linear(5, 3).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.layer(x) * self.phase).abs()
+
+
+@pytest.mark.parametrize("optimizer", [Adam, Momentum], ids=["adam", "momentum"])
+def test_complex_parameters(optimizer: Callable[[Any], torch.optim.Optimizer]) -> None:
+    check_exact(Complex, optimizer)

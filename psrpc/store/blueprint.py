@@ -17,6 +17,7 @@ from torch import nn, optim
 
 from psrpc.errors import ModelError, ModelMismatchError, OptimizerError
 from psrpc.store.layout import ParameterSpec, ShardLayout, dtype_name, partition
+from psrpc.store.spare import spare_dynamo
 
 OptimizerFactory = Callable[[Any], optim.Optimizer]
 GroupsFactory = Callable[[nn.Module], Iterable[dict[str, Any]]]
@@ -128,6 +129,7 @@ def _say(parameter: tuple[str, tuple[int, ...], str]) -> str:
 def _template(
     model: nn.Module, factory: OptimizerFactory, param_groups: GroupsFactory | None
 ) -> optim.Optimizer:
+    spare_dynamo()
     given = model.parameters() if param_groups is None else list(param_groups(model))
     try:
         template = factory(given)

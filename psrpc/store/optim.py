@@ -22,6 +22,7 @@ from psrpc.store import kernels
 from psrpc.store.blueprint import Blueprint
 from psrpc.store.layout import Piece, ShardLayout
 from psrpc.store.mixture import Mixture
+from psrpc.store.spare import plain_step
 
 # As many elements as stay in a core's cache with their gradients and state.
 _STRETCH = 1 << 16
@@ -75,10 +76,18 @@ class ShardOptimizer:
             return
         for segment in given:
             self._give(segment, gradients[segment].whole(), absent)
-        self._optimizer.step()
+        self._step_given(self._optimizer)
         for parameters in self._of_segment:
             for parameter in parameters:
                 parameter.grad = None
+
+    def _step_given(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the class step the parameters that have a gradient."""
+        if self._kernel is None:
+            optimizer.step()
+            return
+        with torch.no_grad():
+            plain_step(type(optimizer))(optimizer)
 
     def _run_kernel(self, segment: int, gradient: Mixture) -> bool:
         """Step a whole segment by its optimizer's kernel; returns whether that could be done."""

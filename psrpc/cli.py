@@ -54,7 +54,11 @@ def cli() -> None:
 
 @cli.command()
 @_train_options
-@click.option("--overlap", is_flag=True, help="compute the next step while gradients travel")
+@click.option(
+    "--overlap",
+    is_flag=True,
+    help="compute the next step while gradients travel (not in sync mode)",
+)
 @click.option("--quiet", is_flag=True, help="no progress, no summary")
 @click.pass_obj
 def train(argv: list[str], /, overlap: bool, quiet: bool, **texts: str | None) -> None:

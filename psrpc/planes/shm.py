@@ -78,7 +78,10 @@ class ShmLink:
 
     def open(self, layout: ShardLayout) -> Buffers:
         """See `Link`. The buffers are this worker's slot of shared memory."""
-        _, fds, _, _ = socket.recv_fds(self._sock, 16, 1)
+        try:
+            _, fds, _, _ = socket.recv_fds(self._sock, 16, 1)
+        except OSError as error:
+            raise self.lost(error.strerror or str(error)) from None
         if not fds:
             raise self.lost("it gave no memory")
         region = Region(layout, fds[0])

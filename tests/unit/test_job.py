@@ -1,0 +1,40 @@
+"""A job's settings, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from psrpc.errors import ConfigError
+from psrpc.job import Backend, Job, PlaneChoice
+from psrpc.modes import Asynchronous, BoundedStaleness, Mode
+from psrpc.planes import groups
+
+
+@pytest.mark.parametrize("mode", [Asynchronous(), BoundedStaleness(0), BoundedStaleness(4)])
+def test_the_collective_plane_is_for_synchronous_training(mode: Mode) -> None:
+    with pytest.raises(ConfigError, match="is for synchronous training, not for ") as caught:
+        Job(2, mode=mode, plane=PlaneChoice.COLLECTIVE).check()
+    assert len(caught.value.problems) == 1
+    Job(2, plane=PlaneChoice.COLLECTIVE).check()
+    Job(2, mode=mode).check()
+
+
+def test_all_problems_are_said_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Job(0, 0, start_timeout_s=0, collective_timeout_s=-1).check()
+    assert len(caught.value.problems) == 4
+
+
+def test_a_worker_and_a_server_must_have_the_same_backend() -> None:
+    assert Job(1).settings != Job(1, backend=Backend.NCCL).settings
+
+
+def test_nccl_needs_a_gpu_for_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    groups.check(Backend.GLOO, 8)
+    groups.check(Backend.NCCL, 3)
+    with pytest.raises(ConfigError, match="4 processes run here and torch finds 3 GPUs"):
+        groups.check(Backend.NCCL, 4)
+    assert groups.device_of(Backend.NCCL, 2) == torch.device("cuda", 2)

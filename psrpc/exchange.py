@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -17,25 +18,44 @@ class Ticket:
     def __init__(self, pending: Sequence[Pending], finish: Callable[[], None]) -> None:
         self._pending = list(pending)
         self._finish: Callable[[], None] | None = finish
+        self._error: Exception | None = None
         self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def done(self) -> bool:
         """Whether `result` would return at once."""
-        return all(pending.done() for pending in self._pending)
+        return self._error is not None or all(pending.done() for pending in self._pending)
 
     def result(self, timeout_s: float | None = None) -> None:
         """Block until all shards have answered; weights are then in the model.
 
-        Raises TimeoutError if a server takes longer than `timeout_s` seconds (`result` may
-        be called again), and what the servers answered with.
+        Raises TimeoutError if that takes longer than `timeout_s` seconds: the model is as it
+        was, and `result` may be called again. Raises what a server answered with, and
+        PeerLostError if one is gone: then the model is as it was, and every later call raises
+        the same.
         """
+        if self._error is not None:
+            raise self._error
         if self._finish is None:
             return
         with self.waiting():
+            self._arrive(timeout_s)
             for pending in self._pending:
-                pending.wait(timeout_s)
+                pending.wait()
             self._finish()
         self._finish = None
+
+    def _arrive(self, timeout_s: float | None) -> None:
+        """Wait for all answers before the weights of any of them land."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        try:
+            for pending in self._pending:
+                left_s = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+                pending.arrive(left_s)
+        except TimeoutError:
+            raise
+        except Exception as error:
+            self._error = error
+            raise
 
 
 class Exchange:
@@ -145,8 +165,8 @@ class Exchange:
     def settle(self) -> None:
         """Finish what is under way: the buffers belong to one exchange at a time."""
         if self._open is not None:
-            open_ticket, self._open = self._open, None
-            open_ticket.result()
+            self._open.result()
+            self._open = None
 
     def _landed(self, clock: int) -> None:
         """Weights that were granted for the step after `clock` are here."""

@@ -43,11 +43,18 @@ class Pending(Protocol):
         """Whether `wait` would return at once."""
         ...
 
-    def wait(self, timeout_s: float | None = None) -> Payload:
-        """Block until the answer is here; weights have then landed in the link's buffers.
+    def arrive(self, timeout_s: float | None = None) -> Payload:
+        """Block until the answer is here, and leave weights where they are.
 
         Raises the error that the server answered with, PeerLostError if it died or
-        stopped answering, and TimeoutError after `timeout_s` (wait may be called again).
+        stopped answering, and TimeoutError after `timeout_s` (it may be called again).
+        """
+        ...
+
+    def wait(self, timeout_s: float | None = None) -> Payload:
+        """Block and raise as `arrive`; weights have then landed in the link's buffers.
+
+        They land once, however often this is called.
         """
         ...
 
@@ -69,7 +76,7 @@ class Link(Protocol):
         """Send a request with the gradient buffers (`send`); let weights land (`land`).
 
         With `at_once` the caller waits now, and weights may land at any moment before
-        `wait` returns; otherwise they land within `wait`.
+        `wait` or `arrive` returns; otherwise they land within `wait`.
         """
         ...
 

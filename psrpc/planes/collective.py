@@ -42,14 +42,18 @@ class CollectivePending:
         """See `Pending`."""
         return self._over.is_set()
 
-    def wait(self, timeout_s: float | None = None) -> Payload:
-        """See `Pending`."""
+    def arrive(self, timeout_s: float | None = None) -> Payload:
+        """See `Pending`. Weights have landed already, as the caller takes them at once."""
         if not self._over.wait(timeout_s):
             raise TimeoutError("no answer yet")
         if self._error is not None:
             raise self._error
         assert self._payload is not None
         return self._payload
+
+    def wait(self, timeout_s: float | None = None) -> Payload:
+        """See `Pending`."""
+        return self.arrive(timeout_s)
 
     def carry_out(self) -> Exception | None:
         """Do all that `wait` waits for, by the link's thread; returns what went wrong."""

@@ -30,14 +30,19 @@ class LoopbackPending:
         """See `Pending`."""
         return self._came.is_set()
 
-    def wait(self, timeout_s: float | None = None) -> Payload:
+    def arrive(self, timeout_s: float | None = None) -> Payload:
         """See `Pending`."""
         if not self._came.wait(timeout_s):
             raise TimeoutError("no answer yet")
         assert self._payload is not None
-        payload = checked(self._payload)
+        return checked(self._payload)
+
+    def wait(self, timeout_s: float | None = None) -> Payload:
+        """See `Pending`."""
+        payload = self.arrive(timeout_s)
         if self._weights is not None:
             land(payload[1], self._weights)
+            self._weights = None
         return payload
 
 

@@ -95,19 +95,23 @@ class RpcPending:
                 self._send()
         return bool(self._future.done())
 
-    def wait(self, timeout_s: float | None = None) -> Payload:
+    def arrive(self, timeout_s: float | None = None) -> Payload:
         """See `Pending`."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             if deadline is not None:
                 self._wait_until(deadline)
             try:
-                payload = checked(self._future.wait())
-                break
+                return checked(self._future.wait())
             except RuntimeError as error:
                 self._retry(error)
+
+    def wait(self, timeout_s: float | None = None) -> Payload:
+        """See `Pending`."""
+        payload = self.arrive(timeout_s)
         if self.weights is not None:
             land(payload[1], self.weights)
+            self.weights = None
         return payload
 
     def _send(self) -> None:

@@ -41,15 +41,21 @@ class ShmPending:
         """See `Pending`."""
         return self._payload is not None or self._link.readable(0.0)
 
-    def wait(self, timeout_s: float | None = None) -> Payload:
+    def arrive(self, timeout_s: float | None = None) -> Payload:
         """See `Pending`."""
         if self._payload is None:
             if timeout_s is not None and not self._link.readable(timeout_s):
                 raise TimeoutError(f"no answer from {self._link.peer_name} in {timeout_s} s")
             self._payload = (self._link.receive(), [])
-            if self._ahead:
-                self._link.take_weights()
         return checked(self._payload)
+
+    def wait(self, timeout_s: float | None = None) -> Payload:
+        """See `Pending`."""
+        payload = self.arrive(timeout_s)
+        if self._ahead:
+            self._link.take_weights()
+            self._ahead = False
+        return payload
 
 
 class ShmLink:

@@ -24,6 +24,7 @@ from psrpc.messages import (
     Push,
     Register,
     Request,
+    Stepped,
     Stream,
     StreamKind,
     UpdateKey,
@@ -73,8 +74,13 @@ def test_weights_that_are_not_wanted_at_once_land_within_wait(
     pending = hand.link.exchange(hand.push(), send=True, land=True, at_once=False)
     until(lambda: hand.stats().shard.updates_applied == 1)
     assert torch.equal(hand.flats.weights[0], before)
+    assert pending.arrive(WAIT_S)[0] == Stepped(1)
+    assert torch.equal(hand.flats.weights[0], before)
     stepped(pending)
     torch.testing.assert_close(hand.flats.weights[0], before - 1.0)
+    hand.flats.weights[0].zero_()
+    stepped(pending)
+    assert not hand.flats.weights[0].any(), "they land once"
 
 
 def test_a_worker_may_use_its_gradient_buffers_again_after_the_answer(

@@ -1,44 +1,85 @@
-"""A launcher that only sets variables, and imports torch once for all: SCRIPT [ARGUMENT ...].
+"""A process that imports torch once, and forks whenever a test wants a command run: FD.
 
-Forks WORLD_SIZE processes that run the script. What rank 1 writes lands in `1.out`
-and `1.err`, its process id in `1.pid`, and in the end its exit code in `1.code`.
+Importing torch costs seconds of a core. On the socket FD come requests, one JSON object each:
+`{"words": [...], "variables": {...}, "folder": ..., "out": ..., "err": ...}` runs `words` (a Python
+script or `-m MODULE`, and its arguments) in a fork, in a session of its own, and is answered by
+its process id; `{"pid": ...}` is answered by that process's exit code, or null if it still
+runs. The end of the socket is the end of this process.
 """
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import runpy
+import signal
+import socket
 import sys
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
-import psrpc.trainer  # Everything that a script may need.
+# Everything that a command may need.
+import torch.distributed.launcher.api
+import torch.distributed.run
 
-assert psrpc
+import psrpc.cli
+import psrpc.launch
+import psrpc.trainer
+
+PRELOADED = (torch.distributed.launcher.api, torch.distributed.run, psrpc.trainer, psrpc.launch)
+MESSAGE_BYTES = 1 << 16
 
 
-def be(rank: int) -> None:
-    """Turn into that rank."""
-    os.environ["RANK"] = str(rank)
+def be(request: dict[str, Any]) -> None:
+    """Turn into the command."""
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(request["variables"])
+    os.chdir(request["folder"])
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for descriptor, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(f"{rank}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-    Path(f"{rank}.new").write_text(str(os.getpid()))
-    os.replace(f"{rank}.new", f"{rank}.pid")
-    sys.argv = sys.argv[1:]
+        os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    run(request["words"])
+
+
+def run(words: Sequence[str]) -> None:
+    """Do what a new interpreter does with these arguments."""
     sys.path[0] = os.getcwd()
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    if words[0] == "-m":
+        sys.argv = list(words[1:])
+        sys.modules.pop(words[1], None)  # what it imports stays
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = list(words)
+        runpy.run_path(words[0], run_name="__main__")
+
+
+def code_of(pid: int) -> int | None:
+    """How a fork ended; it is asked no more after that."""
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
 
 
 def main() -> None:
-    """Fork, and wait for all."""
-    ranks: dict[int, int] = {}
-    for rank in range(int(os.environ["WORLD_SIZE"])):
-        pid = os.fork()
-        if pid == 0:
-            return be(rank)
-        ranks[pid] = rank
-    while ranks:
-        pid, status = os.wait()
-        Path(f"{ranks.pop(pid)}.code").write_text(str(os.waitstatus_to_exitcode(status)))
+    """Answer requests."""
+    gc.freeze()  # Forks need not look at, and so copy, what is here already.
+    assert len(os.listdir("/proc/self/task")) == 1, "a thread would be missing in every fork"
+    with socket.socket(fileno=int(sys.argv[1])) as requests:
+        while message := requests.recv(MESSAGE_BYTES):
+            request = json.loads(message)
+            if "pid" in request:
+                requests.send(json.dumps(code_of(request["pid"])).encode())
+                continue
+            pid = os.fork()
+            if pid == 0:
+                break
+            requests.send(json.dumps(pid).encode())
+        else:
+            return
+    be(request)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -12,14 +13,16 @@ import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PSRPC = (sys.executable, "-m", "psrpc")
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+# What Python is given to run these.
+PSRPC = ("-m", "psrpc")
+TORCHRUN = ("-m", "torch.distributed.run")
 MARK = "PSRPC_TEST_MARK"
 # Far beyond what anything here takes: only a hang gets there.
 PATIENCE_S = 100.0
@@ -50,21 +53,105 @@ def is_progress(line: str) -> bool:
     return bool(re.fullmatch(r"(.*\] {2})?step \d+ .*staleness \d+(-\d+)?", line))
 
 
-class Command:
-    """A process in a session of its own, and all that it starts."""
+class Process(Protocol):
+    """The part of `subprocess.Popen` that is used here."""
 
-    def __init__(self, words: Sequence[str], folder: Path, variables: Mapping[str, str]) -> None:
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+
+
+class Forks:
+    """Runs Python's arguments in forks of one process that has imported torch (see `forking`)."""
+
+    def __init__(self) -> None:
+        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, str(ROOT / "tests" / "forking.py"), str(theirs.fileno())],
+                env=clean_environment() | {"PYTHONPATH": str(ROOT)},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+
+    def fork(
+        self, words: Sequence[str], folder: Path, variables: Mapping[str, str], out: Path, err: Path
+    ) -> Fork:
+        """Run `words` in a session of its own."""
+        request = {"words": words, "variables": variables, "folder": str(folder)}
+        return Fork(self, self.ask({**request, "out": str(out), "err": str(err)}))
+
+    def ask(self, request: Mapping[str, Any]) -> Any:
+        """Send a request, and return its answer."""
+        self._requests.send(json.dumps(request).encode())
+        return json.loads(self._requests.recv(1 << 10))
+
+    def close(self) -> None:
+        """Let it end by itself."""
+        self._requests.close()
+        self._process.wait(PATIENCE_S)
+
+
+class Fork:
+    """A process that `Forks` started."""
+
+    def __init__(self, forks: Forks, pid: int) -> None:
+        self.pid = pid
+        self._forks = forks
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        """See `subprocess.Popen`."""
+        if self._code is None:
+            self._code = self._forks.ask({"pid": self.pid})
+        return self._code
+
+    def wait(self, timeout: float | None = None) -> int:
+        """See `subprocess.Popen`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("a fork", timeout or 0.0)
+            time.sleep(0.01)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """See `subprocess.Popen`."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+class Command:
+    """A process in a session of its own, and all that it starts.
+
+    `words` are Python's arguments: for a fork, or without `forks` for a new interpreter.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        folder: Path,
+        variables: Mapping[str, str],
+        forks: Forks | None = None,
+    ) -> None:
         self._mark = uuid.uuid4().hex
         self._out = folder / f"{self._mark}.out"
         self._err = folder / f"{self._mark}.err"
-        self._began = time.monotonic()
-        env = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
-        env |= {MARK: self._mark, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        env = {**clean_environment(), MARK: self._mark, "PYTHONPATH": str(ROOT)}
         # A launcher that is killed leaves its temporary folder.
         env |= {"TMPDIR": str(folder), **variables}
+        self.process = (
+            forks.fork(words, folder, env, self._out, self._err)
+            if forks
+            else self._execute(words, folder, env)
+        )
+
+    def _execute(self, words: Sequence[str], folder: Path, env: Mapping[str, str]) -> Process:
         with self._out.open("w") as out, self._err.open("w") as err:
-            self.process = subprocess.Popen(
-                words,
+            return subprocess.Popen(
+                [sys.executable, *words],
                 cwd=folder,
                 env=env,
                 stdin=subprocess.DEVNULL,
@@ -88,12 +175,13 @@ class Command:
         return f"{self._out.read_text()}\n{self._err.read_text()}"
 
     def pids(self) -> dict[int, dict[str, str]]:
-        """Every living process of this command, with its environment."""
+        """Every living process of this command, with the environment that it was started in."""
         alive = {}
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit():
                 env = _environment(folder)
-                if env.get(MARK) == self._mark:
+                # A fork has not been started in an environment of its own.
+                if env.get(MARK) == self._mark or _session(folder) == self.process.pid:
                     alive[int(folder.name)] = env
         return alive
 
@@ -111,8 +199,6 @@ class Command:
         """End whatever is left."""
         for pid in self.pids():
             os.kill(pid, signal.SIGKILL)
-        if self.process.poll() is None:
-            self.process.kill()
         self.process.wait()
 
 
@@ -120,24 +206,28 @@ class Command:
 class Ranks:
     """The processes of a job that no torchrun started."""
 
-    command: Command
-    folder: Path
-    count: int
+    commands: Sequence[Command]
 
     def pid(self, rank: int) -> int:
         """The process id of a rank."""
-        return int((self.folder / f"{rank}.pid").read_text())
+        return self.commands[rank].process.pid
+
+    def over(self, rank: int) -> bool:
+        """Whether a rank has ended."""
+        return self.commands[rank].process.poll() is not None
+
+    def shown(self) -> str:
+        """All that they have written so far."""
+        return "\n".join(command.shown() for command in self.commands)
 
     def finish(self, within_s: float = PATIENCE_S) -> list[Finished]:
         """Wait for all to end by themselves; none is left."""
-        all_of_them = self.command.finish(within_s)
-        assert (all_of_them.code, all_of_them.err) == (0, "")
-        self.command.leaves_nothing()
-        return [self._finished(rank, all_of_them.took_s) for rank in range(self.count)]
-
-    def _finished(self, rank: int, took_s: float) -> Finished:
-        code, out, err = ((self.folder / f"{rank}.{n}").read_text() for n in ("code", "out", "err"))
-        return Finished(int(code), out, err, took_s)
+        began = time.monotonic()
+        ended = [command.finish(within_s) for command in self.commands]
+        took_s = time.monotonic() - began
+        for command in self.commands:
+            command.leaves_nothing()
+        return [replace(each, took_s=took_s) for each in ended]
 
 
 @dataclass
@@ -145,6 +235,7 @@ class Bench:
     """A folder in which commands are run; none of their processes survives a test."""
 
     folder: Path
+    forks: Forks
 
     def __post_init__(self) -> None:
         self._commands: list[Command] = []
@@ -155,9 +246,9 @@ class Bench:
         path.write_text(textwrap.dedent(text), encoding="utf-8")
         return path
 
-    def start(self, *words: str, **variables: str) -> Command:
-        """Start a command and return at once."""
-        command = Command(words, self.folder, variables)
+    def start(self, *words: str, fresh: bool = False, **variables: str) -> Command:
+        """Run Python with these arguments, in a fork or a `fresh` interpreter; return at once."""
+        command = Command(words, self.folder, variables, None if fresh else self.forks)
         self._commands.append(command)
         return command
 
@@ -169,19 +260,18 @@ class Bench:
         """Run `torchrun OPTIONS` to its end."""
         return self.run(*TORCHRUN, *options.split(), **variables)
 
-    def run(self, *words: str, **variables: str) -> Finished:
-        """Run a command to its end; it must leave no process."""
-        command = self.start(*words, **variables)
+    def run(self, *words: str, fresh: bool = False, **variables: str) -> Finished:
+        """Run Python with these arguments to the end; it must leave no process."""
+        command = self.start(*words, fresh=fresh, **variables)
         ended = command.finish()
         command.leaves_nothing()
         return ended
 
     def ranks(self, *words: str, count: int, **variables: str) -> Ranks:
-        """Start a script as a launcher would that only sets variables."""
+        """Run Python as a launcher would that only sets variables."""
         shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", **variables}
-        words = (sys.executable, str(ROOT / "tests" / "forking.py"), *words)
-        command = self.start(*words, **shared, MASTER_PORT=str(free_port()))
-        return Ranks(command, self.folder, count)
+        shared["MASTER_PORT"] = str(free_port())
+        return Ranks([self.start(*words, **shared, RANK=str(rank)) for rank in range(count)])
 
     def clear(self) -> None:
         """End all commands."""
@@ -189,13 +279,21 @@ class Bench:
             command.kill()
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Imports torch once for all commands."""
+    forks = Forks()
+    yield forks
+    forks.close()
+
+
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def bench(tmp_path: Path, forks: Forks) -> Iterator[Bench]:
     """A folder to run commands in."""
     # A shell that starts the tests in the background lets them ignore Ctrl-C, and commands inherit
     # that; a handler they do not.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    bench = Bench(tmp_path)
+    bench = Bench(tmp_path, forks)
     yield bench
     bench.clear()
     signal.signal(signal.SIGINT, before)
@@ -210,6 +308,21 @@ def wait_until(
         if time.monotonic() > deadline:
             pytest.fail(f"not within {within_s} s; {otherwise()}")
         time.sleep(0.02)
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what a launcher may have left there."""
+    env = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
+    return {**env, "OMP_NUM_THREADS": "1"}
+
+
+def _session(folder: Path) -> int | None:
+    """The session of a process; None if it is dead, though its parent may not know it yet."""
+    try:
+        state, _, _, session = (folder / "stat").read_text().rsplit(")", 1)[1].split()[:4]
+    except OSError:
+        return None
+    return None if state in "ZX" else int(session)
 
 
 def _environment(folder: Path) -> dict[str, str]:

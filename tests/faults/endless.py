@@ -30,14 +30,15 @@ _ENDLESS = """
 _OPTIONS = "train --dataset endless:Endless --model endless:model --epochs 1000 --batch-size 10"
 
 
-def start(bench: Bench, *options: str) -> Command:
-    """Start an endless job of two workers (and one server, rank 0); return when both train."""
+def start(bench: Bench, *options: str, workers: int = 1) -> Command:
+    """Start an endless job (of one server, rank 0, and `workers`); return when all train."""
     bench.write("endless.py", _ENDLESS)
+    options = ("--workers", str(workers), *options)
     command = bench.start(*PSRPC, *_OPTIONS.split(), *options)
 
     def begun() -> bool:
         assert command.process.poll() is None, command.shown()
-        return all(read(bench, rank) >= 200 for rank in (1, 2))
+        return all(read(bench, rank) >= 200 for rank in range(1, workers + 1))
 
     wait_until(begun, 100, command.shown)
     return command

@@ -260,6 +260,6 @@ WITHOUT_RPC = """
 
 def test_torch_has_no_rpc(bench: Bench) -> None:
     script = bench.write("script.py", WITHOUT_RPC)
-    ended = bench.run(sys.executable, str(script))
+    ended = bench.run(str(script), fresh=True)
     assert (ended.code, len(ended.lines)) == (1, 1), ended.err
     assert "is built without torch.distributed.rpc" in ended.lines[0]

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.processes import PATIENCE_S, SOON_S, TORCHRUN, Bench, Finished, wait_until
+from tests.processes import PATIENCE_S, PSRPC, SOON_S, TORCHRUN, Bench, Finished, wait_until
 
 DATA = """
     import torch
@@ -39,19 +39,21 @@ TRAIN = "--model data:model --batch-size 10"
 
 def test_a_nan_ends_the_job(bench: Bench) -> None:
     bench.write("data.py", DATA)
-    ended = bench.train(f"{TRAIN} --dataset data:with_a_nan")
-    assert ended.code == 1
-    assert len(ended.lines) == 1, ended.err
-    assert ended.lines[0].startswith("Error: ")
-    assert "'0.weight'" in ended.lines[0]
-    assert "NaN" in ended.lines[0]
+    options = f"{TRAIN} --dataset data:with_a_nan".split()
+    for ended in bench.ranks(*PSRPC, "train", *options, count=3).finish():
+        assert ended.code == 1
+        (line,) = ours(ended)
+        assert line.startswith("Error: ")
+        assert "'0.weight'" in line
+        assert "NaN" in line
 
 
 def test_a_nan_is_skipped_and_counted(bench: Bench) -> None:
     bench.write("data.py", DATA)
-    ended = bench.train(f"{TRAIN} --dataset data:with_a_nan --nonfinite skip --epochs 3 --json -")
-    assert (ended.code, ended.lines) == (0, [])
-    results = json.loads(ended.out)
+    options = f"{TRAIN} --dataset data:with_a_nan --nonfinite skip --epochs 3 --json -".split()
+    _, main, _ = ranks = bench.ranks(*PSRPC, "train", *options, count=3).finish()
+    assert [(ended.code, ended.lines) for ended in ranks] == [(0, [])] * 3
+    results = json.loads(main.out)
     assert results["nonfinite_skipped"] == 3
     assert results["worker_steps"] == results["updates_applied"]
     assert results["optimizer_steps"] == results["worker_steps"] - 3
@@ -97,7 +99,7 @@ SCRIPT = """
                 raise ZeroDivisionError("mine")
 
     sgd = functools.partial(torch.optim.SGD, lr=1e-9)
-    psrpc.run(train, model=model, optimizer=sgd, mode=mode, start_timeout_s=4)
+    psrpc.run(train, model=model, optimizer=sgd, mode=mode, start_timeout_s=2)
 """
 
 
@@ -127,7 +129,7 @@ def test_the_users_function_raises_under_torchrun(bench: Bench) -> None:
         ("model", "worker 1 has another model than the server: its parameter '0.weight' [7, 4] "
                   "float32 stands where the server has '0.weight' [5, 4] float32"),
         ("mode", "mode is Asynchronous() on worker 1 and Synchronous() on the server"),
-        ("absent", "these have not come within 4 s: worker 1"),
+        ("absent", "these have not come within 2 s: worker 1"),
     ],
 )  # fmt: skip
 def test_one_of_three_processes_is_at_fault(bench: Bench, what: str, reason: str) -> None:
@@ -142,7 +144,7 @@ def test_one_of_three_processes_is_at_fault(bench: Bench, what: str, reason: str
 def test_kill_9_of_the_server_that_keeps_the_store(bench: Bench) -> None:
     bench.write("script.py", SCRIPT)
     ranks = bench.ranks("script.py", "endless", count=3)
-    wait_until((bench.folder / "stepped").exists, PATIENCE_S, ranks.command.shown)
+    wait_until((bench.folder / "stepped").exists, PATIENCE_S, ranks.shown)
     os.kill(ranks.pid(0), signal.SIGKILL)
     server, *workers = ranks.finish()
     assert server.code == -signal.SIGKILL

@@ -11,7 +11,7 @@ import torch
 
 import psrpc
 from psrpc import datasets, models
-from tests.processes import Bench, is_progress
+from tests.processes import PSRPC, Bench, is_progress
 
 KEYS = {
     "psrpc_version", "torch_version", "mode", "staleness", "servers", "workers", "plane",
@@ -43,18 +43,20 @@ def check(
 
 
 def test_synchronous_on_two_servers_and_three_workers(bench: Bench) -> None:
-    ended = bench.train(
+    options = (
         "--mode sync --servers 2 --workers 3 --warmup 10 --epochs 15 --plane rpc "
         "--json results.json --output model.pt"
     )
-    assert ended.code == 0, ended.err
+    ranks = bench.ranks(*PSRPC, "train", *options.split(), count=5).finish()
+    assert [ended.code for ended in ranks] == [0] * 5, ranks
     results = json.loads((bench.folder / "results.json").read_text())
     check(results, epochs=15, plane="rpc")
     assert (results["mode"], results["servers"], results["workers"]) == ("sync", 2, 3)
     assert results["staleness"] == results["max_clock_gap"] == 0
     assert results["test_accuracy"] >= 0.97
     assert set(results["staleness_histogram"]) == {"0"}
-    _look_at_what_is_shown(ended.out, ended.err, results)
+    _look_at_what_is_shown(ranks[2].out, ranks[0].err, results)
+    assert "".join(ended.out + ended.err for ended in (ranks[1], *ranks[3:])) == ""
     _look_at_the_weights(bench.folder / "model.pt", results)
 
 
@@ -84,9 +86,8 @@ def _look_at_the_weights(path: Path, results: dict[str, Any]) -> None:
 
 
 def test_quiet_asynchronous_steps_with_the_results_on_stdout(bench: Bench) -> None:
-    ended = bench.train(
-        "--quiet --mode async --steps 40 --batch-size 16 --seed 7 --optimizer adam --json -"
-    )
+    options = "--quiet --mode async --steps 40 --batch-size 16 --seed 7 --optimizer adam --json -"
+    ended = bench.run(*PSRPC, "train", *options.split(), fresh=True)
     assert (ended.code, ended.err) == (0, "")
     results = json.loads(ended.out)
     check(results, epochs=None)
@@ -97,12 +98,13 @@ def test_quiet_asynchronous_steps_with_the_results_on_stdout(bench: Bench) -> No
 
 @pytest.mark.parametrize("servers", [1, 2])
 def test_synchronous_over_process_groups(bench: Bench, servers: int) -> None:
-    ended = bench.train(
+    options = (
         f"--mode sync --plane collective --backend gloo --servers {servers} --warmup 10 "
         "--epochs 12 --json results.json"
     )
-    assert ended.code == 0, ended.err
-    assert ended.lines == []
+    ranks = bench.ranks(*PSRPC, "train", *options.split(), count=servers + 2).finish()
+    assert [(ended.code, ended.lines) for ended in ranks[:servers]] == [(0, [])] * servers
+    assert [(ended.code, ended.err) for ended in ranks[servers:]] == [(0, "")] * 2
     results = json.loads((bench.folder / "results.json").read_text())
     check(results, epochs=12, plane="collective")
     assert results["staleness"] == results["max_clock_gap"] == 0

@@ -24,17 +24,19 @@ def train(worker):
         worker.model(torch.ones(3, 4)).sum().backward()
         worker.step()
 
-optimizer = partial(getattr(torch.optim, sys.argv[1]), lr=0.1)
-LocalJob(Job(1, 2), lambda: torch.nn.Linear(4, 2), optimizer).run(train)
-print("torch._dynamo" in sys.modules)
+for kind in sys.argv[1:]:
+    optimizer = partial(getattr(torch.optim, kind), lr=0.1)
+    LocalJob(Job(1, 2), lambda: torch.nn.Linear(4, 2), optimizer).run(train)
+    print(kind, "torch._dynamo" in sys.modules)
 """
 
 
-@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW", "Adagrad"])
-def test_common_optimizers_do_without_the_compiler(kind: str) -> None:
-    words = [sys.executable, "-c", JOB, kind]
+def test_common_optimizers_do_without_the_compiler() -> None:
+    kinds = ["SGD", "Adam", "AdamW", "Adagrad"]
+    words = [sys.executable, "-c", JOB, *kinds]
     ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=100)
-    assert (ended.returncode, ended.stdout) == (0, "False\n"), ended.stderr
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == [f"{kind} False" for kind in kinds]
 
 
 def test_nothing_changes_where_the_compiler_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

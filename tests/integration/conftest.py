@@ -1,3 +1,0 @@
-"""Fixtures of this shelf."""
-
-from tests.processes import bench as bench

@@ -130,7 +130,9 @@ class ServerProcess:
     def __init__(self, number: int) -> None:
         self.name = f"server{number}"
         self.number = number
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        # Imported once for all servers.
+        context.set_forkserver_preload([__name__])
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
             target=serve_plans, args=(theirs, self.name, number), daemon=True

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.processes import PSRPC, Bench, Command, wait_until
+from collections.abc import Sequence
+
+from tests.processes import PSRPC, Bench, Command, Ranks, wait_until
 
 _ENDLESS = """
     import os, pathlib, torch
@@ -35,13 +37,29 @@ def start(bench: Bench, *options: str, workers: int = 1) -> Command:
     bench.write("endless.py", _ENDLESS)
     options = ("--workers", str(workers), *options)
     command = bench.start(*PSRPC, *_OPTIONS.split(), *options)
+    _begun(bench, [command], workers)
+    return command
+
+
+def ranks(bench: Bench, *options: str, workers: int = 2) -> Ranks:
+    """The same without a launcher."""
+    bench.write("endless.py", _ENDLESS)
+    ranks = bench.ranks(*PSRPC, *_OPTIONS.split(), *options, count=1 + workers)
+    _begun(bench, ranks.commands, workers)
+    return ranks
+
+
+def _begun(bench: Bench, commands: Sequence[Command], workers: int) -> None:
+    """Wait until all train."""
+
+    def shown() -> str:
+        return "\n".join(command.shown() for command in commands)
 
     def begun() -> bool:
-        assert command.process.poll() is None, command.shown()
+        assert all(command.process.poll() is None for command in commands), shown()
         return all(read(bench, rank) >= 200 for rank in range(1, workers + 1))
 
-    wait_until(begun, 100, command.shown)
-    return command
+    wait_until(begun, 100, shown)
 
 
 def read(bench: Bench, rank: int) -> int:

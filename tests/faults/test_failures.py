@@ -99,7 +99,7 @@ SCRIPT = """
                 raise ZeroDivisionError("mine")
 
     sgd = functools.partial(torch.optim.SGD, lr=1e-9)
-    psrpc.run(train, model=model, optimizer=sgd, mode=mode, start_timeout_s=2)
+    psrpc.run(train, model=model, optimizer=sgd, mode=mode, start_timeout_s=1)
 """
 
 
@@ -129,7 +129,7 @@ def test_the_users_function_raises_under_torchrun(bench: Bench) -> None:
         ("model", "worker 1 has another model than the server: its parameter '0.weight' [7, 4] "
                   "float32 stands where the server has '0.weight' [5, 4] float32"),
         ("mode", "mode is Asynchronous() on worker 1 and Synchronous() on the server"),
-        ("absent", "these have not come within 2 s: worker 1"),
+        ("absent", "these have not come within 1 s: worker 1"),
     ],
 )  # fmt: skip
 def test_one_of_three_processes_is_at_fault(bench: Bench, what: str, reason: str) -> None:

@@ -24,7 +24,7 @@ def test_the_script_and_the_loop_with_an_optimizer(bench: Bench) -> None:
     launch = next(line for line in "".join(blocks("sh")).splitlines() if line.endswith("train.py"))
     words = shlex.split(launch)
     assert words[0] == "torchrun"
-    ended = bench.run(*TORCHRUN, "--standalone", *words[1:], fresh=True)
+    ended = bench.run(*TORCHRUN, "--standalone", *words[1:])
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith("Report(")
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))

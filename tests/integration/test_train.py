@@ -96,15 +96,13 @@ def test_quiet_asynchronous_steps_with_the_results_on_stdout(bench: Bench) -> No
     assert (results["optimizer"], results["batch_size"], results["seed"]) == ("adam", 16, 7)
 
 
-@pytest.mark.parametrize("servers", [1, 2])
-def test_synchronous_over_process_groups(bench: Bench, servers: int) -> None:
+def test_synchronous_over_process_groups(bench: Bench) -> None:
     options = (
-        f"--mode sync --plane collective --backend gloo --servers {servers} --warmup 10 "
-        "--epochs 12 --json results.json"
+        "--mode sync --plane collective --backend gloo --servers 2 --warmup 10 --epochs 12 "
+        "--json results.json"
     )
-    ranks = bench.ranks(*PSRPC, "train", *options.split(), count=servers + 2).finish()
-    assert [(ended.code, ended.lines) for ended in ranks[:servers]] == [(0, [])] * servers
-    assert [(ended.code, ended.err) for ended in ranks[servers:]] == [(0, "")] * 2
+    ranks = bench.ranks(*PSRPC, "train", *options.split(), count=4).finish()
+    assert [(ended.code, ended.lines) for ended in ranks] == [(0, [])] * 4
     results = json.loads((bench.folder / "results.json").read_text())
     check(results, epochs=12, plane="collective")
     assert results["staleness"] == results["max_clock_gap"] == 0

@@ -56,35 +56,43 @@ class Job:
 
     def check(self) -> None:
         """Raise ConfigError with all that is wrong."""
+        if problems := self.problems():
+            raise ConfigError(problems)
+
+    def problems(self) -> list[str]:
+        """All that is wrong, a sentence each."""
         problems = []
         if self.servers < 1:
             problems.append(f"a job needs at least 1 server, not {self.servers}")
         if self.workers < 1:
             problems.append(f"a job needs at least 1 worker, not {self.workers}")
-        mode: object = self.mode
-        if not isinstance(mode, Mode):
-            problems.append(
-                f"mode must be psrpc.Synchronous(), psrpc.Asynchronous() or "
-                f"psrpc.BoundedStaleness(k), not {self.mode!r}"
-            )
-        elif self.overlap and self.mode.bound == 0:
-            problems.append(
-                "overlap makes weights one step older, which this mode forbids: choose "
-                "Asynchronous() or BoundedStaleness(k) with k of 1 or more"
-            )
-        elif self.plane is PlaneChoice.COLLECTIVE and mode.aggregation is not Aggregation.ROUND:
-            problems.append(
-                f"the collective plane is for synchronous training, not for {self.mode!r}: use "
-                "mode Synchronous() (--mode sync) or another plane (auto, rpc, shm)"
-            )
+        problems += self._problems_of_mode(self.mode)
         if self.collective_timeout_s <= 0:
             problems.append(
                 f"the collective timeout must be above 0 s, not {self.collective_timeout_s}"
             )
         if self.start_timeout_s <= 0:
             problems.append(f"the start timeout must be above 0 s, not {self.start_timeout_s}")
-        if problems:
-            raise ConfigError(problems)
+        return problems
+
+    def _problems_of_mode(self, mode: object) -> list[str]:
+        if not isinstance(mode, Mode):
+            return [
+                f"mode must be psrpc.Synchronous(), psrpc.Asynchronous() or "
+                f"psrpc.BoundedStaleness(k), not {mode!r}"
+            ]
+        problems = []
+        if self.overlap and mode.bound == 0:
+            problems.append(
+                "overlap makes weights one step older, which this mode forbids: choose "
+                "Asynchronous() or BoundedStaleness(k) with k of 1 or more"
+            )
+        if self.plane is PlaneChoice.COLLECTIVE and mode.aggregation is not Aggregation.ROUND:
+            problems.append(
+                f"the collective plane is for synchronous training, not for {mode!r}: use "
+                "mode Synchronous() (--mode sync) or another plane (auto, rpc, shm)"
+            )
+        return problems
 
     @property
     def settings(self) -> tuple[tuple[str, str], ...]:

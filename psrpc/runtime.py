@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
 from typing import Any
@@ -105,8 +105,9 @@ def run(
     try:
         place = _place()
         names = {"reduction": reduction, "nonfinite": nonfinite, "plane": plane}
-        job = _job(place, servers, mode, names, overlap, seed, start_timeout_s)
-        job = _with_groups(job, backend, collective_timeout_s)
+        names |= {"device": device} | ({} if backend is None else {"backend": backend})
+        timeouts_s = {"start": start_timeout_s, "collective": collective_timeout_s}
+        job = _job(place, servers, mode, names, overlap, seed, timeouts_s)
         if threads is not None:
             torch.set_num_threads(threads)
         watch = _Watch(progress, progress_samples)
@@ -162,73 +163,85 @@ _CHOICES: dict[str, type[Enum]] = {
     "reduction": Reduction,
     "nonfinite": NonFinite,
     "plane": PlaneChoice,
+    "backend": Backend,
 }
+_DEVICES = ("auto", "cpu", "cuda")
 
 
 def _job(
     place: Place,
     servers: int,
     mode: Mode | None,
-    names: dict[str, str],
+    names: Mapping[str, str],
     overlap: bool,
     seed: int,
-    start_timeout_s: float,
+    timeouts_s: Mapping[str, float],
 ) -> Job:
-    problems = []
-    for name, kind in _CHOICES.items():
-        known = [member.value for member in kind]
-        if names[name] not in known:
-            problems.append(f"{name} must be one of {', '.join(known)}, not {names[name]!r}")
+    """The job of these settings. Raises ConfigError with all that is wrong in a call of `run`."""
+    problems = _unknown_names(names)
+    chosen: dict[str, Any] = {
+        name: kind(names[name])
+        for name, kind in _CHOICES.items()
+        if names.get(name) in [member.value for member in kind]
+    }
+    plane = chosen.get("plane", PlaneChoice.COLLECTIVE)  # an unknown one is said above
+    if "backend" in names and plane is not PlaneChoice.COLLECTIVE:
+        problems.append(
+            f"backend belongs to the collective plane, not to {plane.value}: give "
+            'plane="collective" as well, or no backend'
+        )
     if isinstance(servers, bool) or not isinstance(servers, int):
         problems.append(f"servers must be a whole number, not {servers!r}")
+        servers = 1
     elif 1 <= servers >= place.world_size:
         problems.append(
             f"{place.world_size} processes cannot hold {servers} servers and a worker: start at "
             f"least {servers + 1} (torchrun --nproc-per-node={servers + 1})"
         )
-    if problems:
-        raise ConfigError(problems)
-    workers = place.world_size - servers
     job = Job(
-        max(workers, 1),
+        max(place.world_size - servers, 1),
         servers,
         Synchronous() if mode is None else mode,
-        Reduction(names["reduction"]),
-        NonFinite(names["nonfinite"]),
-        PlaneChoice(names["plane"]),
-        overlap,
-        seed,
-        start_timeout_s,
+        overlap=overlap,
+        seed=seed,
+        start_timeout_s=timeouts_s["start"],
+        collective_timeout_s=timeouts_s["collective"],
+        **chosen,
     )
-    job.check()
-    return job
-
-
-def _with_groups(job: Job, backend: str | None, timeout_s: float) -> Job:
-    problems = []
-    known = [member.value for member in Backend]
-    if backend not in (None, *known):
-        problems.append(f"backend must be one of {', '.join(known)}, not {backend!r}")
-    if backend is not None and job.plane is not PlaneChoice.COLLECTIVE:
-        problems.append(f"backend belongs to the collective plane, not to {job.plane.value}")
+    problems += job.problems()
+    problems += _missing_gpus(job, place, names["device"])
     if problems:
         raise ConfigError(problems)
-    job = replace(job, backend=Backend(backend or "gloo"), collective_timeout_s=timeout_s)
-    job.check()
     return job
+
+
+def _unknown_names(names: Mapping[str, str]) -> list[str]:
+    known = {name: [member.value for member in kind] for name, kind in _CHOICES.items()}
+    known["device"] = list(_DEVICES)
+    return [
+        f"{name} must be one of {', '.join(known[name])}, not {value!r}"
+        for name, value in names.items()
+        if value not in known[name]
+    ]
+
+
+def _missing_gpus(job: Job, place: Place, device: str) -> list[str]:
+    problems: list[str] = []
+    try:
+        groups.check(job.backend, place.local_world_size)
+    except ConfigError as error:
+        problems += error.problems
+    if device == "cuda" and not torch.cuda.is_available():
+        problems.append("device is cuda, but torch finds no usable GPU here")
+    return problems
 
 
 def _fabric(job: Job, place: Place) -> Fabric:
-    groups.check(job.backend, place.local_world_size)
     device = groups.device_of(job.backend, place.local_rank)
     return Fabric(job.backend, job.collective_timeout_s, device, place.one_host)
 
 
 def _device(name: str, place: Place, servers: int) -> torch.device:
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError([f"device must be one of auto, cpu, cuda, not {name!r}"])
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(["device is cuda, but torch finds no usable GPU here"])
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", max(place.local_rank - servers, 0) % torch.cuda.device_count())

@@ -65,12 +65,16 @@ class Option:
     help: str
 
 
+# Steps of lead in bounded mode.
+_STALENESS = "4"
 # Learning rates that suit the built-in models on the built-in datasets.
 _LR = {"sgd": 0.05, "adam": 0.005, "adamw": 0.005, "adagrad": 0.1}
 
 OPTIONS = (
     Option("mode", choice("sync", "async", "bounded"), "bounded", "sync|async|bounded"),
-    Option("staleness", whole(0), "4", "bounded mode: clocks that a worker may be ahead"),
+    Option("staleness", whole(0), _STALENESS,
+           "of --mode bounded: steps that a worker may be ahead of the slowest one when it starts "
+           "its next; 0 waits as sync does, more waits less and computes on older weights"),
     Option("servers", whole(1), "1", "number of parameter servers"),
     Option("workers", whole(1), "2", "number of workers (under torchrun: the other ranks)"),
     Option("dataset", str, "digits", "digits|mnist|synthetic|module:callable"),
@@ -87,8 +91,11 @@ OPTIONS = (
     Option("reduction", choice("mean", "sum"), "mean", "of a synchronous round: mean|sum"),
     Option("nonfinite", choice("error", "skip"), "error", "NaN, Inf in gradients: error|skip"),
     Option("plane", choice("auto", "rpc", "shm", "collective"), "auto",
-           "gradients travel by: auto|rpc|shm|collective (sync only)"),
-    Option("backend", choice("gloo", "nccl"), None, "of --plane collective: gloo|nccl  [gloo]"),
+           "how gradients and weights travel: auto (shm to servers on the worker's own host, rpc "
+           "to others), shm (shared memory), rpc (torch RPC), or collective (process groups; needs "
+           "--mode sync)"),
+    Option("backend", choice("gloo", "nccl"), None,
+           "of --plane collective: gloo (CPUs) or nccl (a GPU for every process)  [gloo]"),
     Option("collective-timeout", real(0.0, above=True), None,
            "of --plane collective: seconds a process may stand still  [30]"),
     Option("device", choice("auto", "cpu", "cuda"), "auto", "auto|cpu|cuda"),
@@ -190,12 +197,22 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         problems.append("give --epochs or --steps, not both")
     if values.get("momentum") is not None and values.get("optimizer") not in ("sgd", None):
         problems.append(f"--momentum belongs to sgd, not to {values['optimizer']}")
+    # What is the default anyhow may be said in every mode.
+    if values.get("mode") in ("sync", "async") and values.get("staleness") not in (
+        int(_STALENESS),
+        None,
+    ):
+        problems.append(
+            f"--staleness belongs to --mode bounded, not to {values['mode']}: give --mode bounded, "
+            "or no --staleness"
+        )
     collective = values.get("plane") == "collective"
     if collective and values.get("mode") not in ("sync", None):
         problems.append(f"--plane collective needs --mode sync, not {values['mode']}")
     if not collective and "plane" in values:
         problems += [
-            f"--{name.replace('_', '-')} belongs to --plane collective, not to {values['plane']}"
+            f"--{name.replace('_', '-')} belongs to --plane collective, not to {values['plane']}: "
+            "give --plane collective as well"
             for name in ("backend", "collective_timeout")
             if values.get(name) is not None
         ]

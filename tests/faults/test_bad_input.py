@@ -15,6 +15,8 @@ from torch.distributed import rpc
 
 from psrpc.cli import main
 from psrpc.datasets import digits
+from psrpc.modes import Asynchronous, BoundedStaleness
+from psrpc.settings import parse
 from tests.processes import Bench
 
 Said = tuple[int, list[str]]
@@ -84,10 +86,14 @@ def test_all_wrong_options_are_reported_at_once(shell: Shell) -> None:
     [
         ("--plane collective", "--plane collective needs --mode sync, not bounded"),
         ("--plane collective --mode async", "--plane collective needs --mode sync, not async"),
-        ("--plane rpc --backend gloo", "--backend belongs to --plane collective, not to rpc"),
+        (
+            "--plane rpc --backend gloo",
+            "--backend belongs to --plane collective, not to rpc: give --plane collective as well",
+        ),
         (
             "--collective-timeout 9",
-            "--collective-timeout belongs to --plane collective, not to auto",
+            "--collective-timeout belongs to --plane collective, not to auto: give --plane "
+            "collective as well",
         ),
         (
             "--plane collective --mode sync --backend mpi",
@@ -97,6 +103,32 @@ def test_all_wrong_options_are_reported_at_once(shell: Shell) -> None:
 )
 def test_options_of_process_groups(shell: Shell, options: str, reason: str) -> None:
     assert shell.train(options) == (2, [f"Error: {reason}"])
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_staleness_outside_its_mode(shell: Shell, mode: str) -> None:
+    code, lines = shell.train(f"--mode {mode} --staleness 8 --epochs 1 --steps 1")
+    assert code == 2
+    assert lines == [
+        "Error: give --epochs or --steps, not both",
+        f"Error: --staleness belongs to --mode bounded, not to {mode}: give --mode bounded, or no "
+        "--staleness",
+    ]
+
+
+def test_the_default_staleness_may_be_said_in_every_mode() -> None:
+    assert parse({"mode": "async", "staleness": "4"}).consistency == Asynchronous()
+    assert parse({"mode": "bounded", "staleness": "8"}).consistency == BoundedStaleness(8)
+
+
+def test_help_says_what_needs_what(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--staleness X of --mode bounded: steps that a worker may be ahead" in said
+    assert "[4]" in said
+    for plane in ("auto (shm to", "shm (shared memory)", "rpc (torch RPC)", "needs --mode sync"):
+        assert plane in said
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here are GPUs")

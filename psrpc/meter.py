@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from psrpc.clock import Clock, SystemClock
@@ -26,7 +27,10 @@ class Meter:
 
     @property
     def loss(self) -> float | None:
-        """The exponentially weighted mean of the losses that came with pushes."""
+        """The exponentially weighted mean of the losses that came with pushes.
+
+        Those that are NaN or infinite are left out; without any other it is None.
+        """
         return self._sum / self._weight if self._weight else None
 
     @property
@@ -48,6 +52,7 @@ class Meter:
         self.steps += 1
         self.samples += push.samples
         self._staleness.append(staleness)
-        if push.loss is not None:
+        # A step that failed has no loss; and the mean of all must be a number in JSON too.
+        if push.loss is not None and math.isfinite(push.loss):
             self._sum = _SMOOTHING * self._sum + (1 - _SMOOTHING) * push.loss
             self._weight = _SMOOTHING * self._weight + (1 - _SMOOTHING)

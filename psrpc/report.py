@@ -12,6 +12,8 @@ from psrpc.messages import StatsReply
 class Report:
     """A finished job's counts. Times are in seconds.
 
+    `final_loss` is the exponentially weighted mean of the losses that were given to
+    `worker.step`. NaN and infinite ones are left out; None if there is no other.
     `samples`, `worker_steps` and `updates_applied` count each update once;
     `optimizer_steps` are the steps of the first shard's optimizer (one a round in
     synchronous mode); `duplicates_dropped` adds up all shards. `train_s` is the

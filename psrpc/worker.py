@@ -140,8 +140,9 @@ class Worker:
     def step(self, loss: torch.Tensor | float | None = None, *, samples: int | None = None) -> None:
         """Push the gradients, wait as the mode demands, pull weights, and clear the gradients.
 
-        `loss` is only reported. `samples` is this step's weight in a synchronous
-        round: by default the batch's size, or 1 for data that is not from `batches`.
+        `loss` is only reported, and left out if it is NaN or infinite. `samples` is this step's
+        weight in a synchronous round: by default the batch's size, or 1 for data that is not
+        from `batches`.
         Raises GradientError (NonFiniteGradientError for NaN or Inf, unless they are to
         be skipped), PeerLostError, or JobFailedError.
         """

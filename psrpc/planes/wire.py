@@ -42,6 +42,7 @@ _PUSH_BODY = struct.Struct("<qqBBqqqqqqd??")
 _PULL_BODY = struct.Struct("<qqq")
 _STEPPED_BODY = struct.Struct("<Bqq?")
 _KINDS = (StreamKind.LEASE, StreamKind.WORKER)
+# A loss of NaN says no more than none, and travels as none.
 _NONE = 2  # of a side, or of `ahead`
 _LATEST = -1  # of `read`
 

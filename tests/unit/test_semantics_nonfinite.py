@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from functools import partial
 
 import pytest
@@ -11,7 +13,11 @@ from torch.nn import functional as F
 
 from psrpc.errors import JobFailedError, NonFiniteGradientError
 from psrpc.job import Job, NonFinite
+from psrpc.messages import Push, Stream, StreamKind, UpdateKey
+from psrpc.meter import Meter
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
+from psrpc.planes import wire
+from psrpc.testing.clock import ManualClock
 from psrpc.worker import Worker
 from tests.unit.reference import (
     batch_of,
@@ -115,3 +121,30 @@ def test_a_round_of_skipped_steps_makes_no_optimizer_step() -> None:
     report, (model, _) = run_local(job, mlp, Momentum, train)
     assert same_state(model, seeded(mlp))
     assert (report.nonfinite_skipped, report.optimizer_steps, report.updates_applied) == (2, 0, 2)
+
+
+@pytest.mark.parametrize("through_wire", [False, True])
+def test_a_loss_that_is_not_finite_is_left_out_on_every_plane(through_wire: bool) -> None:
+    """Over shared memory a NaN cannot be told from no loss; and JSON has no NaN and no Inf."""
+    losses = [2.0, float("nan"), float("inf"), None, 2.0, float("-inf")]
+    meter = Meter(ManualClock())
+    for step, loss in enumerate(losses):
+        push = Push(0, step, UpdateKey(Stream(StreamKind.WORKER, 0, 0), step), 1, loss=loss)
+        if through_wire:
+            request = wire.unpack(wire.pack(wire.Ring(push))).request
+            assert isinstance(request, Push)
+            push = request
+        meter.count(push, 0)
+    assert meter.loss == pytest.approx(2.0)
+    assert meter.steps == len(losses)
+
+
+def test_the_report_of_such_a_job_is_json() -> None:
+    def train(worker: Worker) -> None:
+        for loss in (float("nan"), torch.tensor(float("inf"))):
+            worker.model(torch.ones(1, 5).double()).sum().backward()
+            worker.step(loss)
+
+    report, _ = run_local(Job(1), mlp, Momentum, train)
+    assert report.final_loss is None
+    json.dumps(asdict(report), allow_nan=False)

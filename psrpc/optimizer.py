@@ -79,12 +79,12 @@ class DistributedOptimizer(torch.optim.Optimizer):
     def overrides(self) -> tuple[Override, ...]:
         """The options that differ from the job's start: (group, option, value)."""
         return tuple(
-            (index, key, _plain(group[key]))
+            (index, key, _sent(group[key]))
             for index, (group, initial) in enumerate(
                 zip(self.param_groups, self._initial, strict=True)
             )
             for key, value in initial.items()
-            if group[key] is not value and _plain(group[key]) != _plain(value)
+            if group[key] is not value and _differ(group[key], value)
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -112,5 +112,13 @@ class DistributedOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
 
-def _plain(value: object) -> object:
-    return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+def _differ(ours: object, theirs: object) -> bool:
+    """Whether torch.optim could compute something else with the one than with the other."""
+    if isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor):
+        return ours.dtype != theirs.dtype or not torch.equal(ours.cpu(), theirs.cpu())
+    return isinstance(ours, torch.Tensor) or isinstance(theirs, torch.Tensor) or ours != theirs
+
+
+def _sent(value: object) -> object:
+    """A tensor stays one, for its dtype counts; a scheduler changes the group's own in place."""
+    return value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value

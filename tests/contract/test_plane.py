@@ -96,6 +96,17 @@ def test_a_worker_may_use_its_gradient_buffers_again_after_the_answer(
     torch.testing.assert_close(hand.flats.weights[0], initial(fleet)[0] - 1.0)
 
 
+def test_options_go_along_with_a_push(launch: Callable[[Plan], Fleet]) -> None:
+    """Numbers, and tensors of one number, which stay tensors."""
+    hand = Hand(fleet := launch(Plan(Job(1))))
+    hand.begin()
+    for clock, lr in enumerate((0.5, torch.tensor(0.25))):
+        hand.flats.gradients[0].fill_(1.0)
+        push = hand.push(clock, overrides=((0, "lr", lr),))
+        stepped(hand.link.exchange(push, send=True, land=True))
+    torch.testing.assert_close(hand.flats.weights[0], initial(fleet)[0] - 0.75)
+
+
 def test_a_round_of_workers_is_averaged(launch: Callable[[Plan], Fleet]) -> None:
     fleet = launch(Plan(Job(2, mode=Synchronous())))
     hands = [Hand(fleet, worker) for worker in range(2)]

@@ -77,6 +77,46 @@ def test_schedulers_drive_the_servers(
     assert same_state(model, alone(optimizer, schedule=SCHEDULES[name])[0])
 
 
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW", "Adagrad", "Adamax", "RMSprop"])
+@pytest.mark.parametrize("name", ["step", "lambda", "cosine"])
+def test_a_learning_rate_that_is_a_tensor_stays_one(kind: str, name: str) -> None:
+    """Its arithmetic is float32, which a number's is not."""
+
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        lr = torch.tensor(0.1 if kind == "SGD" else 0.01)
+        return getattr(torch.optim, kind)(parameters, lr=lr)
+
+    def train(worker: Worker) -> None:
+        scheduler = SCHEDULES[name](worker.optimizer)
+        for step in range(STEPS):
+            inputs, targets = batch_of(step, 0)
+            F.mse_loss(worker.model(inputs), targets).backward()
+            worker.step()
+            scheduler.step()
+
+    _, (model,) = run_local(Job(1, 2), mlp, optimizer, train)
+    assert same_state(model, alone(optimizer, schedule=SCHEDULES[name])[0])
+
+
+def test_an_option_may_become_a_tensor() -> None:
+    def train_with(model: Any, optimizer: torch.optim.Optimizer, step: Callable[[], None]) -> None:
+        for number in range(4):
+            lr = 0.01 if number < 2 else torch.tensor(0.01)
+            optimizer.param_groups[0]["lr"] = lr
+            inputs, targets = batch_of(number, 0)
+            optimizer.zero_grad()
+            F.mse_loss(model(inputs), targets).backward()
+            step()
+
+    plain = seeded(mlp)
+    reference = Adam(plain.parameters())
+    train_with(plain, reference, reference.step)
+    _, (model,) = run_local(
+        Job(1, 2), mlp, Adam, lambda worker: train_with(worker.model, worker.optimizer, worker.step)
+    )
+    assert same_state(model, plain)
+
+
 def test_schedulers_work_with_push_pull() -> None:
     def train(worker: Worker) -> None:
         scheduler = SCHEDULES["step"](worker.optimizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from psrpc.messages import (
     Done,
@@ -30,6 +31,7 @@ REQUESTS: list[Request] = [
     Push(9, 2**40, OWN, 0, pull=False, void=True, loss=0.1, ahead=1, read=2**40 - 1),
     Push(1, 3, LEASED, 4, absent=(0, 7), also=(OWN, LEASED), view=VIEW, read=0),
     Push(1, 3, OWN, 4, overrides=((0, "lr", 0.1), (1, "betas", (0.9, 0.99)))),
+    Push(1, 3, OWN, 4, overrides=((0, "lr", torch.tensor(0.1)),)),
     Pull(2, 11),
     Pull(2, 11, ahead=1),
     Pull(2, 11, VIEW),

@@ -131,7 +131,11 @@ class Exchange:
         return self._keep(pending, finish)
 
     def pull(self, *, at_once: bool) -> Ticket:
-        """Ask every shard for the weights of the next step; see `Link` for `at_once`."""
+        """Ask every shard for the weights of the next step; see `Link` for `at_once`.
+
+        Nothing else is under way then; with overlap this says `ahead` all the same, for the step
+        after the next begins without asking again, from these weights.
+        """
         self.settle()
         self._read_view = self._progress.started_in
         progress, clock = self._progress, self._progress.clock

@@ -143,6 +143,7 @@ class SimWorker:
         was_active = self.progress.active
         self.progress.granted(call.reply)
         if self.progress.active and not was_active:
+            # The first two steps of a worker that overlaps are of these weights.
             yield self._ask_all(
                 lambda server: Pull(
                     self.progress.worker,

@@ -280,3 +280,19 @@ def test_synchronous_gradients_are_never_stale() -> None:
     assert (stats.staleness, stats.update_lag) == (((0, 10),), ((0, 10),))
     assert (stats.optimizer_steps, stats.updates_applied, stats.max_clock_gap) == (5, 10, 0)
     assert core.ledger_size == 2
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_pull_lets_a_worker_that_overlaps_into_two_steps(ahead: int) -> None:
+    """Nothing is under way at a pull; without its `ahead`, the second step would be too stale."""
+    core = core_of(BoundedStaleness(1), 0, 1)
+    core.push(push_of(1, 0, ahead=1), 10)
+    pulled = brief(core.pull(Pull(1, 1, ahead=ahead), 11))
+    if ahead:
+        assert pulled == [("hold", 11)]
+        core.push(push_of(0, 0), 12)  # the slowest catches up
+    for clock in (1, 2):
+        core.push(push_of(1, clock, read=1, ahead=1), 12 + clock)
+    staleness = dict(core.stats().staleness)
+    assert max(staleness) == (1 if ahead else 2)
+    assert core.stats().max_clock_gap == 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -66,28 +66,45 @@ class Group:
 
     def reduce(self, tensor: torch.Tensor) -> None:
         """Add up all members' tensors in the server's; the workers' are scratch afterwards."""
-        self._finish(lambda: self._processes.reduce(tensor, _SERVER))
+        self._finish("reduce", tensor)
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         """Copy the server's tensor to all members."""
-        self._finish(lambda: self._processes.broadcast(tensor, _SERVER))
+        self._finish("broadcast", tensor)
 
-    def _finish(self, begin: Callable[[], Work]) -> None:
+    def leave(self) -> None:
+        """Let go of the group: what other members do in it fails at once.
+
+        The error that broke a round is kept, and with its traceback this object.
+        """
+        self._processes = None
+
+    def _finish(self, operation: str, tensor: torch.Tensor) -> None:
+        cause = self._attempt(operation, tensor)
+        if cause is not None:
+            raise lost(self._name, cause, self._timeout_s)
+
+    def _attempt(self, operation: str, tensor: torch.Tensor) -> str | None:
+        """Do it, or say why it cannot be done, without the error, which holds on to the group."""
+        processes = self._processes
+        if processes is None:
+            return "this member has left"
         try:
-            work = begin()
-            if self._processes.name() == "gloo":
+            work = getattr(processes, operation)(tensor, _SERVER)
+            if processes.name() == "gloo":
                 work.wait()
             else:
-                self._watch(work)
+                self._watch(processes, work)
         except RuntimeError as error:
-            raise lost(self._name, _cause(error), self._timeout_s) from None
+            return _cause(error)
+        return None
 
-    def _watch(self, work: Work) -> None:
+    def _watch(self, processes: Any, work: Work) -> None:
         """Wait for a GPU; its own wait returns at once, and what it waits for has no time limit."""
         deadline = time.monotonic() + self._timeout_s
         while not work.is_completed():
             if time.monotonic() > deadline:
-                self._processes.abort()
+                processes.abort()
                 raise RuntimeError(f"not done after {self._timeout_s:g} s")
             time.sleep(_LOOK_AGAIN_S)
         work.wait()
@@ -122,11 +139,12 @@ class Groups:
 
     def keep(self, numbers: Collection[int]) -> None:
         """Leave all groups but these."""
-        self._groups = {n: group for n, group in self._groups.items() if n in numbers}
+        for number in self._groups.keys() - set(numbers):
+            self._groups.pop(number).leave()
 
     def close(self) -> None:
         """Leave all groups. What other members do in them fails at once."""
-        self._groups = {}
+        self.keep(())
 
     def _meet(self, store: Store, workers: Sequence[int], rank: int) -> None:
         """Wait for all members; making a group waits too, but names nobody and logs a lot."""

@@ -18,24 +18,38 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-def test_the_script_and_the_loop_with_an_optimizer(bench: Bench) -> None:
-    script, loop = blocks("python")
-    bench.write("train.py", script)
-    launch = next(line for line in "".join(blocks("sh")).splitlines() if line.endswith("train.py"))
-    words = shlex.split(launch)
+def launch_of(script: str) -> list[str]:
+    """What torchrun is given to run a script."""
+    lines = "".join(blocks("sh")).splitlines()
+    (line,) = (line for line in lines if line.endswith(f" {script}"))
+    words = shlex.split(line)
     assert words[0] == "torchrun"
-    ended = bench.run(*TORCHRUN, "--standalone", *words[1:])
-    assert (ended.code, ended.err) == (0, "")
-    assert ended.out.startswith("Report(")
+    return words[1:]
+
+
+def look_at_the_weights(bench: Bench) -> None:
+    """They are a plain state_dict of the README's model."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     model.load_state_dict(torch.load(bench.folder / "model.pt", weights_only=True))
 
-    own = re.compile(r"^def train.*?(?=^result)", re.MULTILINE | re.DOTALL)
-    assert len(own.findall(script)) == 1
-    bench.write("train.py", own.sub(lambda _: loop + "\n\n", script))
-    ranks = bench.ranks("train.py", count=3).finish()
+
+def test_the_ten_lines(bench: Bench) -> None:
+    bench.write("train.py", blocks("python")[0])
+    ended = bench.run(*TORCHRUN, "--standalone", *launch_of("train.py"))
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith("Report(")
+    assert "samples=28760" in ended.out
+    look_at_the_weights(bench)
+
+
+def test_the_loop_with_an_optimizer(bench: Bench) -> None:
+    (script,) = blocks("python")[1:]
+    assert launch_of("loop.py") == ["--nproc-per-node=3", "loop.py"]
+    bench.write("loop.py", script)
+    ranks = bench.ranks("loop.py", count=3).finish()
     assert [(ended.code, ended.err) for ended in ranks] == [(0, "")] * 3
-    assert "samples=1438" in ranks[1].out
+    assert "samples=7190" in ranks[1].out
+    look_at_the_weights(bench)
 
 
 def test_the_commands_have_options_that_exist() -> None:

@@ -7,6 +7,7 @@
     │   └── ConfigError           settings; carries all problems at once
     ├── ModelError                a model cannot be built, or is not what psrpc can train
     │   └── ModelMismatchError    worker and server hold different models
+    ├── CheckpointError           a checkpoint cannot be written or read, or is another job's
     ├── DatasetError              a dataset cannot be found, read or split
     ├── GradientError             a gradient of the wrong shape, dtype or device
     │   └── NonFiniteGradientError  NaN or Inf in a gradient
@@ -58,6 +59,10 @@ class ModelError(PsrpcError):
 
 class ModelMismatchError(ModelError):
     """A worker's model differs from the servers'."""
+
+
+class CheckpointError(PsrpcError):
+    """A checkpoint cannot be written or read, is damaged, or does not fit this job."""
 
 
 class DatasetError(PsrpcError):

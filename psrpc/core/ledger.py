@@ -7,8 +7,13 @@ lease numbers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from psrpc.core.ranges import Ranges
+from psrpc.errors import ProtocolError
 from psrpc.messages import Stream, StreamKind, UpdateKey
+
+LedgerRecord = dict[str, list[list[object]]]
 
 
 class Ledger:
@@ -40,3 +45,41 @@ class Ledger:
         """How many ranges it holds: what it costs to keep, copy or send."""
         held = (*self._open.values(), *self._closed.values())
         return sum(1 for marks in held for _ in marks)
+
+    def to_json(self) -> LedgerRecord:
+        """All of it as a value that JSON can hold; `from_json` takes it back."""
+        return {
+            "open": [
+                [stream.kind.value, stream.major, stream.minor, [list(pair) for pair in marks]]
+                for stream, marks in self._open.items()
+            ],
+            "closed": [
+                [epoch, [list(pair) for pair in marks]] for epoch, marks in self._closed.items()
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Sequence[Sequence[object]]]) -> Ledger:
+        """The ledger that gave `record`. Raises ProtocolError for what no ledger gave."""
+        ledger = cls()
+        try:
+            for kind, major, minor, marks in record["open"]:
+                stream = Stream(StreamKind(kind), _whole(major), _whole(minor))
+                ledger._open[stream] = _ranges(marks)
+            for epoch, marks in record["closed"]:
+                ledger._closed[_whole(epoch)] = _ranges(marks)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProtocolError(f"this is no record of a ledger: {error!r}") from error
+        return ledger
+
+
+def _ranges(marks: object) -> Ranges:
+    if not isinstance(marks, Sequence):
+        raise TypeError(f"ranges are a list of pairs, not {marks!r}")
+    return Ranges([(_whole(low), _whole(high)) for low, high in marks])
+
+
+def _whole(number: object) -> int:
+    if not isinstance(number, int):
+        raise TypeError(f"{number!r} is not a whole number")
+    return number

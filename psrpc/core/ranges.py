@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class Ranges:
     """Whole numbers, as sorted disjoint ranges [low, high)."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranges: Iterable[Sequence[int]] = ()) -> None:
+        """`ranges` are pairs (low, high), sorted, disjoint and not touching: what one iterates over.
+
+        Raises ValueError for others.
+        """
         self._lows: list[int] = []
         self._highs: list[int] = []
+        for low, high in ranges:
+            if low >= high or (self._highs and low <= self._highs[-1]):
+                raise ValueError(f"[{low}, {high}) does not follow the ranges before it")
+            self._lows.append(low)
+            self._highs.append(high)
 
     def __contains__(self, number: int) -> bool:
         i = bisect_right(self._lows, number) - 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
 
 from psrpc.core.ledger import Ledger
 from psrpc.core.ranges import Ranges
+from psrpc.errors import ProtocolError
 from psrpc.messages import Lease, Stream, StreamKind, UpdateKey
 
 
@@ -103,3 +105,61 @@ def test_a_lease_is_cut_into_batches(
     lease = Lease(0, 0, 10, 10 + samples, batch_size)
     assert [lease.batch(step) for step in range(lease.steps)] == batches
     assert {lease.key(step).total for step in range(lease.steps)} == {len(batches)}
+
+
+def filled_ledger(seed: int) -> tuple[Ledger, list[UpdateKey]]:
+    """A ledger with half of many keys, and all of them."""
+    draw = random.Random(seed)
+    keys = [own_key(n, worker=w, incarnation=i) for n in range(6) for w in (0, 3) for i in (0, 1)]
+    for epoch in (0, 2):
+        leases = [Lease(epoch, index, 4 * index, 4 * index + 4, 2) for index in range(8)]
+        keys += [lease.key(step) for lease in leases for step in range(lease.steps)]
+    draw.shuffle(keys)
+    ledger = Ledger()
+    for key in keys[: len(keys) // 2]:
+        ledger.record(key)
+    return ledger, keys
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_ledger_goes_through_json_and_goes_on(seed: int) -> None:
+    ledger, keys = filled_ledger(seed)
+    text = json.dumps(ledger.to_json())
+    restored = Ledger.from_json(json.loads(text))
+    assert [key in restored for key in keys] == [key in ledger for key in keys]
+    assert restored.size == ledger.size
+    for key in keys:
+        for each in (ledger, restored):
+            if key not in each:
+                each.record(key)
+    assert restored.to_json() == ledger.to_json()
+    assert len(text) < 2_000
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"open": []},
+        {"open": [["nobody", 0, 0, []]], "closed": []},
+        {"open": [], "closed": [[0, [[3, 2]]]]},
+        {"open": [], "closed": [[0, [[0, 2], [1, 4]]]]},
+        {"open": [], "closed": [["0", [[0, 2]]]]},
+        {"open": [], "closed": [[0, 7]]},
+        {"open": [[1]], "closed": []},
+    ],
+    ids=str,
+)
+def test_what_is_no_record_of_a_ledger_is_refused(record: dict[str, list[list[object]]]) -> None:
+    with pytest.raises(ProtocolError, match="no record of a ledger"):
+        Ledger.from_json(record)
+
+
+def test_ranges_are_made_of_what_they_gave() -> None:
+    ranges = ranges_of(1, 2, 5)
+    again = Ranges(ranges)
+    again.add(3)
+    assert list(again) == [(1, 4), (5, 6)]
+    assert list(ranges) == [(1, 3), (5, 6)]
+    with pytest.raises(ValueError, match="does not follow"):
+        Ranges([(0, 2), (2, 3)])

@@ -10,7 +10,7 @@ class Ranges:
     """Whole numbers, as sorted disjoint ranges [low, high)."""
 
     def __init__(self, ranges: Iterable[Sequence[int]] = ()) -> None:
-        """`ranges` are pairs (low, high), sorted, disjoint and not touching: what one iterates over.
+        """Holds `ranges`: pairs (low, high), sorted and with gaps between them, as iterated over.
 
         Raises ValueError for others.
         """

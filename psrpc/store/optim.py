@@ -10,7 +10,7 @@ with the state it has.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from psrpc.store.blueprint import Blueprint
 from psrpc.store.layout import Piece, ShardLayout
 from psrpc.store.mixture import Mixture
 from psrpc.store.spare import plain_step
+from psrpc.store.state import Option, join_state, own, same
 
 # As many elements as stay in a core's cache with their gradients and state.
 _STRETCH = 1 << 16
@@ -108,30 +109,85 @@ class ShardOptimizer:
             high = min(low + _STRETCH, numel)
             # Each stretch counts the step by itself; the first one's count is kept.
             part = {key: value[low:high] for key, value in parts.items()}
-            part |= {key: _copy(value) for key, value in counts.items()}
+            part |= {key: own(value) for key, value in counts.items()}
             self._kernel(weights[low:high], gradient.stretch(low, high), part, options)
         for key in counts:
             state[key] = part[key]
         return True
 
-    def state(self) -> list[dict[str, Any]]:
-        """For each piece, its optimizer state in the piece's shape (views and plain values)."""
-        states: list[dict[str, Any]] = []
-        for piece in self.layout.pieces:
-            whole = self._of_segment[piece.segment]
-            if not self._joined[piece.segment]:
-                place = self._places(piece.segment).index(piece)
-                states.append(dict(self._state_of(whole[place])))
-                continue
-            state = self._state_of(whole[0])
-            numel = self.layout.segments[piece.segment].numel
-            states.append(
-                {
-                    key: piece.view(value) if _is_elementwise(value, numel) else value
-                    for key, value in state.items()
+    def tensors(self) -> list[torch.Tensor]:
+        """The tensors of the optimizer's state, as they lie in memory."""
+        states = self._optimizer.state.values() if self._optimizer is not None else ()
+        return [v for state in states for v in state.values() if isinstance(v, torch.Tensor)]
+
+    def state(self, take: Callable[[Any], Any] = lambda value: value) -> list[dict[str, Any]]:
+        """For each piece, its optimizer state in the piece's shape (views and plain values).
+
+        `take` is given each of `tensors` and each plain value, and returns what to show in
+        its place.
+        """
+        states: list[dict[str, Any]] = [{} for _ in self.layout.pieces]
+        for segment, indices in enumerate(self._indices):
+            taken = [
+                {key: take(value) for key, value in self._state_of(parameter).items()}
+                for parameter in self._of_segment[segment]
+            ]
+            numel = self.layout.segments[segment].numel
+            for place, index in enumerate(indices):
+                if not self._joined[segment]:
+                    states[index] = taken[place]
+                    continue
+                states[index] = {
+                    key: self.layout.pieces[index].view(v) if _is_elementwise(v, numel) else v
+                    for key, v in taken[0].items()
                 }
-            )
         return states
+
+    def load(self, states: Sequence[Mapping[str, Any]], options: Sequence[Option] = ()) -> None:
+        """Go on from what `state` and `options` gave, here or elsewhere, before the first step.
+
+        `states` are copied, one a piece; an empty one leaves what the class begins with.
+        Pieces of a segment that have not come the same way keep their state apart for good.
+        """
+        for segment, indices in enumerate(self._indices):
+            pieces = [(self.layout.pieces[index], states[index]) for index in indices]
+            if self._joined[segment]:
+                numel = self.layout.segments[segment].numel
+                joined = join_state(pieces, numel)
+                if joined is not None:
+                    if joined:
+                        self._set_state(self._of_segment[segment][0], joined)
+                    continue
+                self._split(segment)
+            for parameter, (_, state) in zip(self._of_segment[segment], pieces, strict=True):
+                if state:
+                    self._set_state(parameter, {key: own(value) for key, value in state.items()})
+        self._load_options(options)
+
+    def options(self) -> tuple[Option, ...]:
+        """The options that differ from the job's start; values are the optimizer's own."""
+        groups = self._optimizer.param_groups if self._optimizer is not None else []
+        return tuple(
+            Option(index, key, value, (index, key) in self._overridden)
+            for index, group in enumerate(groups)
+            for key, value in group.items()
+            if key != "params" and not self._is_first(index, key, value)
+        )
+
+    def _is_first(self, group: int, key: str, value: object) -> bool:
+        first = self._groups[group]
+        return (group, key) not in self._overridden and key in first and same(value, first[key])
+
+    def _load_options(self, options: Sequence[Option]) -> None:
+        if self._optimizer is None:
+            return
+        for option in options:
+            self._optimizer.param_groups[option.group][option.key] = own(option.value)
+        self._overridden = {(o.group, o.key) for o in options if o.overridden}
+
+    def _set_state(self, parameter: nn.Parameter, state: dict[str, Any]) -> None:
+        assert self._optimizer is not None
+        self._optimizer.state[parameter] = state
 
     def _parameters(self, segment: int) -> list[nn.Parameter]:
         flat = self._flats[segment]
@@ -169,7 +225,7 @@ class ShardOptimizer:
         for piece, part in zip(self._places(segment), parts, strict=True):
             if state:
                 self._optimizer.state[part] = {
-                    key: piece.view(value) if _is_elementwise(value, numel) else _copy(value)
+                    key: piece.view(value) if _is_elementwise(value, numel) else own(value)
                     for key, value in state.items()
                 }
         group = self._optimizer.param_groups[self.layout.segments[segment].group]
@@ -197,7 +253,3 @@ class ShardOptimizer:
 
 def _is_elementwise(value: object, numel: int) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() > 0 and value.numel() == numel
-
-
-def _copy(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,9 +14,11 @@ from psrpc.errors import GradientError
 from psrpc.messages import Override
 from psrpc.modes import Reduction
 from psrpc.store.blueprint import Blueprint
+from psrpc.store.image import Frame, PieceImage, ShardImage, room_for
 from psrpc.store.layout import ShardLayout
 from psrpc.store.mixture import Mixture
 from psrpc.store.optim import ShardOptimizer
+from psrpc.store.state import own
 
 
 class Awaited(Sequence[torch.Tensor]):
@@ -61,6 +63,7 @@ class ShardStore:
         fill(self.flats, layout, blueprint, model)
         self._optimizer = ShardOptimizer(blueprint, layout, self.flats)
         self._snapshot: list[torch.Tensor] | None = None
+        self._frame: Frame | None = None
 
     def check(self, gradients: Sequence[torch.Tensor], who: str) -> None:
         """Raise GradientError unless `gradients` fit the segments in number, size and dtype."""
@@ -96,6 +99,35 @@ class ShardStore:
     def optimizer_state(self) -> list[dict[str, object]]:
         """Each piece's optimizer state, see `ShardOptimizer.state`."""
         return self._optimizer.state()
+
+    def image(self) -> ShardImage:
+        """A copy of the weights, the optimizer's state and its changed options.
+
+        Blocks for as long as memory takes to copy. The copy's memory is that of the last
+        image, if it was released; whoever has written the image away releases it.
+        """
+        tensors = [*self.flats, *self._optimizer.tensors()]
+        frame = self._frame_for(room_for(tensors))
+        frame.begin()
+        views = self.layout.views([frame.keep(flat) for flat in self.flats])
+        states = self._optimizer.state(frame.keep)
+        options = tuple(replace(o, value=own(o.value)) for o in self._optimizer.options())
+        pieces = map(PieceImage, views, states)
+        return ShardImage(tuple(pieces), options, frame)
+
+    def restore(self, image: ShardImage) -> None:
+        """Go on, before the first step, from an image of the same pieces."""
+        for view, piece in zip(self.layout.views(self.flats), image.pieces, strict=True):
+            view.copy_(piece.weights)
+        self._snapshot = None
+        self._optimizer.load([piece.state for piece in image.pieces], image.options)
+
+    def _frame_for(self, size_bytes: int) -> Frame:
+        frame = self._frame
+        if frame is None or not frame.free or frame.size_bytes < size_bytes:
+            self._frame = None  # the old one's memory goes before the new one's comes
+            frame = self._frame = Frame(size_bytes)
+        return frame
 
 
 def reduce(contributions: Sequence[Contribution], reduction: Reduction) -> list[Mixture]:

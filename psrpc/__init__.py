@@ -34,6 +34,7 @@ ROOMS = (
     "models",
     "tree",
     "store",
+    "checkpoints",
     "planes",
     "meter",
     "server",

@@ -1,10 +1,11 @@
-"""The command line: `psrpc train`, and what ends it when something is wrong."""
+"""The command line: `psrpc train` and `psrpc export`, and what ends it when something is wrong."""
 
 from __future__ import annotations
 
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -97,6 +98,29 @@ def train(argv: list[str], /, overlap: bool, quiet: bool, **texts: str | None) -
         traceback.print_exc()
         confess(_own_failure(error))
         sys.exit(1)
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("output", metavar="FILE", type=click.Path(path_type=Path))
+def export(directory: Path, output: Path) -> None:
+    """Write a checkpoint's model as a plain PyTorch file.
+
+    DIR is a checkpoint, or a folder of them, of which the newest good one is taken. FILE
+    (model.pt) holds the model's state_dict, for torch.load and load_state_dict.
+    """
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder; name the file to write")
+    if not output.parent.is_dir():
+        raise UsageError(f"{output} cannot be written: {output.parent} is no folder")
+    # Imported late, so that help and wrong arguments need not wait for torch.
+    from psrpc.checkpoints.export import find, write_model
+
+    checkpoint, passed = find(directory)
+    for _, why in passed:
+        click.echo(f"Passed over: {why}", err=True)
+    write_model(checkpoint, output)
+    click.echo(f"{output}: the model of {checkpoint.folder}")
 
 
 def _start(settings: TrainSettings, argv: list[str]) -> None:

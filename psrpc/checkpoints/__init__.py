@@ -1,0 +1,1 @@
+"""Checkpoints of a whole job: folders that `torch.distributed.checkpoint` can read too."""

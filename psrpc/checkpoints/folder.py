@@ -1,0 +1,124 @@
+"""A folder of checkpoints, numbered in the order in which they were made."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from psrpc.checkpoints.files import writing
+from psrpc.checkpoints.parts import Part
+from psrpc.checkpoints.reading import Checkpoint, open_checkpoint
+from psrpc.checkpoints.writing import JobRecord, complete
+from psrpc.errors import CheckpointError
+from psrpc.store.blueprint import Blueprint
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+_PARTIAL = ".partial"
+
+PassedOver = tuple[tuple[Path, str], ...]  # folders, and why each is not good
+
+
+def checkpoints_in(directory: Path) -> list[Path]:
+    """The finished checkpoints, good or not, the newest first."""
+    found = _numbered(directory, "")
+    return [found[number] for number in sorted(found, reverse=True)]
+
+
+def partial_folder(directory: Path, number: int) -> Path:
+    """Where all processes write the checkpoint with this number."""
+    return directory / f"checkpoint-{number:08d}{_PARTIAL}"
+
+
+def newest(
+    directory: Path, blueprint: Blueprint | None = None
+) -> tuple[Checkpoint | None, PassedOver]:
+    """The newest good checkpoint, if there is one, and the newer ones with what is wrong.
+
+    With a blueprint, those of another model or optimizer are passed over too. Reads
+    whole checkpoints.
+    """
+    passed: list[tuple[Path, str]] = []
+    for folder in checkpoints_in(directory):
+        try:
+            checkpoint = open_checkpoint(folder)
+            if blueprint is not None:
+                checkpoint.check(blueprint)
+        except CheckpointError as error:
+            passed.append((folder, str(error)))
+        else:
+            return checkpoint, tuple(passed)
+    return None, tuple(passed)
+
+
+class Checkpoints:
+    """The coordinator's hand on a folder of checkpoints, of which it keeps the newest `keep`.
+
+    Used by one thread at a time. Methods block on the disk and raise CheckpointError.
+    """
+
+    def __init__(self, directory: Path, keep: int = 3) -> None:
+        self.directory = directory
+        self.keep = keep
+        self._bad: set[Path] = set()
+        self._last = 0
+
+    def start(self) -> None:
+        """Make the folder if there is none, and clear away what a crash has left half-done."""
+        from psrpc.checkpoints import dcp  # noqa: F401, takes a second: not in the first checkpoint
+
+        with writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for leftover in _numbered(self.directory, _PARTIAL).values():
+                shutil.rmtree(leftover)
+        self._last = max(_numbered(self.directory, ""), default=0)
+
+    def newest(self, blueprint: Blueprint) -> tuple[Checkpoint | None, PassedOver]:
+        """As the function `newest`; those passed over no longer count among those to keep."""
+        checkpoint, passed = newest(self.directory, blueprint)
+        self._bad.update(folder for folder, _ in passed)
+        return checkpoint, passed
+
+    def begin(self) -> int:
+        """The next checkpoint's number, under which servers write their parts."""
+        self._last += 1
+        with writing(partial_folder(self.directory, self._last)):
+            partial_folder(self.directory, self._last).mkdir()
+        return self._last
+
+    def finish(self, number: int, parts: Sequence[Part], job: JobRecord) -> Path:
+        """Complete a checkpoint of all servers' parts, in order, and drop the oldest ones."""
+        partial = partial_folder(self.directory, number)
+        final = partial.with_suffix("")
+        complete(partial, final, number, parts, job)
+        self._prune()
+        return final
+
+    def abandon(self, number: int) -> None:
+        """Give up a checkpoint that was begun."""
+        shutil.rmtree(partial_folder(self.directory, number), ignore_errors=True)
+
+    def _prune(self) -> None:
+        good = [folder for folder in checkpoints_in(self.directory) if folder not in self._bad]
+        for folder in good[max(self.keep, 1) :]:
+            with writing(folder):
+                # Under the name of a partial one it is nothing to resume from, half gone or not.
+                leaving = folder.with_name(folder.name + _PARTIAL)
+                folder.rename(leaving)
+                shutil.rmtree(leaving)
+
+
+def _numbered(directory: Path, suffix: str) -> dict[int, Path]:
+    try:
+        paths = list(directory.iterdir())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be read: {error.strerror}") from error
+    names = {path: _NAME.fullmatch(path.name.removesuffix(suffix)) for path in paths}
+    return {
+        int(match[1]): path
+        for path, match in names.items()
+        if match and path.name.endswith(suffix) and path.is_dir()
+    }

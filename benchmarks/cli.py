@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from benchmarks.commands import convnet, large, latency, loader, memory, startup
+from benchmarks.commands import checkpoint, convnet, large, latency, loader, memory, startup
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,5 +19,6 @@ for command in (
     startup.startup,
     memory.memory,
     latency.latency,
+    checkpoint.checkpoint,
 ):
     cli.add_command(command)

@@ -10,8 +10,10 @@ from click.testing import CliRunner
 
 from benchmarks import marks, options
 from benchmarks.cli import cli
-from benchmarks.commands import rivals, startup
+from benchmarks.commands import checkpoint, rivals, startup
 from benchmarks.commands.large import moved_mb
+from benchmarks.contender import Plan
+from benchmarks.contenders import images
 from benchmarks.contenders.calls import P50, P99, SERVER_CPU, WORKER_CPU, latencies, percentile
 from benchmarks.contenders.job import Turn
 from benchmarks.machine import describe
@@ -30,7 +32,7 @@ def test_every_benchmark_has_help_and_the_shared_options(name: str) -> None:
 
 
 def test_all_benchmarks_are_there() -> None:
-    names = {"convnet", "loader", "large", "startup", "memory", "latency"}
+    names = {"convnet", "loader", "large", "startup", "memory", "latency", "checkpoint"}
     assert set(cli.commands) == names
 
 
@@ -108,6 +110,20 @@ def test_marks_are_read_as_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     one, two = marks.read(file)
     assert (one.name, one.at_s, two.name) == ("one", 1.5, "two")
     assert marks.began_s() < two.at_s <= marks.now_s()
+
+
+@pytest.mark.parametrize("name", checkpoint.OPTIMIZERS)
+def test_a_checkpoint_is_stalled_for_written_and_read(name: str, tmp_path: Path) -> None:
+    contender = images.Images(Cheap(1_000), name, tmp_path)
+    threads = torch.get_num_threads()
+    try:
+        contender.start()
+        figures = contender.run(Plan(2, 0)).figures
+    finally:
+        contender.stop()
+        torch.set_num_threads(threads)
+    assert list(figures) == [figure.name for figure in images.FIGURES]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("autograd", [False, True])

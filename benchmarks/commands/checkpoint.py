@@ -26,8 +26,8 @@ def checkpoint(run: Run, steps: int, size_mb: int, optimizers: Sequence[str]) ->
     """One server, one torch thread: the stall of its image, writing and reading a checkpoint.
 
     The stall is what training waits for: the copy of weights and optimizer state under the
-    server's lock, the first one into fresh memory, later ones into the same again. Writing
-    (with checksums, to the disk) is done meanwhile by a thread, and measured alone here.
+    server's lock: the worst of all steps, where memory was reserved, and one into fresh memory.
+    Writing (with checksums, to the disk) is done by a thread, and measured alone here.
     """
     from benchmarks.contenders.images import FIGURES, Images
     from benchmarks.workload import Cheap

@@ -104,16 +104,32 @@ class ShardStore:
         """A copy of the weights, the optimizer's state and its changed options.
 
         Blocks for as long as memory takes to copy. The copy's memory is that of the last
-        image, if it was released; whoever has written the image away releases it.
+        image, if it was released, or what was reserved; otherwise it is fresh, and slow.
+        Whoever has written the image away releases it.
         """
-        tensors = [*self.flats, *self._optimizer.tensors()]
-        frame = self._frame_for(room_for(tensors))
+        frame = self._frame_for(self.image_bytes())
         frame.begin()
         views = self.layout.views([frame.keep(flat) for flat in self.flats])
         states = self._optimizer.state(frame.keep)
         options = tuple(replace(o, value=own(o.value)) for o in self._optimizer.options())
         pieces = map(PieceImage, views, states)
         return ShardImage(tuple(pieces), options, frame)
+
+    def image_bytes(self) -> int:
+        """How much memory an image takes now: more once the optimizer has made its state."""
+        return room_for([*self.flats, *self._optimizer.tensors()])
+
+    def reserve(self, size_bytes: int) -> None:
+        """Have so much memory ready for the next image.
+
+        The only method for which nobody takes turns: it blocks while the kernel finds memory,
+        and may be called by the thread that writes images away, between two of them.
+        """
+        frame = self._frame
+        if frame is None or not frame.free or frame.size_bytes < size_bytes:
+            frame = Frame(size_bytes)
+            frame.touch()
+            self._frame = frame
 
     def restore(self, image: ShardImage) -> None:
         """Go on, before the first step, from an image of the same pieces."""

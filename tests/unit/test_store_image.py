@@ -133,3 +133,21 @@ def test_memory_grows_with_the_state() -> None:
     image = store.image()
     other.stores[0].restore(image)
     assert_equal(shards, other)
+
+
+def test_reserved_memory_is_what_the_next_image_takes() -> None:
+    shards = Shards(OPTIMIZERS["adam"])
+    (store,) = shards.stores
+    small = store.image_bytes()
+    shards.train([0])
+    assert store.image_bytes() > 2 * small
+    store.reserve(store.image_bytes())
+    frame = store._frame
+    image = store.image()
+    assert image.frame is frame
+    store.reserve(store.image_bytes())
+    assert store._frame is not frame
+    image.release()
+    ready = store._frame
+    store.reserve(small)
+    assert store._frame is ready

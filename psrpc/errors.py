@@ -18,6 +18,7 @@
     ├── StartTimeoutError         not everybody came in time; says who is missing
     ├── ClosedError               you closed this object, or left the job, and used it afterwards
     ├── PeerLostError             a peer died or stopped answering
+    ├── FencedError               this worker was taken for dead; what it says counts no more
     └── JobFailedError            the job was ended by a failure somewhere else
 
 An error is built from one sentence that says what happened, to whom, and what
@@ -103,6 +104,10 @@ class ClosedError(PsrpcError):
 
 class PeerLostError(PsrpcError):
     """A peer died, or stopped answering."""
+
+
+class FencedError(PsrpcError):
+    """This worker was taken for dead: others have its work, and what it says counts no more."""
 
 
 class JobFailedError(PsrpcError):

@@ -42,7 +42,9 @@ class UpdateKey:
 class Lease:
     """Samples `start` to `stop` of an epoch's order, to be done in batches by one worker.
 
-    `first_step` is above 0 where another worker did the first part and gave it back.
+    `first_step` is above 0 where another worker did the first part and gave it back. `again`
+    is whether another worker had it: some shards may then have the first of its updates, so
+    each batch must be an update of its own.
     """
 
     epoch: int
@@ -51,6 +53,12 @@ class Lease:
     stop: int
     batch_size: int
     first_step: int = 0
+    again: bool = False
+
+    @property
+    def id(self) -> LeaseId:
+        """The numbers of its epoch and of itself."""
+        return self.epoch, self.index
 
     @property
     def steps(self) -> int:
@@ -78,6 +86,9 @@ class View:
     active: tuple[tuple[int, int], ...] = ()
 
 
+# A lease by the numbers of its epoch and of itself.
+LeaseId = tuple[int, int]
+
 # A changed optimizer setting: (parameter group, option, value).
 Override = tuple[int, str, object]
 
@@ -91,15 +102,19 @@ class Request:
 
 @dataclass(frozen=True)
 class Register(Request):
-    """A worker's first word. Answered when all workers have come.
+    """A process's first word, or its word after it was taken for dead: it wants to be a worker.
 
-    `model` is the worker's list of (name, shape, dtype) of parameters, `protocol`
-    its version of these messages.
+    `worker` is here the number of the process in the job; the answer, `Welcome`, gives the
+    number that it works under. Answered when the job may begin. `serial` counts its comings,
+    `rank` is the rank that its launcher gave it (None: any). `model` is the worker's list of
+    (name, shape, dtype) of parameters, `protocol` its version of these messages.
     """
 
     protocol: int
     model: tuple[tuple[str, tuple[int, ...], str], ...]
     settings: tuple[tuple[str, str], ...] = ()
+    rank: int | None = None
+    serial: int = 0
 
 
 @dataclass(frozen=True)
@@ -161,6 +176,8 @@ class Acquire(Request):
 
     `done` are leases finished since the last word, `clock` the worker's own, `serial`
     numbers a worker's words to the coordinator, so that a repeated one is answered alike.
+    A worker that is not stepping is answered when there is a lease for it, or when every
+    sample of the epoch is done.
     """
 
     serial: int
@@ -168,7 +185,7 @@ class Acquire(Request):
     epoch: int
     samples: int | None
     batch_size: int = 1
-    done: tuple[int, ...] = ()
+    done: tuple[LeaseId, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,7 +195,7 @@ class Idle(Request):
     serial: int
     clock: int
     epoch: int
-    done: tuple[int, ...] = ()
+    done: tuple[LeaseId, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -194,17 +211,26 @@ class WorkerStats:
 
 @dataclass(frozen=True)
 class Leave(Request):
-    """The worker is done. Answered when every worker has left.
+    """The worker is done. Answered when every worker has left, or at once with `early`.
 
-    `steps_done` are the steps it finished of the lease that it still holds.
+    What is left of its leases goes to others. `settled` says that all shards have answered
+    all of its pushes.
     """
 
     serial: int
     clock: int
     epoch: int
-    done: tuple[int, ...] = ()
-    steps_done: int = 0
+    done: tuple[LeaseId, ...] = ()
+    settled: bool = True
+    early: bool = False
     stats: WorkerStats = field(default_factory=WorkerStats)
+
+
+@dataclass(frozen=True)
+class Watch(Request):
+    """A server's word: the next view after number `epoch`, please. `worker` is the server."""
+
+    epoch: int
 
 
 @dataclass(frozen=True)
@@ -284,12 +310,64 @@ class Stepped(Reply):
 
 
 @dataclass(frozen=True)
+class Welcome(Reply):
+    """A worker was taken in: it works under number `worker`, and its user sees `rank`."""
+
+    worker: int
+    rank: int
+
+
+@dataclass(frozen=True)
 class Granted(Reply):
-    """Work: a lease, or none because the epoch's samples are all given out (or not leased)."""
+    """Work: a lease, or none because the epoch's samples are all given out (or not leased).
+
+    `since` is the number of the view in which the worker began to step.
+    """
 
     view: View
     lease: Lease | None = None
     exhausted: bool = False
+    since: int = 0
+
+
+@dataclass(frozen=True)
+class Left(Reply):
+    """The worker has left; `main` is whether it is the one that reports the results."""
+
+    main: bool = False
+
+
+Spans = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The updates of an epoch's leases that are in a shard's weights.
+
+    `closed` are the leases of which all are, as ranges [low, high) of lease numbers, `open`
+    pairs others with ranges of their batches. `doubled` are batches that came in twice.
+    """
+
+    epoch: int
+    closed: Spans = ()
+    open: tuple[tuple[int, Spans], ...] = ()
+    doubled: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class EpochAccount:
+    """How often an epoch's samples are in the weights, over all shards.
+
+    `lost` are samples that some shard lacks, `doubled` those that some shard has more than
+    once, `skipped` those that were given up on purpose. `over` is whether the epoch was done.
+    """
+
+    epoch: int
+    samples: int
+    lost: int = 0
+    doubled: int = 0
+    skipped: int = 0
+    over: bool = True
 
 
 @dataclass(frozen=True)
@@ -304,6 +382,7 @@ class ShardStats:
     max_clock_gap: int = 0
     staleness: tuple[tuple[int, int], ...] = ()
     update_lag: tuple[tuple[int, int], ...] = ()
+    coverage: tuple[Coverage, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,12 @@ class Gate:
         else:
             self._turn.append((token, start))
 
+    def withdraw(self, token: Token) -> None:
+        """Let nobody wait under `token` any more."""
+        waiting = (self._by_floor, self._by_worker)
+        for asked in (self._turn, *(a for each in waiting for a in each.values())):
+            asked[:] = [ask for ask in asked if ask[0] != token]
+
     def release(self) -> list[Ready]:
         """Take out and return the starts whose turn has come, in the order in which it came."""
         turn, self._turn = self._turn, []

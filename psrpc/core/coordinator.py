@@ -1,26 +1,49 @@
-"""What the coordinator does when a worker comes, asks for work, pauses or leaves."""
+"""What the coordinator does when a worker comes, asks for work, pauses, leaves or dies."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from psrpc.core.decisions import Answer, Decision, Hold, Same, Token, some_workers
-from psrpc.core.leases import LeaseBook
+from psrpc.core.leases import POISON, LeaseBook
 from psrpc.core.membership import Membership
-from psrpc.errors import UsageError, encode
+from psrpc.core.shard import ShardCore
+from psrpc.errors import FencedError, JobFailedError, UsageError, encode
 from psrpc.messages import (
     Acquire,
     Done,
     Failure,
     Granted,
     Idle,
+    Lease,
+    LeaseId,
     Leave,
+    Left,
     Register,
     Reply,
-    Request,
+    Watch,
+    Welcome,
     WorkerStats,
 )
 from psrpc.modes import Aggregation, Mode
+
+
+class OnFailure(Enum):
+    """What a worker's death means for the job."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+
+
+class OnPoison(Enum):
+    """What becomes of a lease that has killed three workers in a row."""
+
+    STOP = "stop"  # the job ends
+    SKIP = "skip"  # its samples are given up, and counted as such
+
+
+_NOBODY: Token = -1
 
 
 @dataclass
@@ -34,119 +57,309 @@ class _Word:
 
 @dataclass
 class CoordinatorCore:
-    """Decides for the job; `floor` is always the slowest clock that shard 0 knows."""
+    """Decides for the job.
+
+    `workers` are expected; the job begins when all have come, or `least` of them. `shard` is
+    always the coordinator's own: its floor is the slowest clock, and its ledger tells what is
+    left of a lease. `verdict` is set when the job must end.
+    """
 
     mode: Mode
     workers: int
+    least: int | None = None
+    on_failure: OnFailure = OnFailure.CONTINUE
+    on_poison: OnPoison = OnPoison.STOP
     leases: LeaseBook = field(default_factory=LeaseBook)
     stats: dict[int, WorkerStats] = field(default_factory=dict)
+    verdict: JobFailedError | None = None
+    poison: list[Lease] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.members = Membership(self.workers)
+        self.members = Membership(self.workers, self.least)
+        self._comings: dict[int, _Word] = {}  # by process
+        self._worker_of: dict[int, int] = {}  # by process, for as long as it belongs here
         self._words: dict[int, _Word] = {}
-        self._coming: dict[int, list[Token]] = {}
         self._asking: dict[int, Acquire] = {}
+        self._fresh: set[int] = set()  # have never stepped
+        self._leaving: dict[int, int] = {}  # those who wait for the others' leaving: their ranks
+        self._watching: dict[int, tuple[Token, int]] = {}  # by server
 
-    def register(self, request: Register, token: Token) -> list[Decision]:
-        """A worker has come: it is answered when all have."""
-        self.members.join(request.worker)
-        self._coming.setdefault(request.worker, []).append(token)
-        if self.members.to_come:
+    # Coming.
+
+    def register(self, request: Register, token: Token, shard: ShardCore) -> list[Decision]:
+        """A process wants to be a worker: it is answered when the job may begin."""
+        process, before = request.worker, self._comings.get(request.worker)
+        decisions: list[Decision] = []
+        if before is not None and request.serial <= before.serial:
+            return [self._again(before, request.serial, token)]
+        if before is not None:
+            decisions += self.lose(process, "it has come anew", shard)
+        self._comings[process] = _Word(request.serial, token)
+        if self.members.finished:
+            over = Failure(encode(JobFailedError("the job is over: every worker has left")))
+            self._comings[process].reply = over
+            return [*decisions, Answer(token, over, "the job is over")]
+        began = self.members.started
+        worker = self.members.join(request.rank)
+        self._worker_of[process] = worker
+        self._fresh.add(worker)
+        if not self.members.started:
             who = some_workers(self.members.to_come, lambda: self.members.missing)
-            return [Hold(token, f"{who} have not come yet")]
-        waiting = [token for tokens in self._coming.values() for token in tokens]
-        self._coming.clear()
-        return [Answer(token, Done(), "all workers have come") for token in waiting]
+            return [*decisions, Hold(token, f"{who} have not come yet")]
+        welcome = (process,) if began else tuple(self._worker_of)
+        return [*decisions, *(self._welcome(each) for each in welcome)]
 
-    def acquire(self, request: Acquire, token: Token, floor: int) -> list[Decision]:
+    def lose(self, process: int, why: str, shard: ShardCore) -> list[Decision]:
+        """A process is dead, or counts as dead: nobody waits for its worker any more."""
+        decisions: list[Decision] = []
+        # What it said before counts no more, even if it arrives later.
+        coming = self._comings.setdefault(process, _Word(0, _NOBODY, Done()))
+        refusal = _refuse(process, coming.token, why)
+        if coming.reply is None:
+            decisions.append(refusal)
+        coming.reply = refusal.reply
+        worker = self._worker_of.pop(process, None)
+        if worker is None:
+            return decisions
+        word = self._words.pop(worker, None)
+        if word is not None and word.reply is None:
+            decisions.append(_refuse(worker, word.token, why))
+        was_live = worker in self.members.live
+        rank = self.members.rank(worker) if was_live else 0
+        self._forget(worker)
+        self.members.lose(worker)
+        freed = self._give_back(worker, shard)
+        if was_live and self.members.started:
+            self._judge(rank, why, freed)
+        return [*decisions, *self._proceed(shard), *self._part()]
+
+    # Working.
+
+    def acquire(self, request: Acquire, token: Token, shard: ShardCore) -> list[Decision]:
         """A worker wants work: a lease, or only to be counted among the stepping ones."""
-        repeated = self._repeated(request, request.serial, token)
-        if repeated is not None:
-            return [repeated]
-        self.leases.finish(request.worker, request.epoch, request.done)
-        if self.members.is_active(request.worker):
-            return [self._grant(request)]
-        self._asking[request.worker] = request
-        opened = self._open(floor)
-        if opened:
-            return opened
-        live, asking = self.members.live, self._asking.keys()
-        late = some_workers(len(live) - len(asking), lambda: live - asking)
-        return [Hold(token, f"epoch {request.epoch} begins when {late} come to it")]
-
-    def idle(self, request: Idle, token: Token) -> list[Decision]:
-        """A worker has no more work for now: nobody shall wait for it."""
-        repeated = self._repeated(request, request.serial, token)
-        if repeated is not None:
-            return [repeated]
-        self.leases.finish(request.worker, request.epoch, request.done)
-        self.members.deactivate(request.worker)
-        reply = Granted(self.members.view, exhausted=True)
-        return [self._answer(request.worker, reply, "it is waited for no longer")]
-
-    def leave(self, request: Leave, token: Token, floor: int) -> list[Decision]:
-        """A worker is done: it is answered when all are."""
-        repeated = self._repeated(request, request.serial, token)
+        repeated = self._repeated(request.worker, request.serial, token)
         if repeated is not None:
             return [repeated]
         worker = request.worker
-        self.leases.finish(worker, request.epoch, request.done)
-        self.leases.give_back(worker, request.steps_done)
-        self.stats[worker] = request.stats
-        self.members.leave(worker)
-        self._asking.pop(worker, None)
-        decisions: list[Decision] = [*self._open(floor)]
-        if not self.members.finished:
-            who = some_workers(len(self.members.live), lambda: self.members.live)
-            return [*decisions, Hold(token, f"{who} still train")]
-        gone = [w for w, word in self._words.items() if word.reply is None]
-        return [*decisions, *(self._answer(w, Done(), "all workers have left") for w in gone)]
+        self._finish(worker, request.done, shard)
+        self._give_back(worker, shard, before=request.epoch)
+        if self.members.is_active(worker):
+            return [self._grant_now(request), *self._proceed(shard)]
+        self._asking[worker] = request
+        decisions = self._proceed(shard)
+        if worker in self._asking:
+            decisions.append(Hold(token, self._why_held(request)))
+        return decisions
 
-    def _repeated(self, request: Request, serial: int, token: Token) -> Decision | None:
-        word = self._words.get(request.worker)
+    def idle(self, request: Idle, token: Token, shard: ShardCore) -> list[Decision]:
+        """A worker has no more work for now: nobody shall wait for it."""
+        repeated = self._repeated(request.worker, request.serial, token)
+        if repeated is not None:
+            return [repeated]
+        self._finish(request.worker, request.done, shard)
+        self.members.deactivate(request.worker)
+        reply = Granted(self.members.view, exhausted=True)
+        answer = self._answer(request.worker, reply, "it is waited for no longer")
+        return [answer, *self._proceed(shard)]
+
+    def leave(self, request: Leave, token: Token, shard: ShardCore) -> list[Decision]:
+        """A worker is done: it is answered when all are, or at once if it leaves early."""
+        repeated = self._repeated(request.worker, request.serial, token)
+        if repeated is not None:
+            return [repeated]
+        worker = request.worker
+        self._finish(worker, request.done, shard)
+        self._give_back(worker, shard, settled=request.settled)
+        self.stats[worker] = request.stats
+        rank = self.members.rank(worker)
+        self._forget(worker)
+        self.members.leave(worker, early=request.early)
+        decisions = self._proceed(shard)
+        if request.early:
+            decisions.append(self._answer(worker, Left(), "it leaves early"))
+        else:
+            self._leaving[worker] = rank
+        decisions += self._part()
+        if worker in self._leaving:
+            who = some_workers(len(self.members.live), lambda: self.members.live)
+            decisions.append(Hold(token, f"{who} still train"))
+        return decisions
+
+    # Servers.
+
+    def watch(self, request: Watch, token: Token) -> list[Decision]:
+        """A server wants the next view: it is answered when there is one."""
+        decisions: list[Decision] = []
+        if (before := self._watching.get(request.worker)) is not None:
+            if before[1] == request.epoch:
+                return [Same(token, before[0], "it has asked before")]
+            decisions.append(Answer(before[0], Done(), "it has asked anew"))
+        self._watching[request.worker] = (token, request.epoch)
+        told = self.news()
+        return [*decisions, *(told or [Hold(token, "nothing has changed")])]
+
+    def news(self) -> list[Decision]:
+        """The new view, for all servers that do not know it."""
+        view = self.members.view
+        late = [s for s, (_, epoch) in self._watching.items() if epoch < view.epoch]
+        return [
+            Answer(self._watching.pop(server)[0], Granted(view), "there is a new view")
+            for server in late
+        ]
+
+    def worker_of(self, process: int) -> int | None:
+        """The number under which a process works, if it does."""
+        return self._worker_of.get(process)
+
+    # What was said before.
+
+    def _repeated(self, worker: int, serial: int, token: Token) -> Decision | None:
+        word = self._words.get(worker)
         if word is None or serial > word.serial:
-            self._words[request.worker] = _Word(serial, token)
+            if worker not in self.members.live:
+                return _refuse(worker, token, "it is taken for dead")
+            self._words[worker] = _Word(serial, token)
             return None
+        return self._again(word, serial, token)
+
+    def _again(self, word: _Word, serial: int, token: Token) -> Decision:
         if serial < word.serial:
             return Answer(token, Done(), "an old word, answered before")
         if word.reply is None:
             return Same(token, word.token, "said before, and still open")
         return Answer(token, word.reply, "said before, and answered so")
 
-    def _open(self, floor: int) -> list[Decision]:
-        """Let the asking workers step: in rounds together, otherwise each by itself."""
-        together = self.mode.aggregation is Aggregation.ROUND
-        if not self._asking or (together and self._asking.keys() != self.members.live):
-            return []
-        asking, self._asking = self._asking, {}
-        latest = max(request.clock for request in asking.values())
-        self.members.activate(
-            {
-                worker: max(floor, latest if together else request.clock)
-                for worker, request in asking.items()
-            }
-        )
-        return [self._grant(request) for _, request in sorted(asking.items())]
+    # What follows.
 
-    def _grant(self, request: Acquire) -> Decision:
-        view = self.members.view
+    def _judge(self, rank: int, why: str, freed: list[Lease]) -> None:
+        """See whether a death ends the job."""
+        if self.on_failure is OnFailure.STOP:
+            self.verdict = JobFailedError(f"worker {rank} is lost: {why}")
+        if not freed or self.leases.died_of(freed[0]) < POISON:
+            return
+        lease = freed[0]
+        self.poison.append(lease)
+        if self.on_poison is OnPoison.SKIP:
+            self.leases.skip(lease)
+            return
+        low, high = lease.batch(min(lease.first_step, lease.steps - 1))
+        self.verdict = JobFailedError(
+            f"the same samples have killed {POISON} workers in a row: positions {low} to "
+            f"{high - 1} of epoch {lease.epoch}'s order, or later ones up to {lease.stop - 1}"
+        )
+
+    def _finish(self, worker: int, leases: tuple[LeaseId, ...], shard: ShardCore) -> None:
+        self.leases.finish(worker, leases)
+        shard.forget(leases)
+
+    def _give_back(
+        self, worker: int, shard: ShardCore, *, settled: bool = False, before: int | None = None
+    ) -> list[Lease]:
+        def steps_done(lease: Lease) -> int:
+            return shard.steps_done(lease, worker, settled=settled)
+
+        return self.leases.give_back(worker, steps_done, before=before)
+
+    def _forget(self, worker: int) -> None:
+        self._asking.pop(worker, None)
+        self._leaving.pop(worker, None)
+        self._fresh.discard(worker)
+
+    def _proceed(self, shard: ShardCore) -> list[Decision]:
+        """Answer those who ask for work and can have it now."""
+        everybody = self._asking.keys() == self.members.live
+        decisions: list[Decision] = []
+        starts: list[tuple[Acquire, Lease | None]] = []
+        for worker, request in sorted(self._asking.items()):
+            if request.samples is not None and self.leases.closed(request.epoch):
+                decisions.append(self._grant(request, None))
+            elif not self._may_begin(request, everybody):
+                continue
+            else:
+                try:
+                    lease = self._lease(request)
+                except UsageError as error:
+                    decisions.append(self._reject(worker, error))
+                else:
+                    if request.samples is not None and lease is None:
+                        continue
+                    starts.append((request, lease))
+            del self._asking[worker]
+        if starts:
+            self._activate([request for request, _ in starts], shard.gate.floor)
+        return [*decisions, *(self._grant(request, lease) for request, lease in starts)]
+
+    def _may_begin(self, request: Acquire, everybody: bool) -> bool:
+        if self.mode.aggregation is Aggregation.PUSH or everybody:
+            return True
         if request.samples is None:
-            return self._answer(request.worker, Granted(view), "it steps with its own data")
+            return bool(self.members.view.active) and request.worker in self._fresh
+        return self.leases.begun(request.epoch)
+
+    def _activate(self, requests: list[Acquire], floor: int) -> None:
+        starts = {request.worker: max(floor, request.clock) for request in requests}
+        if self.mode.aggregation is Aggregation.ROUND:
+            # A round that is under way is not theirs; those who begin together have one clock.
+            latest = max(starts.values())
+            stepping = bool(self.members.view.active)
+            starts = dict.fromkeys(starts, max(floor + 1, latest) if stepping else latest)
+        self._fresh -= starts.keys()
+        self.members.activate(starts)
+
+    def _lease(self, request: Acquire) -> Lease | None:
+        if request.samples is None:
+            return None
+        live = len(self.members.live)
+        return self.leases.acquire(
+            request.worker, request.epoch, request.samples, request.batch_size, live
+        )
+
+    def _why_held(self, request: Acquire) -> str:
+        if self._may_begin(request, everybody=False):
+            return f"the last samples of epoch {request.epoch} are with others"
+        live, asking = self.members.live, self._asking.keys()
+        late = some_workers(len(live) - len(asking), lambda: live - asking)
+        return f"epoch {request.epoch} begins when {late} come to it"
+
+    def _part(self) -> list[Decision]:
+        """Let those go who wait for the end, if it has come."""
+        if not self.members.finished:
+            return []
+        leaving, self._leaving = self._leaving, {}
+        main = min(leaving, key=leaving.__getitem__, default=None)
+        return [
+            self._answer(worker, Left(main=worker == main), "all workers have left")
+            for worker in sorted(leaving)
+        ]
+
+    def _welcome(self, process: int) -> Decision:
+        worker, coming = self._worker_of[process], self._comings[process]
+        coming.reply = Welcome(worker, self.members.rank(worker))
+        return Answer(coming.token, coming.reply, "the job has begun")
+
+    def _grant(self, request: Acquire, lease: Lease | None) -> Decision:
+        worker, view = request.worker, self.members.view
+        since = self.members.since(worker)
+        if request.samples is None:
+            return self._answer(worker, Granted(view, since=since), "it steps with its own data")
+        what = "no samples are left" if lease is None else f"samples {lease.start}-{lease.stop}"
+        return self._answer(worker, Granted(view, lease, lease is None, since), what)
+
+    def _grant_now(self, request: Acquire) -> Decision:
         try:
-            lease = self.leases.acquire(
-                request.worker,
-                request.epoch,
-                request.samples,
-                request.batch_size,
-                len(self.members.live),
-            )
+            return self._grant(request, self._lease(request))
         except UsageError as error:
-            return self._answer(request.worker, Failure(encode(error)), str(error))
-        reason = "no samples are left" if lease is None else f"samples {lease.start}-{lease.stop}"
-        reply = Granted(view, lease, exhausted=lease is None)
-        return self._answer(request.worker, reply, reason)
+            return self._reject(request.worker, error)
+
+    def _reject(self, worker: int, error: UsageError) -> Decision:
+        return self._answer(worker, Failure(encode(error)), str(error))
 
     def _answer(self, worker: int, reply: Reply, reason: str) -> Decision:
         word = self._words[worker]
         word.reply = reply
         return Answer(word.token, reply, reason)
+
+
+def _refuse(number: int, token: Token, why: str) -> Answer:
+    text = f"worker {number} does not belong to the job any more ({why})"
+    return Answer(token, Failure(encode(FencedError(text))), why)

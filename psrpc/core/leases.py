@@ -2,30 +2,53 @@
 
 A worker that is fast asks more often; that is all the load balancing there is.
 Leases get smaller towards an epoch's end (guided self-scheduling, Polychronopoulos
-and Kuck, IEEE Trans. Computers 1987), so that workers finish it together.
+and Kuck, IEEE Trans. Computers 1987), so that workers finish it together, and a
+death costs little. What a worker leaves undone goes to the next one that asks.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from psrpc.core.ranges import Ranges
 from psrpc.errors import UsageError
-from psrpc.messages import Lease
+from psrpc.messages import Lease, LeaseId
 
 MAX_BATCHES = 32
+POISON = 3  # workers that a lease may kill in a row
+
+# How many of a lease's updates, from its first on, are in the weights of all shards.
+StepsDone = Callable[[Lease], int]
+
+
+@dataclass(frozen=True)
+class _Held:
+    worker: int
+    lease: Lease
+    asked_in: int  # the epoch that the worker was in
 
 
 @dataclass
 class _Epoch:
     samples: int
     batch_size: int
-    position: int = 0
-    leases: int = 0
-    held: dict[int, tuple[int, Lease]] = field(default_factory=dict)
+    stops: list[int] = field(default_factory=list)  # where each lease ends
+    held: dict[int, _Held] = field(default_factory=dict)
     returned: list[Lease] = field(default_factory=list)
     done: Ranges = field(default_factory=Ranges)
     samples_done: int = 0
+    samples_skipped: int = 0
+    deaths: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def position(self) -> int:
+        return self.stops[-1] if self.stops else 0
+
+    @property
+    def closed(self) -> bool:
+        return self.samples_done + self.samples_skipped == self.samples
 
 
 class LeaseBook:
@@ -39,7 +62,8 @@ class LeaseBook:
     ) -> Lease | None:
         """Hand `worker` its next lease, or None when all samples are given out.
 
-        Raises UsageError if the workers disagree on how many samples there are.
+        What was given back comes first, that of earlier epochs before all. Raises UsageError
+        if the workers disagree on how many samples there are.
         """
         state = self._epochs.setdefault(epoch, _Epoch(samples, batch_size))
         if state.samples != samples:
@@ -47,41 +71,100 @@ class LeaseBook:
                 f"worker {worker} counts {samples} samples in epoch {epoch}, others counted "
                 f"{state.samples}: every worker must be given the same dataset"
             )
-        lease = state.returned.pop() if state.returned else _cut(state, epoch, workers)
+        source = self._with_returned(epoch)
+        lease = source.returned.pop() if source is not None else _cut(state, epoch, workers)
         if lease is not None:
-            state.held[lease.index] = (worker, lease)
+            self._epochs[lease.epoch].held[lease.index] = _Held(worker, lease, epoch)
         return lease
 
-    def finish(self, worker: int, epoch: int, indices: tuple[int, ...]) -> None:
-        """Note leases as done. One that `worker` does not hold is passed over."""
+    def available(self, epoch: int) -> bool:
+        """Whether `acquire` would hand out a lease to a worker in `epoch`."""
         state = self._epochs.get(epoch)
-        for index in indices:
-            if state is None or state.held.get(index, (None,))[0] != worker:
-                continue
-            _, lease = state.held.pop(index)
-            state.done.add(index)
-            state.samples_done += lease.stop - lease.start
+        uncut = state is None or state.position < state.samples
+        return uncut or self._with_returned(epoch) is not None
 
-    def give_back(self, worker: int, steps_done: int) -> None:
-        """Free what `worker` holds; of the lease it got first `steps_done` steps are done.
-
-        A later one was only fetched ahead: nothing of it is done.
-        """
-        for state in self._epochs.values():
-            mine = [lease for holder, lease in state.held.values() if holder == worker]
-            for lease in mine:
-                del state.held[lease.index]
-                state.returned.append(replace(lease, first_step=max(lease.first_step, steps_done)))
-                steps_done = 0
+    def begun(self, epoch: int) -> bool:
+        """Whether a lease of `epoch`, or of an earlier one that is not over, was handed out."""
+        state = self._epochs.get(epoch)
+        return (state is not None and bool(state.stops)) or self._with_returned(epoch) is not None
 
     def closed(self, epoch: int) -> bool:
         """Whether every sample of `epoch` is done."""
         state = self._epochs.get(epoch)
-        return state is not None and state.samples_done == state.samples
+        return state is not None and state.closed
 
-    def totals(self) -> tuple[tuple[int, int], ...]:
-        """For each epoch begun, its number and the samples of its finished leases."""
-        return tuple((epoch, state.samples_done) for epoch, state in sorted(self._epochs.items()))
+    def finish(self, worker: int, leases: Sequence[LeaseId]) -> None:
+        """Note leases as done. One that `worker` does not hold is passed over."""
+        for epoch, index in leases:
+            state = self._epochs.get(epoch)
+            held = state.held.get(index) if state is not None else None
+            if state is None or held is None or held.worker != worker:
+                continue
+            del state.held[index]
+            _finish(state, held.lease)
+
+    def give_back(
+        self, worker: int, steps_done: StepsDone, *, before: int | None = None
+    ) -> list[Lease]:
+        """Free what `worker` holds, or only what it asked for in an epoch below `before`.
+
+        The next holder goes on after `steps_done`. Returns the leases, the one that was worked
+        on first.
+        """
+        freed = []
+        for state in self._epochs.values():
+            for held in [h for h in state.held.values() if h.worker == worker]:
+                if before is not None and held.asked_in >= before:
+                    continue
+                lease, there = held.lease, steps_done(held.lease)
+                del state.held[lease.index]
+                if there >= lease.steps:
+                    _finish(state, lease)
+                    continue
+                first = max(lease.first_step, there)
+                freed.append(replace(lease, first_step=first, again=True))
+                state.returned.append(freed[-1])
+        return freed
+
+    def died_of(self, lease: Lease) -> int:
+        """Note that `lease` was worked on by a worker that died; returns how many have now."""
+        deaths = self._epochs[lease.epoch].deaths
+        deaths[lease.index] += 1
+        return deaths[lease.index]
+
+    def skip(self, lease: Lease) -> None:
+        """Give up what is left of a lease that was given back."""
+        state = self._epochs[lease.epoch]
+        state.returned.remove(lease)
+        left = lease.stop - lease.batch(lease.first_step)[0]
+        state.samples_skipped += left
+        state.samples_done += lease.stop - lease.start - left
+
+    def leases(self, epoch: int) -> Iterator[Lease]:
+        """All leases of an epoch that were ever handed out."""
+        state, start = self._epochs[epoch], 0
+        for index, stop in enumerate(state.stops):
+            yield Lease(epoch, index, start, stop, state.batch_size)
+            start = stop
+
+    def totals(self) -> tuple[tuple[int, int, int, int], ...]:
+        """For each epoch begun: its number, samples, samples done, samples skipped."""
+        return tuple(
+            (epoch, state.samples, state.samples_done, state.samples_skipped)
+            for epoch, state in sorted(self._epochs.items())
+        )
+
+    def _with_returned(self, epoch: int) -> _Epoch | None:
+        for number, state in sorted(self._epochs.items()):
+            if state.returned and number <= epoch:
+                return state
+        return None
+
+
+def _finish(state: _Epoch, lease: Lease) -> None:
+    state.done.add(lease.index)
+    state.deaths.pop(lease.index, None)
+    state.samples_done += lease.stop - lease.start
 
 
 def _cut(state: _Epoch, epoch: int, workers: int) -> Lease | None:
@@ -90,8 +173,6 @@ def _cut(state: _Epoch, epoch: int, workers: int) -> Lease | None:
         return None
     batches = -(-left // state.batch_size)
     size = min(max(batches // (2 * max(workers, 1)), 1), MAX_BATCHES) * state.batch_size
-    stop = min(state.position + size, state.samples)
-    lease = Lease(epoch, state.leases, state.position, stop, state.batch_size)
-    state.position = stop
-    state.leases += 1
-    return lease
+    start, stop = state.position, min(state.position + size, state.samples)
+    state.stops.append(stop)
+    return Lease(epoch, len(state.stops) - 1, start, stop, state.batch_size)

@@ -7,11 +7,12 @@ lease numbers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from psrpc.core.ranges import Ranges
 from psrpc.errors import ProtocolError
-from psrpc.messages import Stream, StreamKind, UpdateKey
+from psrpc.messages import Coverage, Stream, StreamKind, UpdateKey
 
 LedgerRecord = dict[str, list[list[object]]]
 
@@ -22,6 +23,7 @@ class Ledger:
     def __init__(self) -> None:
         self._open: dict[Stream, Ranges] = {}
         self._closed: dict[int, Ranges] = {}
+        self._doubled: Counter[tuple[int, int]] = Counter()  # by epoch and lease
 
     def __contains__(self, key: UpdateKey) -> bool:
         stream = key.stream
@@ -33,12 +35,30 @@ class Ledger:
         )
 
     def record(self, key: UpdateKey) -> None:
-        """Note that `key` is applied. The caller has checked that it was not before."""
+        """Note that `key` is applied; one that was before is counted as doubled."""
+        if key in self:
+            if key.stream.kind is StreamKind.LEASE:
+                self._doubled[key.stream.major, key.stream.minor] += 1
+            return
         marks = self._open.setdefault(key.stream, Ranges())
         marks.add(key.sequence)
         if key.stream.kind is StreamKind.LEASE and len(marks) == key.total:
             del self._open[key.stream]
             self._closed.setdefault(key.stream.major, Ranges()).add(key.stream.minor)
+
+    def coverage(self) -> tuple[Coverage, ...]:
+        """Which leases' updates are applied, epoch by epoch."""
+        leased = [s for s in self._open if s.kind is StreamKind.LEASE]
+        epochs = {*self._closed, *(stream.major for stream in leased)}
+        return tuple(
+            Coverage(
+                epoch,
+                tuple(self._closed.get(epoch, ())),
+                tuple((s.minor, tuple(self._open[s])) for s in leased if s.major == epoch),
+                tuple((i, times) for (e, i), times in self._doubled.items() if e == epoch),
+            )
+            for epoch in sorted(epochs)
+        )
 
     @property
     def size(self) -> int:

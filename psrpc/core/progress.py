@@ -9,6 +9,7 @@ from psrpc.messages import (
     Granted,
     Idle,
     Lease,
+    LeaseId,
     Leave,
     Stream,
     StreamKind,
@@ -36,8 +37,18 @@ class Progress:
     def __post_init__(self) -> None:
         self._serial = 0
         self._pushes = 0
-        self._done: list[int] = []
+        self._done: list[LeaseId] = []
+        self._spent: list[LeaseId] = []  # nothing of them is left, but it may not be pushed yet
         self._told: dict[int, int] = {}
+
+    def begin_anew(self, worker: int) -> None:
+        """Work under a new number: nothing of what was under way counts."""
+        self.worker = worker
+        self.clock, self.active = 0, False
+        self.lease, self.step, self.folded = None, 0, ()
+        self._pushes = 0
+        self._done.clear()
+        self._spent.clear()
 
     def next_serial(self) -> int:
         """Number one more word to the coordinator."""
@@ -55,18 +66,11 @@ class Progress:
         """The request to be waited for no longer."""
         return Idle(self.worker, self.next_serial(), self.clock, self.epoch, self.take_done())
 
-    def leave(self, stats: WorkerStats) -> Leave:
+    def leave(self, stats: WorkerStats, *, early: bool = False, settled: bool = True) -> Leave:
         """The last word; what is left of its leases goes to others."""
-        # Without a lease in work, `step` still counts the one before.
-        steps_done = self.step if self.lease is not None else 0
+        serial, done = self.next_serial(), self.take_done()
         return Leave(
-            self.worker,
-            self.next_serial(),
-            self.clock,
-            self.epoch,
-            self.take_done(),
-            steps_done,
-            stats,
+            self.worker, serial, self.clock, self.epoch, done, settled, early=early, stats=stats
         )
 
     def granted(self, reply: Granted) -> None:
@@ -74,14 +78,18 @@ class Progress:
         if reply.view.epoch > self.view.epoch:
             self.view = reply.view
         mine = dict(reply.view.active)
-        if self.worker in mine and not self.active:
-            self.started_in = reply.view.epoch
+        self.started_in = max(self.started_in, reply.since)
         self.active = self.worker in mine
         self.clock = max(self.clock, mine.get(self.worker, 0))
 
     def begin(self, lease: Lease) -> None:
         """Start on a lease."""
         self.lease, self.step = lease, lease.first_step
+
+    def may_fold(self, following: Lease) -> bool:
+        """Whether the current batch's gradients may go into the update of `following`'s."""
+        assert self.lease is not None
+        return not (self.lease.again or following.again)
 
     def next_key(self) -> UpdateKey:
         """The name of the update made from the lease's current batch."""
@@ -104,15 +112,17 @@ class Progress:
             self._pushes += 1
         else:
             self._advance()
+        self._done += self._spent
+        self._spent.clear()
 
     def _advance(self) -> None:
         assert self.lease is not None
         self.step += 1
         if self.step == self.lease.steps:
-            self._done.append(self.lease.index)
+            self._spent.append(self.lease.id)
             self.lease = None
 
-    def take_done(self) -> tuple[int, ...]:
+    def take_done(self) -> tuple[LeaseId, ...]:
         """The leases finished since this was last asked."""
         done, self._done = tuple(self._done), []
         return done

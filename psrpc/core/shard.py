@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from psrpc.core.consistency import Gate, Ready, Start
 from psrpc.core.decisions import Answer, Apply, Decision, Hold, Same, Token, some_workers
 from psrpc.core.ledger import Ledger
-from psrpc.messages import Failure, Pull, Push, ShardStats, Stepped, UpdateKey, View
+from psrpc.messages import (
+    Failure,
+    Lease,
+    LeaseId,
+    Pull,
+    Push,
+    ShardStats,
+    Stepped,
+    StreamKind,
+    UpdateKey,
+    View,
+)
 from psrpc.modes import Aggregation, Mode
 
 
@@ -47,6 +59,8 @@ class ShardCore:
         self._open: dict[tuple[int, int], Token] = {}
         self._begun: dict[int, list[_Begun]] = {}  # the latest last
         self._answers: dict[int, tuple[int, Stepped]] = {}
+        self._latest: dict[int, tuple[UpdateKey, ...]] = {}
+        self._fronts: dict[LeaseId, tuple[int, int]] = {}  # who pushed last of it, how far
         self._updates = 0
         self._samples = 0
         self._duplicates = 0
@@ -62,7 +76,7 @@ class ShardCore:
         for worker in self._begun.keys() - self.gate.active:
             # If it comes back it starts from the weights of that moment.
             del self._begun[worker]
-        return [*self._close_rounds(), *self._release()]
+        return [*self._drop_absent(), *self._close_rounds(), *self._release()]
 
     def push(self, push: Push, token: Token) -> list[Decision]:
         """A worker's gradients have come."""
@@ -92,6 +106,7 @@ class ShardCore:
             max_clock_gap=self._max_gap,
             staleness=tuple(sorted(self._staleness.items())),
             update_lag=tuple(sorted(self._update_lag.items())),
+            coverage=self._ledger.coverage(),
         )
 
     @property
@@ -103,6 +118,42 @@ class ShardCore:
         """Whether this update is in the weights."""
         return key in self._ledger
 
+    def steps_done(self, lease: Lease, worker: int, *, settled: bool) -> int:
+        """How many of a lease's updates are in the weights of all shards, as far as this one knows.
+
+        They are those before the lease was given to `worker`, and those that it has pushed
+        since: a worker pushes again when all shards have answered. Only its latest push may be
+        missing on some, unless it is `settled`.
+        """
+        pusher, steps = self._fronts.get(lease.id, (worker, lease.first_step))
+        if pusher != worker:
+            return lease.first_step
+        stream = lease.key(0).stream
+        latest = [k.sequence for k in self._latest.get(worker, ()) if k.stream == stream]
+        return steps if settled else min(steps, *latest, lease.steps)
+
+    def forget(self, leases: Sequence[LeaseId]) -> None:
+        """Nobody will ask about these leases again."""
+        for lease in leases:
+            self._fronts.pop(lease, None)
+
+    def _drop_absent(self) -> list[Decision]:
+        """Forget what the workers wanted that the view leaves out.
+
+        Their gradients that no round has taken yet are made again by others.
+        """
+        absent = [step for step in self._open if step[0] not in self.gate.active]
+        decisions = []
+        for worker, clock in absent:
+            entry = self._rounds.get(clock, {}).pop(worker, None)
+            if entry is not None and entry.carries:
+                self._keys_held.discard(entry.push.key)
+            token = self._open.pop((worker, clock))
+            self.gate.withdraw(token)
+            decisions.append(self._refuse(worker, token))
+        self._rounds = {clock: entries for clock, entries in self._rounds.items() if entries}
+        return decisions
+
     # A push that is new, and one that is not.
 
     def _seen(self, push: Push) -> bool:
@@ -110,6 +161,7 @@ class ShardCore:
         return waits or self.gate.finished(push.worker, push.clock)
 
     def _accept(self, push: Push, token: Token) -> list[Decision]:
+        self._note_front(push)
         carries = push.key not in self._ledger and push.key not in self._keys_held
         self._duplicates += not carries
         self._open[push.worker, push.clock] = token
@@ -122,6 +174,15 @@ class ShardCore:
         if (push.worker, push.clock) in self._open:
             decisions.append(Hold(token, self._why_held(push)))
         return decisions
+
+    def _note_front(self, push: Push) -> None:
+        self._latest[push.worker] = keys = (push.key, *push.also)
+        for key in keys:
+            if key.stream.kind is StreamKind.LEASE:
+                lease = (key.stream.major, key.stream.minor)
+                pusher, steps = self._fronts.get(lease, (push.worker, 0))
+                steps = max(steps if pusher == push.worker else 0, key.sequence + 1)
+                self._fronts[lease] = (push.worker, steps)
 
     def _why_held(self, push: Push) -> str:
         if push.worker in self._rounds.get(push.clock, ()):
@@ -144,7 +205,7 @@ class ShardCore:
 
     def _refuse(self, worker: int, token: Token) -> Decision:
         why = f"worker {worker} is not among the stepping workers of view {self.gate.epoch}"
-        return Answer(token, Failure(("ProtocolError", why)), why)
+        return Answer(token, Failure(("FencedError", why)), why)
 
     # Rounds: the pushes of one clock, complete when every stepping worker's has come.
 
@@ -187,8 +248,7 @@ class ShardCore:
     def _count(self, push: Push) -> int:
         """Enter an update that is applied now; returns its staleness in clocks."""
         for key in (push.key, *push.also):
-            if key not in self._ledger:
-                self._ledger.record(key)
+            self._ledger.record(key)
         self._samples += push.samples
         self._voids += push.void
         begun = self._began_with(push)

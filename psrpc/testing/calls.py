@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from psrpc.errors import FencedError, JobFailedError
 from psrpc.messages import (
     Acquire,
     Failure,
@@ -15,6 +16,7 @@ from psrpc.messages import (
     Request,
     Stepped,
     StreamKind,
+    Welcome,
 )
 from psrpc.testing.events import EventHeap
 from psrpc.testing.network import Network
@@ -34,6 +36,7 @@ class Call:
     server: int
     request: Request
     answered: Callable[[Call, Reply], None]
+    cut: Callable[[], bool]
     reply: Reply | None = None
     abandoned: bool = False
     reason: str = "it has not come through"
@@ -55,6 +58,7 @@ class Caller:
         retry_s: float,
         wake: Callable[[], None],
         trace: Trace | None = None,
+        cut: Callable[[], bool] = lambda: False,
     ) -> None:
         self.waits_for: list[Call] = []
         self._deliver = deliver
@@ -63,10 +67,14 @@ class Caller:
         self._retry_s = retry_s
         self._wake = wake
         self._trace = trace
+        self._cut = cut
+        self._calls: list[Call] = []
 
     def ask(self, server: int, request: Request) -> Call:
         """Send `request`; its reply comes into the call some time."""
-        call = Call(server, request, self._answered)
+        call = Call(server, request, self._answered, self._cut)
+        self._calls = [each for each in self._calls if each.open]
+        self._calls.append(call)
         self._say(call, self._retry_s)
         return call
 
@@ -75,16 +83,24 @@ class Caller:
         self.waits_for = [call for call in calls if call.open]
         return bool(self.waits_for)
 
+    def abandon(self) -> None:
+        """The process is gone: it says nothing again, and hears nothing."""
+        for call in self._calls:
+            call.abandoned = True
+        self.waits_for.clear()
+
     def _say(self, call: Call, patience_s: float) -> None:
         if call.open:
-            self._network.send(self._deliver[call.server], call)
+            if not self._cut():
+                self._network.send(self._deliver[call.server], call)
             patience_s = min(patience_s, LONGEST_PATIENCE_S)
             self._events.after(patience_s, self._say, call, 2.0 * patience_s)
 
     def _answered(self, call: Call, reply: Reply) -> None:
         if not call.open:
             return
-        if isinstance(reply, Failure):
+        expected = (FencedError.__name__, JobFailedError.__name__)
+        if isinstance(reply, Failure) and reply.error[0] not in expected:
             raise CheckError(f"{describe(call.request)} was refused: {reply.error[1]}")
         if self._trace is not None:
             worker, words = call.request.worker, describe(reply)
@@ -115,6 +131,8 @@ def describe(message: Request | Reply) -> str:
             return f"{name} view {message.view.epoch}, nothing"
         case Granted(lease=lease):
             return f"{name} view {message.view.epoch}, {lease}"
+        case Welcome():
+            return f"{name} as worker {message.worker}"
         case Failure():
             return f"{name} {message.error[0]}: {message.error[1]}"
         case _:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from random import Random
 
@@ -16,9 +16,8 @@ MODES = ("sync", "bounded", "async")
 class Manner(Enum):
     """How a worker leaves in the middle of an epoch."""
 
-    POLITE = "polite"  # it says how much of its lease is done
-    FORGETFUL = "forgetful"  # it says that nothing of its lease is done
-    ABRUPT = "abrupt"  # it does not wait for its last push, and does not count it
+    POLITE = "polite"  # all of its pushes are answered
+    ABRUPT = "abrupt"  # it does not wait for its last push, and says so
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,38 @@ class Departure:
     worker: int
     after_steps: int
     manner: Manner
+
+
+class Fate(Enum):
+    """What happens to a worker's process."""
+
+    KILL = "kill"  # it is gone, and its connections say so
+    STOP = "stop"  # it stands still, and its connections say nothing
+    CUT = "cut"  # nothing that it sends arrives, and nothing that is sent to it
+
+
+class Point(Enum):
+    """Where in a step it happens."""
+
+    BEFORE = "before the push"
+    BETWEEN = "between the shards"  # some of them have been sent the push
+    AFTER = "after the push"  # before or after it comes, is applied, is answered
+
+
+@dataclass(frozen=True)
+class Mishap:
+    """Something happens to the process of rank `rank` when it has made `after_steps` steps.
+
+    A stop or a cut lasts `seconds`. A killed worker is replaced after as many, if it
+    `returns`.
+    """
+
+    rank: int
+    after_steps: int
+    fate: Fate
+    point: Point
+    seconds: float
+    returns: bool
 
 
 @dataclass(frozen=True)
@@ -47,7 +78,8 @@ class Schedule:
     before it says something again for the first time, `voids` the probability
     that an update carries no gradient, `folds` that a batch's gradient goes into
     the next batch's update, `blind` that a push takes no fresh weights back. With
-    `overlap` workers compute while their last push is on its way.
+    `overlap` workers compute while their last push is on its way. More workers come at
+    `joins`, in seconds. A worker that is silent for `dead_after_s` is taken for dead.
     """
 
     name: str
@@ -68,6 +100,9 @@ class Schedule:
     departure: Departure | None = None
     pause: Pause | None = None
     overlap: bool = False
+    mishaps: tuple[Mishap, ...] = ()
+    joins: tuple[float, ...] = ()
+    dead_after_s: float = 10.0
 
 
 def draw(
@@ -77,19 +112,21 @@ def draw(
     workers: int | None = None,
     servers: int | None = None,
     epochs: int = 2,
+    churn: bool = False,
 ) -> Schedule:
-    """Draw a schedule for the mode called `name`; sizes that are given are not drawn."""
+    """Draw a schedule for the mode called `name`; sizes that are given are not drawn.
+
+    With `churn` workers are killed, stopped and cut off, come back and join.
+    """
     random = Random(f"{name} {seed}")
     mode = _mode(name, random)
     drawn_workers, drawn_servers = random.randint(1, 4), random.randint(1, 3)
     workers, servers = workers or drawn_workers, servers or drawn_servers
     batches, batch_size = random.randint(3, 20), random.randint(1, 4)
     weather = _weather(random)
-    feed_themselves = random.random() < 0.2
+    feed_themselves = random.random() < 0.2 and not churn
     departure = None if feed_themselves else _departure(random, workers, batches * epochs)
-    # A gradient in two updates cannot be taken out of one of them again.
-    may_fold = departure is None or departure.manner is Manner.POLITE
-    return Schedule(
+    schedule = Schedule(
         name=name,
         seed=seed,
         mode=mode,
@@ -102,12 +139,44 @@ def draw(
         weather=weather,
         retry_s=weather.delay_s * random.uniform(2.5, 12.0),
         voids=random.choice((0.0, 0.0, 0.1)),
-        folds=random.choice((0.0, 0.0, 0.3)) if may_fold else 0.0,
+        folds=random.choice((0.0, 0.0, 0.3)),
         blind=random.choice((0.0, 0.0, 0.5)),
         own_steps=_own_steps(random, workers) if feed_themselves else (),
         departure=departure,
         pause=_pause(random, workers),
         overlap=mode.bound != 0 and random.random() < 0.4,
+    )
+    return _disturbed(random, schedule) if churn else schedule
+
+
+def _disturbed(random: Random, schedule: Schedule) -> Schedule:
+    batches = -(-schedule.samples // schedule.batch_size)
+    usual = max(schedule.epochs * batches // schedule.workers, 1)
+    dead_after_s = random.choice((0.2, 1.0, 5.0))
+    mishaps = [_mishap(random, schedule, usual, dead_after_s) for _ in range(random.randint(1, 4))]
+    stays = random.randrange(schedule.workers)  # or comes back, so that the job can end
+    mishaps = [replace(each, returns=True) if each.rank == stays else each for each in mishaps]
+    departure = schedule.departure
+    if departure is not None and departure.worker == stays:
+        departure = None
+    joins = tuple(random.uniform(0.0, 3.0) for _ in range(random.choice((0, 0, 1, 2))))
+    return replace(
+        schedule,
+        departure=departure,
+        mishaps=tuple(mishaps),
+        joins=joins,
+        dead_after_s=dead_after_s,
+    )
+
+
+def _mishap(random: Random, schedule: Schedule, usual: int, dead_after_s: float) -> Mishap:
+    return Mishap(
+        rank=random.randrange(schedule.workers),
+        after_steps=random.randrange(usual + 1),
+        fate=random.choice(tuple(Fate)),
+        point=random.choice(tuple(Point)),
+        seconds=random.choice((0.1, 1.0, 3.0)) * dead_after_s * random.uniform(0.5, 1.5),
+        returns=random.random() < 0.6,
     )
 
 

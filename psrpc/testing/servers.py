@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from psrpc.core.coordinator import CoordinatorCore
 from psrpc.core.decisions import Answer, Apply, Decision, Hold, Same, Token
 from psrpc.core.shard import ShardCore
@@ -9,6 +11,7 @@ from psrpc.messages import (
     Acquire,
     Adopt,
     Done,
+    Granted,
     Idle,
     Leave,
     Pull,
@@ -16,8 +19,10 @@ from psrpc.messages import (
     Register,
     Reply,
     Request,
+    View,
+    Watch,
 )
-from psrpc.testing.calls import Call, Trace, describe
+from psrpc.testing.calls import Call, Caller, Trace, describe
 from psrpc.testing.network import Network
 from psrpc.testing.witness import Witness
 
@@ -53,9 +58,41 @@ class SimServer:
             what = describe(call.request)
             self._trace(f"server {self.index} <- worker {call.request.worker}: {what} [{token}]")
         self._witness.received(self.index, token, call.request)
+        if isinstance(call.request, Register | Acquire | Idle | Leave | Watch):
+            assert self.coordinator is not None, f"server {self.index} coordinates nothing"
+            self._convene(self._coordinate(self.coordinator, call.request, token), token)
+            return
         decisions = self._decide(call.request, token)
         self._witness.decided(self.index, token, decisions, self.shard)
         for decision in decisions:
+            self._carry_out(decision)
+
+    def lose(self, process: int, why: str) -> None:
+        """The coordinator has noticed that a process is dead."""
+        assert self.coordinator is not None
+        if self._trace is not None:
+            self._trace(f"server {self.index}    process {process} is lost: {why}")
+        worker = self.coordinator.worker_of(process)
+        decisions = self.coordinator.lose(process, why, self.shard)
+        if worker is not None:
+            self._witness.lost(worker)
+        self._convene(decisions, None)
+
+    def adopt(self, view: View) -> None:
+        """The coordinator has sent a newer view."""
+        decisions = self.shard.adopt(view)
+        self._witness.adopted(self.index, view, decisions, self.shard)
+        for decision in decisions:
+            self._carry_out(decision)
+
+    def _convene(self, decisions: list[Decision], token: Token | None) -> None:
+        """Carry out what the coordinator decided; its own shard knows the new view at once."""
+        assert self.coordinator is not None
+        self._witness.convened(token, decisions)
+        for decision in decisions:
+            self._carry_out(decision)
+        self.adopt(self.coordinator.members.view)
+        for decision in self.coordinator.news():
             self._carry_out(decision)
 
     def _decide(self, request: Request, token: Token) -> list[Decision]:
@@ -68,21 +105,22 @@ class SimServer:
                 decisions = self.shard.adopt(request.view)
                 return [*decisions, Answer(token, Done(self.shard.version), "it has the view")]
             case _:
-                assert self.coordinator is not None, f"server {self.index} coordinates nothing"
-                return self._coordinate(self.coordinator, request, token)
+                raise AssertionError(f"no server knows {request}")
 
     def _coordinate(
         self, coordinator: CoordinatorCore, request: Request, token: Token
     ) -> list[Decision]:
         match request:
             case Register():
-                return coordinator.register(request, token)
+                return coordinator.register(request, token, self.shard)
             case Acquire():
-                return coordinator.acquire(request, token, self.shard.gate.floor)
+                return coordinator.acquire(request, token, self.shard)
             case Idle():
-                return coordinator.idle(request, token)
+                return coordinator.idle(request, token, self.shard)
             case Leave():
-                return coordinator.leave(request, token, self.shard.gate.floor)
+                return coordinator.leave(request, token, self.shard)
+            case Watch():
+                return coordinator.watch(request, token)
             case _:
                 raise AssertionError(f"no server knows {request}")
 
@@ -103,7 +141,8 @@ class SimServer:
 
     def _answer(self, token: Token, reply: Reply) -> None:
         call = self._calls.pop(token)
-        self._network.send(call.answered, call, reply)
+        if not call.cut():
+            self._network.send(call.answered, call, reply)
 
     @staticmethod
     def _words(decision: Decision) -> str:
@@ -116,3 +155,22 @@ class SimServer:
                 return f"hold [{decision.token}]: {decision.reason}"
             case Same():
                 return f"[{decision.token}] is [{decision.first}]: {decision.reason}"
+
+
+class SimWatcher:
+    """What a server does beside serving: it asks the coordinator for the next view, for ever."""
+
+    def __init__(
+        self, server: SimServer, caller_of: Callable[[Callable[[], None]], Caller]
+    ) -> None:
+        self._server = server
+        self.caller = caller_of(self.go_on)
+        self._call: Call | None = None
+
+    def go_on(self) -> None:
+        """Take the view that has come, and ask for the next."""
+        call = self._call
+        if call is not None and isinstance(call.reply, Granted):
+            self._server.adopt(call.reply.view)
+        self._call = self.caller.ask(0, Watch(self._server.index, self._server.shard.gate.epoch))
+        self.caller.wait_for([self._call])

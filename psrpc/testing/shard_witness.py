@@ -6,10 +6,10 @@ from collections import Counter
 
 from psrpc.core.decisions import Answer, Apply, Decision, Hold, Same, Token
 from psrpc.core.shard import ShardCore
-from psrpc.messages import Failure, Pull, Push, Reply, Request, Stepped, UpdateKey, View
+from psrpc.messages import Failure, Pull, Push, Reply, Request, Stepped, UpdateKey, View, Watch
 from psrpc.modes import Aggregation
 from psrpc.testing.calls import CheckError
-from psrpc.testing.schedule import Manner, Schedule
+from psrpc.testing.schedule import Schedule
 
 _Step = tuple[int, int]  # worker, clock
 
@@ -65,9 +65,33 @@ class ShardWitness:
     def decided(self, token: Token, decisions: list[Decision], core: ShardCore) -> None:
         """The shard has decided about what it received last."""
         self._check_decided_once(token, decisions)
+        self._finish_silent_rounds()
         for decision in decisions:
             if not self._in_rounds and self._silent and self._comes_after(decision, token):
                 self._finish(self._take_silent())
+            self._check(decision)
+        if core.gate.floor != self._floor():
+            raise self._error(f"the floor is {core.gate.floor}, not {self._floor()}")
+
+    def convened(self, token: Token | None, decisions: list[Decision]) -> None:
+        """The coordinator beside this shard has decided about workers' and servers' words."""
+        if token is not None:
+            self._check_decided_once(token, decisions)
+        for decision in decisions:
+            if isinstance(decision, Answer):
+                if self._open.pop(decision.token, None) is None:
+                    raise self._error(f"token {decision.token} is answered twice")
+                for again in self._same.pop(decision.token, ()):
+                    del self._open[again]
+            elif isinstance(decision, Same):
+                self._check_same(decision)
+
+    def adopted(self, view: View, decisions: list[Decision], core: ShardCore) -> None:
+        """A view has come from the coordinator."""
+        if view.epoch > self._view.epoch:
+            self._adopt(view)
+        self._finish_silent_rounds()
+        for decision in decisions:
             self._check(decision)
         if core.gate.floor != self._floor():
             raise self._error(f"the floor is {core.gate.floor}, not {self._floor()}")
@@ -98,14 +122,16 @@ class ShardWitness:
         for name, value in wanted.items():
             if getattr(stats, name) != value:
                 raise self._error(f"{name} is {getattr(stats, name)}, not {value}")
-        if self._open:
-            raise self._error(f"never answered: {next(iter(self._open.values()))}")
+        unanswered = [r for r in self._open.values() if not isinstance(r, Watch)]
+        if unanswered:
+            raise self._error(f"never answered: {unanswered[0]}")
         if core.ledger_size > self._ledger_bound():
             raise self._error(f"the ledger has {core.ledger_size} ranges")
 
     def _ledger_bound(self) -> int:
         """One range for each worker's stream and each epoch, and a few around a leaver's lease."""
-        return self.schedule.workers + 4 * self.schedule.epochs
+        churn = len(self.schedule.mishaps) + len(self.schedule.joins)
+        return self.schedule.workers + 4 * (self.schedule.epochs + churn)
 
     # What comes in.
 
@@ -115,6 +141,11 @@ class ShardWitness:
             self._clocks[worker] = max(self._clocks.get(worker, 0), clock)
         for worker in self._begun.keys() - self._active.keys():
             del self._begun[worker]
+        for step in [step for step in self._first if step[0] not in self._active]:
+            if step[1] >= self._clocks.get(step[0], 0):
+                # Not applied, and now it never is: somebody else makes that update.
+                self._keys_held.discard(self._pushes[self._first.pop(step)].key)
+                self._silent.pop(step, None)
 
     def _note_silent(self, step: _Step, push: Push) -> None:
         again = push.key in self.applied or push.key in self._keys_held
@@ -148,13 +179,8 @@ class ShardWitness:
     def _check_round(self, pushes: list[Push]) -> None:
         clock = pushes[0].clock
         there = {push.worker for push in pushes}
-        departure = self.schedule.departure
-        abrupt = departure is not None and departure.manner is Manner.ABRUPT
-        gone = {departure.worker} if departure is not None and abrupt else set()
-        if (
-            any(push.clock != clock for push in pushes)
-            or there - gone != self._active.keys() - gone
-        ):
+        late = {w for w in self._active if self._clocks[w] > clock}  # they join a later round
+        if any(push.clock != clock for push in pushes) or there != self._active.keys() - late:
             raise self._error(f"round {clock} is of workers {there}, not {self._active.keys()}")
         if len({push.key.stream.major for push in pushes}) > 1 and not self.schedule.own_steps:
             raise self._error(f"round {clock} mixes epochs")
@@ -163,6 +189,15 @@ class ShardWitness:
     def _take_silent(self, clock: int | None = None) -> list[Push]:
         steps = [step for step in self._silent if clock is None or step[1] == clock]
         return [self._silent.pop(step) for step in steps]
+
+    def _finish_silent_rounds(self) -> None:
+        """Rounds of which no push carries anything end without an optimizer step."""
+        while self._in_rounds and self._active:
+            floor = self._floor()
+            slowest = [w for w in self._active if self._clocks[w] == floor]
+            if not all((worker, floor) in self._silent for worker in slowest):
+                return
+            self._finish(self._take_silent(floor))
 
     def _comes_after(self, decision: Decision, token: Token) -> bool:
         """Whether a decision is made after the push that came last has finished its step.

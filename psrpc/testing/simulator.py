@@ -22,8 +22,8 @@ from psrpc.testing.calls import Call, Caller, CheckError, Trace, describe
 from psrpc.testing.clock import ManualClock
 from psrpc.testing.events import EventHeap
 from psrpc.testing.network import Network
-from psrpc.testing.schedule import MODES, Schedule, draw
-from psrpc.testing.servers import SimServer
+from psrpc.testing.schedule import MODES, Fate, Mishap, Schedule, draw
+from psrpc.testing.servers import SimServer, SimWatcher
 from psrpc.testing.witness import Witness
 from psrpc.testing.workers import SimWorker
 
@@ -61,19 +61,29 @@ class Simulation:
         self._network = Network(schedule.weather, self._random, self.events)
         self._trace = None if trace is None else self._timed(trace)
         self.servers = [self._server(s) for s in range(schedule.servers)]
-        self.workers = [
-            SimWorker(w, schedule, self.events, self._random) for w in range(schedule.workers)
-        ]
+        self._watchers = [SimWatcher(s, self._caller_of) for s in self.servers[1:]]
+        self.workers: list[SimWorker] = []
+        self._mishaps = {
+            rank: [each for each in schedule.mishaps if each.rank == rank]
+            for rank in range(schedule.workers)
+        }
+        self._to_come = 0
 
     def run(self) -> None:
         """Live the whole job; raises AssertionError where a promise is broken."""
-        for worker in self.workers:
-            worker.start(self._caller(worker))
+        for watcher in self._watchers:
+            watcher.go_on()
+        for rank in range(self.schedule.workers):
+            self._start(rank)
+        for at_s in self.schedule.joins:
+            self._start_later(None, at_s)
         ended = self.events.run(LIMIT_S, LIMIT_EVENTS)
+        coordinator = self.servers[0].coordinator
+        if coordinator is not None and coordinator.verdict is not None:
+            return
         if not ended or not all(worker.finished for worker in self.workers):
             raise CheckError("\n".join(["the job does not end:", *self._who_waits()]))
-        unpushed = [key for worker in self.workers for key in worker.progress.folded]
-        self.witness.job_ended([server.shard for server in self.servers], unpushed)
+        self.witness.job_ended([server.shard for server in self.servers])
 
     def report(self, trace: list[str]) -> SimReport:
         """What came of it."""
@@ -96,10 +106,55 @@ class Simulation:
             index, ShardCore(mode), coordinator, self._network, self.witness, self._trace
         )
 
-    def _caller(self, worker: SimWorker) -> Caller:
+    def _start(self, rank: int | None) -> None:
+        """A process begins that wants to be a worker; each has a number of its own."""
+        mishaps = self._mishaps.get(rank, []) if rank is not None else []
+        worker = SimWorker(
+            len(self.workers), rank, self.schedule, self.events, self._random, mishaps, self._befall
+        )
+        self.workers.append(worker)
+        cut = lambda: self.clock.now() < worker.cut_until  # noqa: E731
+        worker.start(self._caller_of(worker.go_on, cut))
+
+    def _start_later(self, rank: int | None, after_s: float) -> None:
+        self._to_come += 1
+
+        def come() -> None:
+            self._to_come -= 1
+            self._start(rank)
+
+        self.events.after(after_s, come)
+
+    def _befall(self, worker: SimWorker, mishap: Mishap) -> None:
+        """Something happens to a worker's process; the coordinator notices, sooner or later."""
+        if self._trace is not None:
+            self._trace(f"process {worker.process}: {mishap.fate.value} for {mishap.seconds:.2f} s")
+        lose = self.servers[0].lose
+        if mishap.fate is Fate.KILL:
+            worker.die()
+            soon_s = self._random.uniform(0.0, 0.05)
+            self.events.after(soon_s, lose, worker.process, "its connection was closed")
+            if mishap.returns:
+                self._start_later(worker.rank, mishap.seconds)
+            return
+        if mishap.fate is Fate.CUT:
+            worker.cut_until = max(worker.cut_until, self.clock.now() + mishap.seconds)
+        if mishap.seconds > self.schedule.dead_after_s:
+            self.events.after(self.schedule.dead_after_s, lose, worker.process, "it is silent")
+
+    def _caller_of(
+        self, wake: Callable[[], None], cut: Callable[[], bool] = lambda: False
+    ) -> Caller:
         deliver: list[Callable[[Call], None]] = [server.receive for server in self.servers]
         retry_s = self.schedule.retry_s
-        return Caller(deliver, self._network, self.events, retry_s, worker.go_on, self._trace)
+
+        def go_on() -> None:
+            wake()
+            if not self._to_come and all(worker.finished for worker in self.workers):
+                for watcher in self._watchers:
+                    watcher.caller.abandon()
+
+        return Caller(deliver, self._network, self.events, retry_s, go_on, self._trace, cut)
 
     def _timed(self, trace: Trace) -> Trace:
         return lambda line: trace(f"{self.clock.now():10.4f}  {line}")
@@ -120,31 +175,40 @@ def simulate(
     workers: int | None = None,
     servers: int | None = None,
     epochs: int = 2,
+    churn: bool = False,
     trace: bool = False,
 ) -> SimReport:
     """Draw a job for `mode` (sync, bounded or async) from `seed`, run it and check it.
 
-    Sizes that are not given are drawn. The same arguments always give the same
-    run. Raises SimulationError where the core breaks a promise.
+    With `churn` workers die, stand still, are cut off, come back, join. Sizes that are not
+    given are drawn. The same arguments always give the same run. Raises SimulationError where
+    the core breaks a promise.
     """
-    schedule = draw(mode, seed, workers=workers, servers=servers, epochs=epochs)
+    schedule = draw(mode, seed, workers=workers, servers=servers, epochs=epochs, churn=churn)
     lines: list[str] = []
     simulation = Simulation(schedule, lines.append if trace else None)
     try:
         simulation.run()
     except Exception as error:
-        command = replay_command(mode, seed, workers, servers, epochs)
+        command = replay_command(mode, seed, workers, servers, epochs, churn=churn)
         text = "\n".join([*lines, f"{type(error).__name__}: {error}", f"replay with: {command}"])
         raise SimulationError(text) from error
     return simulation.report(lines)
 
 
 def replay_command(
-    mode: str, seed: int, workers: int | None, servers: int | None, epochs: int
+    mode: str,
+    seed: int,
+    workers: int | None,
+    servers: int | None,
+    epochs: int,
+    *,
+    churn: bool = False,
 ) -> str:
     """The command that shows one job event by event."""
     sizes = {"--workers": workers, "--servers": servers, "--epochs": epochs}
     given = [f" {option} {size}" for option, size in sizes.items() if size is not None]
+    given += [" --churn"] if churn else []
     return f"python -m psrpc.testing.simulator --mode {mode} --seed {seed}{''.join(given)} --trace"
 
 
@@ -157,6 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int)
     parser.add_argument("--servers", type=int)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--churn", action="store_true", help="workers die, return and join")
     parser.add_argument("--trace", action="store_true", help="print every event with its reason")
     options = parser.parse_args(arguments)
     for seed in range(options.seed, options.seed + options.seeds):
@@ -167,6 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
                 workers=options.workers,
                 servers=options.servers,
                 epochs=options.epochs,
+                churn=options.churn,
                 trace=options.trace,
             )
         except SimulationError as error:

@@ -6,14 +6,24 @@ counters and the floor, to compare them with its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from psrpc.core.decisions import Answer, Decision, Token
 from psrpc.core.shard import ShardCore
-from psrpc.messages import Acquire, Granted, Idle, Lease, Leave, Request, StreamKind, UpdateKey
+from psrpc.messages import (
+    Acquire,
+    Granted,
+    Idle,
+    Lease,
+    Leave,
+    Reply,
+    Request,
+    StreamKind,
+    UpdateKey,
+    View,
+)
 from psrpc.testing.calls import CheckError
-from psrpc.testing.schedule import Manner, Schedule
+from psrpc.testing.schedule import Schedule
 from psrpc.testing.shard_witness import ShardWitness
 
 
@@ -29,9 +39,6 @@ class _Handed:
 @dataclass
 class _Epoch:
     leases: dict[int, _Handed] = field(default_factory=dict)
-    told_exhausted: set[int] = field(default_factory=set)
-    given_up: list[Lease] = field(default_factory=list)
-    unpushed: set[int] = field(default_factory=set)
 
 
 class Witness:
@@ -43,7 +50,7 @@ class Witness:
         self._epochs: dict[int, _Epoch] = {}
         self._words: dict[Token, Request] = {}
         self._said: set[tuple[int, int]] = set()
-        self._left: set[int] = set()
+        self._gone: set[int] = set()
 
     def received(self, server: int, token: Token, request: Request) -> None:
         """`server` has received a request."""
@@ -59,25 +66,34 @@ class Witness:
     ) -> None:
         """`server` has decided about what it received last."""
         self.shards[server].decided(token, decisions, core)
+
+    def convened(self, token: Token | None, decisions: list[Decision]) -> None:
+        """The coordinator has decided; `token` is what it received last, if it was a word."""
+        self.shards[0].convened(token, decisions)
         for decision in decisions:
-            if isinstance(decision, Answer) and isinstance(decision.reply, Granted):
-                self._note_grant(self._words[decision.token], decision.reply)
+            word = self._words.get(decision.token) if isinstance(decision, Answer) else None
+            if word is not None and isinstance(decision, Answer):
+                self._note_grant(word, decision.reply)
 
-    def job_ended(self, cores: list[ShardCore], unpushed: Iterable[UpdateKey]) -> None:
-        """Everybody has left and nothing is on its way any more.
+    def adopted(self, server: int, view: View, decisions: list[Decision], core: ShardCore) -> None:
+        """The coordinator's view has come to `server`."""
+        self.shards[server].adopted(view, decisions, core)
 
-        `unpushed` are batches whose gradients no worker has pushed before it left.
-        """
-        for key in unpushed:
-            self._epochs[key.stream.major].unpushed.update(self._samples_of(key))
+    def lost(self, worker: int) -> None:
+        """The coordinator takes `worker` for dead."""
+        self._give_back(worker)
+
+    def job_ended(self, cores: list[ShardCore]) -> None:
+        """Everybody has left and nothing is on its way any more."""
+        calm = self.schedule.departure is None and not self.schedule.mishaps
         for shard, core in zip(self.shards, cores, strict=True):
             shard.ended(core)
             if self.schedule.own_steps:
                 self._check_own_steps(shard)
             else:
                 self._check_samples(shard)
-            if self._abrupt():
-                continue  # its last push may have reached one shard and not another
+            if not calm or self.schedule.joins:
+                continue  # who takes part in a round may differ
             if shard.applied != self.shards[0].applied:
                 raise CheckError(f"shards 0 and {shard.index} applied different updates")
             if shard.rounds != self.shards[0].rounds:
@@ -86,32 +102,27 @@ class Witness:
     # Leases.
 
     def _note_word(self, word: Acquire | Idle | Leave) -> None:
-        epoch = self._epochs.setdefault(word.epoch, _Epoch())
-        for index in word.done:
-            epoch.leases[index].done = True
-        if isinstance(word, Leave):
-            self._left.add(word.worker)
-            for epoch in self._epochs.values():
-                self._note_given_back(epoch, word.worker)
-
-    def _note_given_back(self, epoch: _Epoch, worker: int) -> None:
-        """What a leaver gives back is done by others, if there is one still in that epoch."""
-        others = set(range(self.schedule.workers)) - self._left - epoch.told_exhausted
-        for handed in epoch.leases.values():
-            if handed.worker == worker and not handed.done:
-                handed.worker = -1
-                if not others:
-                    epoch.given_up.append(handed.lease)
-
-    def _note_grant(self, word: Request, reply: Granted) -> None:
-        if not isinstance(word, Acquire):
+        if word.worker in self._gone:
             return
-        epoch = self._epochs.setdefault(word.epoch, _Epoch())
-        if reply.exhausted:
-            epoch.told_exhausted.add(word.worker)
+        for epoch, index in word.done:
+            self._epochs[epoch].leases[index].done = True
+        if isinstance(word, Leave):
+            self._give_back(word.worker)
+
+    def _give_back(self, worker: int) -> None:
+        self._gone.add(worker)
+        for epoch in self._epochs.values():
+            for handed in epoch.leases.values():
+                if handed.worker == worker and not handed.done:
+                    handed.worker = -1
+
+    def _note_grant(self, word: Request, reply: Reply) -> None:
+        if not isinstance(word, Acquire) or not isinstance(reply, Granted):
+            return
         lease = reply.lease
         if lease is None:
             return
+        epoch = self._epochs.setdefault(lease.epoch, _Epoch())
         handed = epoch.leases.setdefault(lease.index, _Handed(lease, word.worker))
         if handed.worker not in (word.worker, -1) or handed.done:
             raise CheckError(f"{lease} went to worker {handed.worker} and to {word.worker}")
@@ -123,10 +134,6 @@ class Witness:
 
     # At the end.
 
-    def _abrupt(self) -> bool:
-        departure = self.schedule.departure
-        return departure is not None and departure.manner is Manner.ABRUPT
-
     def _check_samples(self, shard: ShardWitness) -> None:
         times = {epoch: [0] * self.schedule.samples for epoch in range(self.schedule.epochs)}
         for key in shard.applied:
@@ -135,24 +142,20 @@ class Witness:
             for sample in self._samples_of(key):
                 times[key.stream.major][sample] += 1
         for number, counts in times.items():
-            excused = self._excused(number)
             wrong = [
                 (sample, count)
                 for sample, count in enumerate(counts)
-                if count != 1 and (count or sample not in excused)
+                if count > 1 or (count == 0 and not self._nobody_left)
             ]
             if wrong:
                 raise CheckError(
                     f"shard {shard.index}, epoch {number}: (sample, times applied) {wrong[:5]}"
                 )
 
-    def _excused(self, number: int) -> set[int]:
-        """The samples that nobody was left to do."""
-        if self.schedule.departure is not None and self.schedule.workers == 1:
-            return set(range(self.schedule.samples))
-        epoch = self._epochs.get(number, _Epoch())
-        given_up = (range(lease.start, lease.stop) for lease in epoch.given_up)
-        return epoch.unpushed.union(*given_up)
+    @property
+    def _nobody_left(self) -> bool:
+        """Whether nobody was left to do the samples that its one worker left."""
+        return self.schedule.departure is not None and self.schedule.workers == 1
 
     def _check_own_steps(self, shard: ShardWitness) -> None:
         found = {(key.stream.major, key.sequence) for key in shard.applied}

@@ -6,23 +6,27 @@ The generator yields what it waits for: seconds, or calls.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 
 from psrpc.core.progress import Progress
+from psrpc.errors import JobFailedError
 from psrpc.messages import (
     Adopt,
+    Failure,
     Granted,
+    Lease,
     Pull,
     Push,
     Register,
     Request,
     UpdateKey,
+    Welcome,
     WorkerStats,
 )
 from psrpc.testing.calls import Call, Caller, CheckError
 from psrpc.testing.events import EventHeap
-from psrpc.testing.schedule import Manner, Schedule
+from psrpc.testing.schedule import Fate, Manner, Mishap, Point, Schedule
 
 COORDINATOR = 0
 
@@ -39,25 +43,49 @@ class _Flight:
     pull: bool
 
 
-class SimWorker:
-    """One worker of a schedule."""
+class _FencedError(Exception):
+    """The job took this worker for dead."""
 
-    def __init__(self, index: int, schedule: Schedule, events: EventHeap, random: Random) -> None:
-        self.progress = Progress(index)
+
+class _OverError(Exception):
+    """There is no job any more."""
+
+
+class SimWorker:
+    """One process that works. `mishaps` are those of its rank that have not happened."""
+
+    def __init__(
+        self,
+        process: int,
+        rank: int | None,
+        schedule: Schedule,
+        events: EventHeap,
+        random: Random,
+        mishaps: list[Mishap],
+        befall: Callable[[SimWorker, Mishap], None],
+    ) -> None:
+        self.process = process
+        self.rank = rank
+        self.progress = Progress(process)
         self.steps = 0
         self.samples = 0
+        self.cut_until = 0.0
+        self.finished = False
         self._gathered = 0
         self._flight: _Flight | None = None
         self._read: int | None = None
         self._ahead = int(schedule.overlap)
-        self.finished = False
         self._schedule = schedule
         self._events = events
         self._random = random
+        self._mishaps = mishaps
+        self._befall = befall
+        self._comings = 0
+        self._epoch = 0
         self._life = self._live()
         departure, pause = schedule.departure, schedule.pause
-        self._departure = departure if departure and departure.worker == index else None
-        self._pause = pause if pause and pause.worker == index else None
+        self._departure = departure if departure and departure.worker == process else None
+        self._pause = pause if pause and pause.worker == process else None
 
     def start(self, caller: Caller) -> None:
         """Begin, a little later; everything else happens in events."""
@@ -66,6 +94,8 @@ class SimWorker:
 
     def go_on(self) -> None:
         """Live until there is something to wait for."""
+        if self.finished:
+            return
         for wait in self._life:
             if isinstance(wait, float):
                 self._events.after(wait, self.go_on)
@@ -74,23 +104,57 @@ class SimWorker:
                 return
         self.finished = True
 
+    def die(self) -> None:
+        """Be gone at once."""
+        self.finished = True
+        self.caller.abandon()
+
     # Its life, as a real worker's.
 
     def _live(self) -> Life:
+        while True:
+            try:
+                yield from self._come()
+                yield from self._work()
+                return
+            except _OverError:
+                return
+            except _FencedError:
+                self._flight, self._gathered = None, 0
+
+    def _come(self) -> Life:
+        rank = self.rank if self._comings == 0 else None
+        words = Register(self.process, 1, (), rank=rank, serial=self._comings)
+        self._comings += 1
+        call = self.caller.ask(COORDINATOR, words)
+        yield from self._hear([call])
+        if isinstance(call.reply, Welcome):
+            self.progress.begin_anew(call.reply.worker)
+
+    def _work(self) -> Life:
         progress = self.progress
-        yield [self.caller.ask(COORDINATOR, Register(progress.worker, protocol=1, model=()))]
         if self._schedule.own_steps:
-            yield from self._feed_itself(self._schedule.own_steps[progress.worker])
+            yield from self._feed_itself(self._schedule.own_steps[self.process])
         else:
-            for epoch in range(self._schedule.epochs):
-                progress.epoch = epoch
+            while self._epoch < self._schedule.epochs:
+                progress.epoch = self._epoch
                 yield from self._train_epoch()
                 if self._departs():
                     break
-        leave = progress.leave(WorkerStats(self.steps, self.samples))
-        if self._departs(Manner.FORGETFUL):
-            leave = replace(leave, steps_done=0)
-        yield [self.caller.ask(COORDINATOR, leave)]
+                self._epoch += 1
+        settled = not self._departs(Manner.ABRUPT)
+        stats = WorkerStats(self.steps, self.samples)
+        leave = progress.leave(stats, early=self._departs(), settled=settled)
+        yield from self._hear([self.caller.ask(COORDINATOR, leave)])
+
+    def _hear(self, calls: list[Call]) -> Life:
+        """Wait for answers; one may say that this worker is taken for dead."""
+        yield calls
+        errors = {call.reply.error[0] for call in calls if isinstance(call.reply, Failure)}
+        if JobFailedError.__name__ in errors:
+            raise _OverError
+        if errors:
+            raise _FencedError
 
     def _feed_itself(self, steps: int) -> Life:
         call = self.caller.ask(COORDINATOR, self.progress.acquire(None))
@@ -101,33 +165,54 @@ class SimWorker:
         yield from self._rest()
 
     def _train_epoch(self) -> Life:
-        call = self._ask_lease()
-        while True:
+        """Train until the epoch is over: what others leave undone included."""
+        while not self._departs():
+            call = self._ask_lease()
             yield from self._take(call)
-            granted = call.reply
-            assert isinstance(granted, Granted)
-            if granted.lease is None or self._departs():
+            lease = _lease_in(call)
+            if lease is None:
                 break
-            if granted.lease.first_step >= granted.lease.steps:
+            yield from self._train(lease)
+            yield from self._rest()
+
+    def _train(self, lease: Lease | None) -> Life:
+        """Train on leases while there are any; the next one is asked for ahead."""
+        while lease is not None and not self._departs():
+            if lease.first_step >= lease.steps:
                 raise CheckError(f"worker {self.progress.worker} got an empty lease")
-            yield from self._settle()
-            self.progress.begin(granted.lease)
-            for step in range(granted.lease.first_step, granted.lease.steps):
+            call: Call | None = None
+            for step in range(lease.first_step, lease.steps):
                 if self._departs():
                     break
-                if step == granted.lease.steps - 1:
+                yield from self._reach(lease, step)
+                if self._departs():
+                    break  # that was its last update
+                if step == lease.steps - 1:
                     call = self._ask_lease()
-                low, high = granted.lease.batch(step)
+                low, high = lease.batch(step)
                 self._gathered += high - low
                 if self._random.random() < self._schedule.folds:
                     yield self._seconds()
-                    yield from self._settle()
-                    self.progress.fold()
                 else:
                     yield from self._step()
-        if call.open:
+            if call is None:
+                break
             yield from self._take(call)
-        yield from self._rest()
+            lease = _lease_in(call)
+        if self._gathered and not self._departs():
+            yield from self._step()
+
+    def _reach(self, lease: Lease, step: int) -> Life:
+        """Come to a batch; one before it that has no update yet goes into its update."""
+        if self._gathered:
+            yield from self._settle()
+            if self.progress.may_fold(lease):
+                self.progress.fold()
+            else:
+                yield from self._step()
+        if step == lease.first_step:
+            yield from self._settle()
+            self.progress.begin(lease)
 
     def _ask_lease(self) -> Call:
         words = self.progress.acquire(self._schedule.samples, self._schedule.batch_size)
@@ -138,13 +223,13 @@ class SimWorker:
 
     def _take(self, call: Call) -> Life:
         """Wait for the coordinator's answer; who begins to step takes weights to start from."""
-        yield [call]
+        yield from self._hear([call])
         assert isinstance(call.reply, Granted)
         was_active = self.progress.active
         self.progress.granted(call.reply)
         if self.progress.active and not was_active:
             # The first two steps of a worker that overlaps are of these weights.
-            yield self._ask_all(
+            calls = self._ask_all(
                 lambda server: Pull(
                     self.progress.worker,
                     self.progress.clock,
@@ -152,17 +237,22 @@ class SimWorker:
                     self._ahead,
                 )
             )
+            yield from self._hear(calls)
             self._read = self.progress.clock
 
     def _step(self) -> Life:
         read = self._read
         yield self._seconds()
         yield from self._settle()
+        yield from self._suffer(Point.BEFORE)
         samples, self._gathered = self._gathered, 0
         key, void = self.progress.next_key(), self._random.random() < self._schedule.voids
         pull = self._random.random() >= self._schedule.blind
-        calls = self._ask_all(
-            lambda server: Push(
+        calls: list[Call] = []
+        for server in range(self._schedule.servers):
+            if server and server == self._schedule.servers // 2 + 1 - self._schedule.servers % 2:
+                yield from self._suffer(Point.BETWEEN)
+            push = Push(
                 self.progress.worker,
                 self.progress.clock,
                 key,
@@ -174,9 +264,10 @@ class SimWorker:
                 ahead=self._ahead,
                 read=read,
             )
-        )
+            calls.append(self.caller.ask(server, push))
         self._flight = _Flight(key, calls, samples, pull)
         self.steps += 1
+        yield from self._suffer(Point.AFTER)
         if self._departs(Manner.ABRUPT):
             yield self._random.uniform(0.0, 4.0) * self._schedule.weather.delay_s
             for call in calls:
@@ -190,7 +281,7 @@ class SimWorker:
         flight, self._flight = self._flight, None
         if flight is None:
             return
-        yield flight.calls
+        yield from self._hear(flight.calls)
         self.samples += flight.samples
         self.progress.finished(flight.key)
         if flight.pull:
@@ -208,9 +299,21 @@ class SimWorker:
             news = self.progress.news_for(server)
             if news is not None:
                 calls.append(self.caller.ask(server, Adopt(self.progress.worker, news)))
-        yield calls
+        yield from self._hear(calls)
 
     # What its schedule says.
+
+    def _suffer(self, point: Point) -> Life:
+        """What happens to its process here, if anything does."""
+        for mishap in self._mishaps:
+            if mishap.point is point and self.steps >= mishap.after_steps:
+                self._mishaps.remove(mishap)
+                if point is Point.AFTER:
+                    yield self._random.uniform(0.0, 4.0) * self._schedule.weather.delay_s
+                self._befall(self, mishap)
+                if mishap.fate is not Fate.CUT:
+                    yield mishap.seconds
+                return
 
     def _departs(self, manner: Manner | None = None) -> bool:
         departure = self._departure
@@ -219,7 +322,13 @@ class SimWorker:
         return manner is None or departure.manner is manner
 
     def _seconds(self) -> float:
-        seconds = self._schedule.step_s[self.progress.worker] * self._random.uniform(0.5, 1.5)
+        index = self.process % len(self._schedule.step_s)
+        seconds = self._schedule.step_s[index] * self._random.uniform(0.5, 1.5)
         if self._pause is not None and self.steps == self._pause.after_steps:
             seconds += self._pause.seconds
         return seconds
+
+
+def _lease_in(call: Call) -> Lease | None:
+    assert isinstance(call.reply, Granted)
+    return call.reply.lease

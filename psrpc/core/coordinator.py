@@ -267,11 +267,11 @@ class CoordinatorCore:
 
     def _proceed(self, shard: ShardCore) -> list[Decision]:
         """Answer those who ask for work and can have it now."""
-        everybody = self._asking.keys() == self.members.live
+        everybody = self._everybody_asks()
         decisions: list[Decision] = []
         starts: list[tuple[Acquire, Lease | None]] = []
         for worker, request in sorted(self._asking.items()):
-            if request.samples is not None and self.leases.closed(request.epoch):
+            if self._is_over(request):
                 decisions.append(self._grant(request, None))
             elif not self._may_begin(request, everybody):
                 continue
@@ -288,6 +288,14 @@ class CoordinatorCore:
         if starts:
             self._activate([request for request, _ in starts], shard.gate.floor)
         return [*decisions, *(self._grant(request, lease) for request, lease in starts)]
+
+    def _everybody_asks(self) -> bool:
+        """Whether all live workers ask for work that is not over, and can begin together."""
+        over = {w for w, r in self._asking.items() if self._is_over(r)}
+        return self._asking.keys() - over == self.members.live
+
+    def _is_over(self, request: Acquire) -> bool:
+        return request.samples is not None and self.leases.closed(request.epoch)
 
     def _may_begin(self, request: Acquire, everybody: bool) -> bool:
         if self.mode.aggregation is Aggregation.PUSH or everybody:

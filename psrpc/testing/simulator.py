@@ -113,6 +113,7 @@ class Simulation:
             len(self.workers), rank, self.schedule, self.events, self._random, mishaps, self._befall
         )
         self.workers.append(worker)
+        worker.ended = self._ended
         cut = lambda: self.clock.now() < worker.cut_until  # noqa: E731
         worker.start(self._caller_of(worker.go_on, cut))
 
@@ -131,11 +132,11 @@ class Simulation:
             self._trace(f"process {worker.process}: {mishap.fate.value} for {mishap.seconds:.2f} s")
         lose = self.servers[0].lose
         if mishap.fate is Fate.KILL:
+            if mishap.returns:
+                self._start_later(worker.rank, mishap.seconds)
             worker.die()
             soon_s = self._random.uniform(0.0, 0.05)
             self.events.after(soon_s, lose, worker.process, "its connection was closed")
-            if mishap.returns:
-                self._start_later(worker.rank, mishap.seconds)
             return
         if mishap.fate is Fate.CUT:
             worker.cut_until = max(worker.cut_until, self.clock.now() + mishap.seconds)
@@ -147,14 +148,13 @@ class Simulation:
     ) -> Caller:
         deliver: list[Callable[[Call], None]] = [server.receive for server in self.servers]
         retry_s = self.schedule.retry_s
+        return Caller(deliver, self._network, self.events, retry_s, wake, self._trace, cut)
 
-        def go_on() -> None:
-            wake()
-            if not self._to_come and all(worker.finished for worker in self.workers):
-                for watcher in self._watchers:
-                    watcher.caller.abandon()
-
-        return Caller(deliver, self._network, self.events, retry_s, go_on, self._trace, cut)
+    def _ended(self) -> None:
+        """A worker's life has ended; with the last one's, servers stop watching."""
+        if not self._to_come and all(worker.finished for worker in self.workers):
+            for watcher in self._watchers:
+                watcher.caller.abandon()
 
     def _timed(self, trace: Trace) -> Trace:
         return lambda line: trace(f"{self.clock.now():10.4f}  {line}")

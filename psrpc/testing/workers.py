@@ -71,6 +71,7 @@ class SimWorker:
         self.samples = 0
         self.cut_until = 0.0
         self.finished = False
+        self.ended: Callable[[], None] = lambda: None
         self._gathered = 0
         self._flight: _Flight | None = None
         self._read: int | None = None
@@ -103,11 +104,13 @@ class SimWorker:
             if self.caller.wait_for(wait):
                 return
         self.finished = True
+        self.ended()
 
     def die(self) -> None:
         """Be gone at once."""
         self.finished = True
         self.caller.abandon()
+        self.ended()
 
     # Its life, as a real worker's.
 

@@ -39,6 +39,8 @@ ROOMS = (
     "meter",
     "server",
     "coordinator",
+    "pulse",
+    "watcher",
     "exchange",
     "crew",
     "optimizer",

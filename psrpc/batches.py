@@ -23,12 +23,14 @@ class Source(Protocol):
         """Yield (lease, step) until the epoch's samples are all given out."""
         ...
 
-    def take(self, lease: Lease, step: int) -> None:
-        """The training loop is about to get this batch."""
+    def take(self, lease: Lease, step: int) -> bool:
+        """The training loop is about to get this batch, if it is still this worker's."""
         ...
 
-    def epoch_over(self) -> None:
-        """The training loop has got the epoch's last batch, and come back for more."""
+    def more(self, samples: int, batch_size: int) -> bool:
+        """The loop has had all batches that there were. Waits until the epoch is over, or until
+        there are more: those of a worker that died or left; returns whether there are.
+        """
         ...
 
 
@@ -68,29 +70,39 @@ def batches(
     source: Source,
     dataset: Dataset[Any],
     batch_size: int,
-    positions: torch.Tensor,
+    positions: Callable[[int], torch.Tensor],
     *,
     device: torch.device,
     collate: Collate | None = None,
     loaders: int = 0,
+    stale: Callable[[], bool] = lambda: False,
 ) -> Iterator[Any]:
     """Yield this worker's batches of one epoch, on `device`.
 
-    `positions` is the epoch's order. `loaders` processes load and collate ahead
-    (torch's DataLoader); with 0 that is done in this thread.
+    `positions` gives an epoch's order; a lease may be of an earlier epoch, if others left it.
+    `loaders` processes load and collate ahead (torch's DataLoader); with 0 that is done in
+    this thread. When `stale` says so, the next batch is a UsageError.
     """
+    samples = len(cast(Sized, dataset))
     plan: deque[tuple[Lease, int]] = deque()
 
     def indices() -> Iterator[Sequence[int]]:
-        for lease, step in source.lease_batches(len(positions), batch_size):
+        for lease, step in source.lease_batches(samples, batch_size):
             plan.append((lease, step))
             low, high = lease.batch(step)
-            yield positions[low:high]  # type: ignore[misc]
+            yield positions(lease.epoch)[low:high]  # type: ignore[misc]
 
-    for batch in _load(dataset, indices(), collate, loaders):
-        source.take(*plan.popleft())
-        yield to_device(batch, device)
-    source.epoch_over()
+    while True:
+        for batch in _load(dataset, indices(), collate, loaders):
+            if stale():
+                raise UsageError(
+                    "batches() was called again inside a loop over its batches; finish or leave "
+                    "one loop before the next, and take data for evaluation from a DataLoader"
+                )
+            if source.take(*plan.popleft()):
+                yield to_device(batch, device)
+        if not source.more(samples, batch_size):
+            return
 
 
 def _load(

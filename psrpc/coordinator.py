@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from psrpc.core.coordinator import CoordinatorCore
-from psrpc.core.decisions import Answer, Decision, Same
+from psrpc.core.decisions import Answer, Decision, Same, Token
+from psrpc.core.shard import ShardCore
 from psrpc.errors import ConfigError, JobFailedError, ProtocolError, PsrpcError, encode
 from psrpc.job import PROTOCOL, Job
 from psrpc.messages import (
     Acquire,
+    Bye,
     Done,
     Fail,
     Failure,
@@ -27,6 +29,7 @@ from psrpc.messages import (
     Register,
     Request,
     StatsReply,
+    Watch,
 )
 from psrpc.meter import Meter
 from psrpc.planes import base
@@ -34,6 +37,8 @@ from psrpc.planes.base import Landing
 from psrpc.server import Answers, Call, Desk, ParameterServer, resolve, worker_failed
 from psrpc.store.blueprint import Blueprint, compare
 from psrpc.store.buffers import BufferMean, buffers_of
+
+Decide = Callable[[ShardCore], Sequence[Decision]]
 
 
 class Coordinator:
@@ -48,9 +53,13 @@ class Coordinator:
     ) -> None:
         self.job = job
         self.server = server
-        self.core = CoordinatorCore(job.mode, job.workers)
+        self.core = CoordinatorCore(
+            job.mode, job.workers, job.min_workers, job.on_worker_failure, job.on_poison
+        )
         self.meter = Meter()
-        self.complete = threading.Event()
+        self.changed = threading.Condition()
+        self.lost: Callable[[int], None] = lambda process: None
+        self.expected: Callable[[int], None] = lambda process: None
         self._signature = blueprint.signature
         self._buffers = BufferMean(buffers_of(model))
         self._frozen = [p.detach().cpu().clone() for p in blueprint.untrained(model)]
@@ -59,9 +68,11 @@ class Coordinator:
         self._failure: PsrpcError | None = None
         self._handlers: dict[type[Request], Callable[[Any, Call], Answers]] = {
             Register: self._register,
-            Acquire: self._acquire,
-            Idle: self._idle,
-            Leave: self._leave,
+            Acquire: self._word(self.core.acquire),
+            Idle: self._word(self.core.idle),
+            Leave: self._word(self.core.leave),
+            Watch: self._watch,
+            Bye: self._bye,
             Fail: self._fail,
             PutBuffers: self._put_buffers,
             GetBuffers: lambda request, call: [(call, (Done(), self._buffers.mean()))],
@@ -86,15 +97,36 @@ class Coordinator:
         with self._lock:
             answers = self._answer(handler, call)
         resolve(answers)
+        self._tell()
 
     def fail(self, error: PsrpcError) -> None:
         """End the job: every open and every later request is answered with `error`."""
         with self._lock:
             answers = self._end(error)
         resolve(answers)
+        self._tell()
+
+    def lose(self, process: int, why: str) -> None:
+        """A process died, or stopped saying that it lives: nobody waits for it any more."""
+        with self._lock:
+            if self._failure is not None:
+                return
+            answers = self._convene(lambda shard: self.core.lose(process, why, shard))
+        resolve(answers)
+        self.lost(process)
+        self._tell()
+
+    @property
+    def failure(self) -> PsrpcError | None:
+        """What ended the job before its time, if anything did."""
+        return self._failure
+
+    def _tell(self) -> None:
+        with self.changed:
+            self.changed.notify_all()
 
     def _answer(self, handler: Callable[[Any, Call], Answers], call: Call) -> Answers:
-        if self._failure is not None:
+        if self._failure is not None and not isinstance(call.request, Bye):
             return [(call, (Failure(encode(self._failure)), []))]
         try:
             return handler(call.request, call)
@@ -108,20 +140,16 @@ class Coordinator:
 
     def _register(self, request: Register, call: Call) -> Answers:
         self._check(request)
-        answers = self._carry_out(self.core.register(request, self._desk.open(call)))
-        if not self.core.members.missing:
-            self.complete.set()
-        return answers
+        self.expected(request.worker)
+        return self._word(self.core.register)(request, call)
 
     def _check(self, request: Register) -> None:
-        who = f"worker {request.worker}"
+        who = f"worker {request.worker if request.rank is None else request.rank}"
         if request.protocol != PROTOCOL:
             raise ProtocolError(
                 f"{who} speaks version {request.protocol} of the protocol, this server "
                 f"{PROTOCOL}: install the same psrpc everywhere"
             )
-        if not 0 <= request.worker < self.job.workers:
-            raise ProtocolError(f"{who} does not belong to a job of {self.job.workers} workers")
         ours = dict(self.job.settings)
         differing = [
             f"{name} is {text} on {who} and {ours.get(name)} on the server"
@@ -132,16 +160,33 @@ class Coordinator:
             raise ConfigError(f"{line}; give every process the same" for line in differing)
         compare(request.model, self._signature, who)
 
-    def _acquire(self, request: Acquire, call: Call) -> Answers:
-        floor = self.server.core.gate.floor
-        return self._carry_out(self.core.acquire(request, self._desk.open(call), floor))
+    def _word(
+        self, decide: Callable[[Any, Token, ShardCore], Sequence[Decision]]
+    ) -> Callable[[Any, Call], Answers]:
+        """A handler of what workers say about themselves."""
 
-    def _idle(self, request: Idle, call: Call) -> Answers:
-        return self._carry_out(self.core.idle(request, self._desk.open(call)))
+        def handle(request: Request, call: Call) -> Answers:
+            token = self._desk.open(call)
+            return self._convene(lambda shard: decide(request, token, shard))
 
-    def _leave(self, request: Leave, call: Call) -> Answers:
-        floor = self.server.core.gate.floor
-        return self._carry_out(self.core.leave(request, self._desk.open(call), floor))
+        return handle
+
+    def _convene(self, decide: Decide) -> Answers:
+        """Decide; the own shard knows at once who steps, and the other servers are told."""
+        decisions, released = self.server.convene(decide, lambda: self.core.members.view)
+        answers = [*self._carry_out(decisions), *released, *self._carry_out(self.core.news())]
+        if self.core.verdict is not None:
+            answers += self._end(self.core.verdict)
+        elif self.core.over:
+            self.server.ended.set()
+        return answers
+
+    def _watch(self, request: Watch, call: Call) -> Answers:
+        return self._carry_out(self.core.watch(request, self._desk.open(call)))
+
+    def _bye(self, request: Bye, call: Call) -> Answers:
+        self.core.bye(request.worker)
+        return [(call, (Done(), [])), *self._convene(lambda shard: [])]
 
     def _fail(self, request: Fail, call: Call) -> Answers:
         return [(call, (Done(), [])), *self._end(worker_failed(request))]
@@ -149,7 +194,6 @@ class Coordinator:
     def _end(self, error: PsrpcError) -> Answers:
         self._failure = self._failure or error
         self.server.fail(self._failure)
-        self.complete.set()
         return [(each, (Failure(encode(self._failure)), [])) for each in self._desk.clear()]
 
     def _put_buffers(self, request: PutBuffers, call: Call) -> Answers:
@@ -161,7 +205,8 @@ class Coordinator:
             shard=self.server.core.stats(),
             workers=tuple(sorted(self.core.stats.items())),
             final_loss=self.meter.loss,
-            epochs=self.core.leases.totals(),
+            leases=self.core.leases.export(),
+            workers_lost=self.core.members.lost,
         )
         return [(call, (reply, []))]
 

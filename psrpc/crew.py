@@ -15,9 +15,12 @@ from psrpc.messages import (
     Fail,
     Granted,
     Lease,
+    LeaseId,
+    Left,
     Register,
     Reply,
     StatsReply,
+    Welcome,
     WorkerStats,
 )
 from psrpc.planes.base import Link, Pending
@@ -39,28 +42,82 @@ class _Ahead:
 
 
 class Crew:
-    """Keeps a worker's place in the job. Used from the worker's training thread."""
+    """Keeps a worker's place in the job. Used from the worker's training thread.
 
-    def __init__(self, job: Job, progress: Progress, links: Sequence[Link]) -> None:
+    `generation` counts how often the worker has come: what was granted in an earlier one is
+    not its own any more.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        progress: Progress,
+        links: Sequence[Link],
+        process: int,
+        rank: int | None,
+    ) -> None:
         self.job = job
         self.progress = progress
+        self.process = process
+        self.rank = rank
+        self.generation = 0
+        self.leaving = False
         self._links = links
         self._ahead: _Ahead | None = None
+        self._granted_first: Lease | None = None
+        self._held: dict[LeaseId, Lease] = {}
 
-    def register(self, model: tuple[tuple[str, tuple[int, ...], str], ...]) -> None:
-        """Come to the job; blocks until all workers have come."""
-        request = Register(self.progress.worker, PROTOCOL, model, self.job.settings)
-        self._links[0].call(request).wait()
+    def register(self, model: tuple[tuple[str, tuple[int, ...], str], ...]) -> Welcome:
+        """Come to the job, or come back to it; blocks until it begins."""
+        request = Register(
+            self.process,
+            PROTOCOL,
+            model,
+            self.job.settings,
+            rank=self.rank,
+            serial=self.generation,
+        )
+        self.generation += 1
+        self._ahead, self._granted_first = None, None
+        self._held.clear()
+        reply, _ = self._links[0].call(request).wait()
+        if not isinstance(reply, Welcome):
+            raise ProtocolError(f"the coordinator answered {reply!r} to a worker that came")
+        self.rank = reply.rank
+        self.progress.begin_anew(reply.worker)
+        return reply
 
     def lease_batches(self, samples: int, batch_size: int) -> Iterator[tuple[Lease, int]]:
-        """Yield (lease, step) of the progress's epoch; the next lease is asked for in time."""
-        lease = self._ask_ahead(samples, batch_size).lease()
+        """Yield (lease, step) of the progress's epoch; the next lease is asked for in time.
+
+        Ends when no samples are left, or this worker leaves, or had to come back.
+        """
+        generation = self.generation
+        lease, self._granted_first = self._granted_first, None
+        if lease is None:
+            lease = self._ask_ahead(samples, batch_size).lease()
         while lease is not None:
-            for step in range(lease.first_step, lease.steps - 1):
+            self._held[lease.id] = lease
+            following: _Ahead | None = None
+            for step in range(lease.first_step, lease.steps):
+                if self.leaving or generation != self.generation:
+                    return
+                if step == lease.steps - 1:
+                    following = self._ask_ahead(samples, batch_size)
                 yield lease, step
-            following = self._ask_ahead(samples, batch_size)
-            yield lease, lease.steps - 1
+            if following is None or generation != self.generation:
+                return
             lease = following.lease()
+
+    def holds(self, lease: Lease) -> bool:
+        """Whether this worker still has `lease`, this very time that it was handed out."""
+        return self._held.get(lease.id) is lease
+
+    def rest(self, samples: int, batch_size: int) -> bool:
+        """Wait until the epoch is over, or samples of it are left; returns whether they are."""
+        self._held.clear()
+        self._granted_first = self._granted(self._ask(self.progress.acquire(samples, batch_size)))
+        return self._granted_first is not None
 
     def enter(self) -> None:
         """Be counted among the stepping workers without leases; in sync mode, blocks for all."""
@@ -82,11 +139,15 @@ class Crew:
         for each in pending:
             each.wait()
 
-    def leave(self, stats: WorkerStats) -> None:
-        """Leave the job; blocks until all workers have left."""
+    def leave(self, stats: WorkerStats, *, early: bool = False) -> bool:
+        """Leave the job; blocks until all workers have left, unless it is `early`.
+
+        Returns whether this worker is the one that reports the results.
+        """
         self.pause()
-        request = self.progress.leave(stats)
-        self._links[0].call(request).wait()
+        request = self.progress.leave(stats, early=early)
+        reply, _ = self._links[0].call(request).wait()
+        return isinstance(reply, Left) and reply.main
 
     def fail(self, error: tuple[str, str], timeout_s: float) -> None:
         """Tell all servers why the job ends; those that are gone or ended it need not know.
@@ -99,7 +160,7 @@ class Crew:
 
     def bye(self) -> None:
         """Tell all servers that no more calls will come."""
-        for link in self._links:
+        for link in reversed(self._links):  # the coordinator last: it lets the others go
             link.call(Bye(self.progress.worker)).wait()
 
     def _ask_ahead(self, samples: int, batch_size: int) -> _Ahead:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from psrpc.core.progress import Progress
+from psrpc.errors import FencedError
 from psrpc.messages import Override, Peek, Pull, Push, UpdateKey
 from psrpc.planes.base import Link, Pending
 from psrpc.store.binding import Binding, raise_nonfinite
@@ -47,10 +48,16 @@ class Ticket:
     def _arrive(self, timeout_s: float | None) -> None:
         """Wait for all answers before the weights of any of them land."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        fenced: FencedError | None = None
         try:
             for pending in self._pending:
                 left_s = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-                pending.arrive(left_s)
+                try:
+                    pending.arrive(left_s)
+                except FencedError as error:
+                    fenced = error  # the others will say so too; nothing shall be under way then
+            if fenced is not None:
+                raise fenced
         except TimeoutError:
             raise
         except Exception as error:
@@ -77,6 +84,11 @@ class Exchange:
     def stale(self) -> bool:
         """Whether the worker has begun to step again since it last read weights in order."""
         return self._read_view < self._progress.started_in
+
+    @property
+    def empty(self) -> bool:
+        """Whether no parameter has a gradient now."""
+        return self._binding.empty()
 
     def push(
         self,
@@ -156,6 +168,14 @@ class Exchange:
         for pending in [link.exchange(request, send=False, land=True) for link in self._links]:
             pending.wait()
         self._binding.scatter()
+
+    def drop(self) -> None:
+        """Forget the gradients that were made, and what was read: this worker begins anew."""
+        self._open = None
+        self._read_view = -1
+        self.read_clock = None
+        self._binding.gather()
+        self._binding.clear()
 
     def clear(self) -> None:
         """Let the model's gradients begin from zero."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from psrpc.errors import ConfigError
-from psrpc.modes import Aggregation, Mode, Reduction, Synchronous
+from psrpc.modes import Aggregation, Mode, OnFailure, OnPoison, Reduction, Synchronous
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 class NonFinite(Enum):
@@ -39,7 +39,9 @@ class Job:
     """A job's settings. `seed` orders samples and starts models.
 
     With `overlap` a worker computes its next step while the last one's gradients are on
-    their way; its weights are then one step older.
+    their way; its weights are then one step older. The job begins when `min_workers` have
+    come (None: all). A worker that is silent for `dead_after_s` is taken for dead; a job that
+    has no worker left, or fewer than `min_workers`, ends after `rejoin_timeout_s`.
     """
 
     workers: int
@@ -53,6 +55,11 @@ class Job:
     start_timeout_s: float = 300.0
     backend: Backend = Backend.GLOO
     collective_timeout_s: float = 30.0
+    min_workers: int | None = None
+    on_worker_failure: OnFailure = OnFailure.CONTINUE
+    on_poison: OnPoison = OnPoison.STOP
+    dead_after_s: float = 10.0
+    rejoin_timeout_s: float = 60.0
 
     def check(self) -> None:
         """Raise ConfigError with all that is wrong."""
@@ -71,6 +78,18 @@ class Job:
             problems.append(
                 f"the collective timeout must be above 0 s, not {self.collective_timeout_s}"
             )
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+            problems.append(
+                f"min_workers must be 1 to {self.workers} (the workers), not {self.min_workers}"
+            )
+        problems += [
+            f"{name} must be above 0 s, not {value:g}"
+            for name, value in (
+                ("dead_after_s", self.dead_after_s),
+                ("rejoin_timeout_s", self.rejoin_timeout_s),
+            )
+            if value <= 0
+        ]
         if self.start_timeout_s <= 0:
             problems.append(f"the start timeout must be above 0 s, not {self.start_timeout_s}")
         return problems

@@ -355,6 +355,21 @@ class Coverage:
 
 
 @dataclass(frozen=True)
+class EpochLeases:
+    """What the coordinator knows of an epoch: `stops` are where its leases end, in order.
+
+    Of `samples`, `done` are those of finished leases and `skipped` those that were given up.
+    """
+
+    epoch: int
+    samples: int
+    done: int
+    skipped: int
+    batch_size: int
+    stops: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class EpochAccount:
     """How often an epoch's samples are in the weights, over all shards.
 
@@ -387,12 +402,16 @@ class ShardStats:
 
 @dataclass(frozen=True)
 class StatsReply(Reply):
-    """One server's shard counters; the coordinator adds its workers' and the mean last loss."""
+    """One server's shard counters; the coordinator adds what only it knows.
+
+    That is its workers' counters, the mean last loss, the leases, and the deaths it has seen.
+    """
 
     shard: ShardStats
     workers: tuple[tuple[int, WorkerStats], ...] = ()
     final_loss: float | None = None
-    epochs: tuple[tuple[int, int], ...] = ()
+    leases: tuple[EpochLeases, ...] = ()
+    workers_lost: int = 0
 
 
 @dataclass(frozen=True)

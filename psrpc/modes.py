@@ -85,3 +85,17 @@ class Asynchronous(Mode):
 
     name = "async"
     bound = None
+
+
+class OnFailure(Enum):
+    """What a worker's death means for the job."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+
+
+class OnPoison(Enum):
+    """What becomes of a lease that has killed three workers in a row."""
+
+    STOP = "stop"  # the job ends
+    SKIP = "skip"  # its samples are given up, and counted as such

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
+from psrpc import environment
 from psrpc.coordinator import Coordinator
 from psrpc.crew import stats_of
-from psrpc.errors import PeerLostError, PsrpcError, StartTimeoutError, decode, encode
+from psrpc.errors import (
+    JobFailedError,
+    PeerLostError,
+    PsrpcError,
+    StartTimeoutError,
+    decode,
+    encode,
+)
 from psrpc.job import Job, PlaneChoice
 from psrpc.messages import GetStats
 from psrpc.planes.agent import Agent, hushed
@@ -22,16 +31,21 @@ from psrpc.planes.groups import Fabric, Groups
 from psrpc.planes.rpc import Address, RpcLink, serve, withdraw
 from psrpc.planes.select import link_to, planes_of
 from psrpc.planes.staging import Staging
+from psrpc.pulse import Heart, Pulse
 from psrpc.rendezvous import Rendezvous
 from psrpc.report import Report, summarize
 from psrpc.server import ParameterServer
 from psrpc.store.blueprint import Blueprint
 from psrpc.store.shard import ShardStore
+from psrpc.watcher import Watcher
 from psrpc.worker import Worker
 
 _SERVER_THREADS = 4
 _WORKER_THREADS = 1
 _FAREWELL_S = 2.0
+_LOOK_AGAIN_S = 0.25
+_COORDINATOR = "server0"
+PULSE = "pulse"  # the key under which the coordinator says where it hears who is alive
 
 
 class ServerNode:
@@ -52,6 +66,7 @@ class ServerNode:
         )
         self.doorman = Doorman(self.coordinator or self.server, layout)
         self.conductor: Conductor | None = None
+        self.pulse = self._make_pulse()
 
     def serve(self, rendezvous: Rendezvous) -> None:
         """Serve until all workers are gone. Blocks; raises JobFailedError if the job failed."""
@@ -60,16 +75,17 @@ class ServerNode:
             self.conductor = self._raise_conductor(rendezvous)
             serve(self.agent, self.conductor or self.coordinator or self.server)
             rendezvous.publish(shm_key(self.agent.name), self._open_door())
+            self._listen_for_deaths(rendezvous)
             rendezvous.publish(self.agent.name, self.agent.url)
-            self._wait_for_workers()
-            self.server.ended.wait()
+            self._wait_for_end(rendezvous)
             # The last answers must have arrived before the agent cuts them off.
             if self.server.failure is not None:
                 rendezvous.say(reason(self.agent.name), json.dumps(encode(self.server.failure)))
-            workers = [gone(f"worker{rank}") for rank in range(self.job.workers)]
-            rendezvous.await_or_give_up(workers, _FAREWELL_S)
+            rendezvous.await_or_give_up(self._last_to_leave(), _FAREWELL_S)
         finally:
             self.doorman.close()
+            if self.pulse is not None:
+                self.pulse.close()
             if self.conductor is not None:
                 self.conductor.close()
             withdraw(self.agent)
@@ -77,6 +93,67 @@ class ServerNode:
             rendezvous.say(gone(self.agent.name))
         if self.server.failure is not None:
             raise self.server.failure
+
+    def _make_pulse(self) -> Pulse | None:
+        # A collective tells of a death itself, and cannot go on after one.
+        if self.coordinator is None or self.job.plane is PlaneChoice.COLLECTIVE:
+            return None
+        host = "127.0.0.1" if self.fabric.one_host else environment.own_address()
+        return Pulse(host, self.job.dead_after_s, self.coordinator.lose)
+
+    def _listen_for_deaths(self, rendezvous: Rendezvous) -> None:
+        if self.coordinator is None:
+            return
+        self.coordinator.lost = lambda process: rendezvous.say(gone(worker_name(process)))
+        if self.pulse is not None:
+            self.coordinator.expected = self.pulse.expect
+            self.pulse.start()
+        rendezvous.publish(PULSE, self.pulse.address if self.pulse is not None else "")
+
+    def _wait_for_end(self, rendezvous: Rendezvous) -> None:
+        if self.coordinator is not None:
+            self._supervise(self.coordinator)
+            return
+        (url,) = rendezvous.read([_COORDINATOR])
+        link = RpcLink(self.agent, Address(_COORDINATOR, 0, url))
+        link.connect()
+        Watcher(link, self.server).start()
+        self.server.ended.wait()
+
+    def _supervise(self, coordinator: Coordinator) -> None:
+        """Wait for the end; bring it about if workers that must come do not."""
+        members, began_s = coordinator.core.members, time.monotonic()
+        short_since_s: float | None = None
+        while not self.server.ended.is_set():
+            with coordinator.changed:
+                coordinator.changed.wait(_LOOK_AGAIN_S)
+            now_s = time.monotonic()
+            if not members.started and now_s - began_s > self.job.start_timeout_s:
+                coordinator.fail(self._nobody_came(coordinator))
+            if not members.short:
+                short_since_s = None
+            elif short_since_s is None:
+                short_since_s = now_s
+            elif now_s - short_since_s > self.job.rejoin_timeout_s:
+                coordinator.fail(self._deserted(len(members.live)))
+
+    def _nobody_came(self, coordinator: Coordinator) -> StartTimeoutError:
+        missing = ", ".join(f"worker {w}" for w in coordinator.core.members.missing)
+        return StartTimeoutError(
+            f"these have not come within {self.job.start_timeout_s:g} s: {missing}"
+        )
+
+    def _deserted(self, live: int) -> JobFailedError:
+        least = self.job.min_workers or 1
+        return JobFailedError(
+            f"{live} workers are left of the {least} that the job needs, and nobody has come "
+            f"within {self.job.rejoin_timeout_s:g} s"
+        )
+
+    def _last_to_leave(self) -> list[str]:
+        if self.coordinator is None:
+            return [gone(_COORDINATOR)]
+        return [gone(worker_name(process)) for process in self.coordinator.core.processes]
 
     def _open_door(self) -> str:
         if self.job.plane in (PlaneChoice.RPC, PlaneChoice.COLLECTIVE):
@@ -95,26 +172,17 @@ class ServerNode:
         conductor.start()
         return conductor
 
-    def _wait_for_workers(self) -> None:
-        """End the job if not all workers come in time; only the coordinator watches that."""
-        if self.coordinator is None:
-            return
-        complete = self.coordinator.complete
-        if complete.wait(self.job.start_timeout_s) or self.server.ended.is_set():
-            return
-        missing = ", ".join(f"worker {w}" for w in self.coordinator.core.members.missing)
-        self.coordinator.fail(
-            StartTimeoutError(
-                f"these have not come within {self.job.start_timeout_s:g} s: {missing}"
-            )
-        )
-
 
 class WorkerNode:
     """A process that trains."""
 
     def __init__(
-        self, job: Job, rank: int, model: nn.Module, blueprint: Blueprint, fabric: Fabric
+        self,
+        job: Job,
+        rank: int | None,
+        model: nn.Module,
+        blueprint: Blueprint,
+        fabric: Fabric,
     ) -> None:
         self.job = job
         self.rank = rank
@@ -123,12 +191,9 @@ class WorkerNode:
         self.model = model
         self.blueprint = blueprint
         self.plane = ""
-        number = job.servers + rank
-        self.agent = Agent(
-            f"worker{rank}", number, threads=_WORKER_THREADS, one_host=fabric.one_host
-        )
+        self.worker: Worker | None = None
 
-    def train(self, function: Callable[[Worker], Any], rendezvous: Rendezvous) -> Report:
+    def train(self, function: Callable[[Worker], Any], rendezvous: Rendezvous) -> Report | None:
         """Run the user's function as this worker. Blocks until all workers are done.
 
         What `function` raises ends the job everywhere and is raised here again.
@@ -136,23 +201,37 @@ class WorkerNode:
         names = [f"server{index}" for index in range(self.job.servers)]
         urls = rendezvous.read(names)
         doors = rendezvous.read([shm_key(name) for name in names])
-        self.agent.start()
+        (pulse,) = rendezvous.read([PULSE])
+        process = rendezvous.number()
+        number = self.job.servers + process
+        agent = Agent(
+            worker_name(process), number, threads=_WORKER_THREADS, one_host=self.fabric.one_host
+        )
+        heart = Heart(pulse, process, self.job.dead_after_s) if pulse else None
+        agent.start()
         try:
+            if heart is not None:
+                heart.start()
             links = [
-                self._link(RpcLink(self.agent, Address(name, index, url)), door, rendezvous)
+                self._link(RpcLink(agent, Address(name, index, url)), door, rendezvous)
                 for index, (name, url, door) in enumerate(zip(names, urls, doors, strict=True))
             ]
             self.plane = planes_of(links)
-            worker = Worker(self.job, self.rank, self.model, self.blueprint, links)
-            return self._work(worker, function, links)
+            self.worker = Worker(
+                self.job, self.rank, self.model, self.blueprint, links, process=process
+            )
+            return self._work(self.worker, function, links)
         except PeerLostError as error:
             raise _last_words(rendezvous, names) or error from None
         finally:
-            rendezvous.say(gone(self.agent.name))
+            if heart is not None:
+                heart.stop()
+            rendezvous.say(gone(agent.name))
             # A server that still listens would log the end of a worker as a fault.
             # It may itself wait that long, for a worker that never came.
-            rendezvous.await_or_give_up([gone(name) for name in names], 2 * _FAREWELL_S)
-            self.agent.close()
+            if self.worker is None or not self.worker.leaving:
+                rendezvous.await_or_give_up([gone(name) for name in names], 2 * _FAREWELL_S)
+            agent.close()
 
     def _link(self, control: RpcLink, door: str, rendezvous: Rendezvous) -> Link:
         if self.job.plane is not PlaneChoice.COLLECTIVE:
@@ -163,12 +242,17 @@ class WorkerNode:
         device, workers = self.fabric.device, self.job.workers
         return CollectiveLink(control, groups, device, workers, self.alarm)
 
-    def _work(self, worker: Worker, function: Callable[[Worker], Any], links: list[Link]) -> Report:
+    def _work(
+        self, worker: Worker, function: Callable[[Worker], Any], links: list[Link]
+    ) -> Report | None:
+        report = None
         try:
             worker.start()
             function(worker)
-            worker.leave()
-            report = summarize(stats_of(links, self.rank, GetStats))
+            early = worker.leaving
+            worker.leave(early=early)
+            if not early:
+                report = summarize(stats_of(links, worker.number, GetStats))
         except BaseException as error:
             # JobFailedError too: one server may not know what another one answered.
             with hushed():  # torch logs it if a server has closed meanwhile
@@ -178,6 +262,11 @@ class WorkerNode:
             link.close()
         worker.bye()
         return report
+
+
+def worker_name(process: int) -> str:
+    """The name of a worker process's agent."""
+    return f"worker{process}"
 
 
 def shm_key(name: str) -> str:

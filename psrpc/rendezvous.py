@@ -111,6 +111,14 @@ class Rendezvous:
             everybody = [_left(rank) for rank in range(self._place.world_size)]
             self.await_or_give_up(everybody, _FAREWELL_S)
 
+    def number(self) -> int:
+        """A number from 0 on that no process of the job has had before."""
+        assert self._store is not None
+        try:
+            return int(self._store.add("numbers", 1)) - 1
+        except (RuntimeError, dist.DistError) as error:
+            raise self._lost_store() from error
+
     def publish(self, key: str, value: str) -> None:
         """Let the others read `value` under `key`."""
         assert self._store is not None

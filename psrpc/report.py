@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from psrpc.messages import StatsReply
+from psrpc.core.account import account
+from psrpc.messages import EpochAccount, StatsReply
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,12 @@ class Report:
     others were applied between the reading of their weights and their own
     application. `max_clock_gap` is the largest lead, in finished steps, with which
     a worker was let into its next step.
+
+    `workers_lost` were taken for dead. Of the samples of all epochs that were finished,
+    `samples_lost` are not in the weights of every shard, `samples_doubled` are in those of one
+    more than once (short batches counted as full), `samples_skipped` were given up because
+    their lease had killed several workers; `samples_counted_once` says that there are none of
+    either. `epoch_accounts` has the same for each epoch.
     """
 
     final_loss: float | None = None
@@ -40,6 +47,12 @@ class Report:
     max_clock_gap: int = 0
     staleness_histogram: dict[int, int] = field(default_factory=dict)
     update_lag_histogram: dict[int, int] = field(default_factory=dict)
+    workers_lost: int = 0
+    samples_counted_once: bool = True
+    samples_lost: int = 0
+    samples_doubled: int = 0
+    samples_skipped: int = 0
+    epoch_accounts: tuple[EpochAccount, ...] = ()
 
 
 def summarize(replies: Sequence[StatsReply]) -> Report:
@@ -50,6 +63,9 @@ def summarize(replies: Sequence[StatsReply]) -> Report:
     busy_s = sum(stats.busy_s for stats in workers)
     steps = sum(stats.steps for stats in workers)
     samples = first.shard.samples
+    accounts = account(first.leases, [reply.shard.coverage for reply in replies])
+    lost, doubled = sum(a.lost for a in accounts), sum(a.doubled for a in accounts)
+    skipped = sum(a.skipped for a in accounts)
     return Report(
         final_loss=first.final_loss,
         samples=samples,
@@ -65,4 +81,10 @@ def summarize(replies: Sequence[StatsReply]) -> Report:
         max_clock_gap=max(reply.shard.max_clock_gap for reply in replies),
         staleness_histogram=dict(first.shard.staleness),
         update_lag_histogram=dict(first.shard.update_lag),
+        workers_lost=first.workers_lost,
+        samples_counted_once=not (lost or doubled or skipped),
+        samples_lost=lost,
+        samples_doubled=doubled,
+        samples_skipped=skipped,
+        epoch_accounts=accounts,
     )

@@ -40,7 +40,8 @@ class Role(Enum):
 class Result:
     """What `run` returns in each process.
 
-    `is_main` is true in exactly one process, worker 0. On workers `model` is the
+    `is_main` is true in exactly one process, the worker of lowest rank that trained to the
+    end. On workers `model` is the
     trained model (final weights, the workers' mean buffers) and `report` the
     job's counts; both are None on servers. `plane` names how this worker's gradients
     and weights travelled: "rpc", "shm", both joined by a plus, or "collective".
@@ -51,11 +52,7 @@ class Result:
     model: nn.Module | None = None
     report: Report | None = None
     plane: str = ""
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this is worker 0."""
-        return self.role is Role.WORKER and self.rank == 0
+    is_main: bool = False
 
 
 def run(
@@ -287,7 +284,8 @@ def _work(
     torch.manual_seed(job.seed + 1 + rank)
     node = WorkerNode(job, rank, model, blueprint, fabric)
     report = node.train(train, rendezvous)
-    return Result(Role.WORKER, rank, model, report, node.plane)
+    assert node.worker is not None
+    return Result(Role.WORKER, node.worker.rank, model, report, node.plane, node.worker.main)
 
 
 def _one_line_errors() -> None:

@@ -31,6 +31,7 @@ from psrpc.messages import (
     StateReply,
     StatsReply,
     Stepped,
+    View,
 )
 from psrpc.planes import base
 from psrpc.planes.base import Landing, Payload
@@ -112,7 +113,6 @@ class ParameterServer:
         self._lock = threading.Lock()
         self._desk = Desk()
         self._failure: PsrpcError | None = None
-        self._gone: set[int] = set()
         self.ended = threading.Event()
         self._handlers: dict[type[Request], Callable[[Any, Call], Answers]] = {
             Push: self._push,
@@ -123,7 +123,7 @@ class ParameterServer:
             GetStats: lambda request, call: [(call, (StatsReply(self.core.stats()), []))],
             Ping: lambda request, call: [(call, (Done(self.core.version), []))],
             Fail: self._fail,
-            Bye: self._bye,
+            Bye: lambda request, call: [(call, (Done(self.core.version), []))],
         }
 
     def handle(
@@ -142,6 +142,31 @@ class ParameterServer:
         with self._lock:
             answers = self._answer(call)
         resolve(answers)
+
+    def adopt(self, view: View) -> None:
+        """Take a newer view from the coordinator; those who waited because of it are answered."""
+        with self._lock:
+            answers = self._answered(lambda: self.core.adopt(view))
+        resolve(answers)
+
+    def convene(
+        self, decide: Callable[[ShardCore], Sequence[Decision]], view: Callable[[], View]
+    ) -> tuple[Sequence[Decision], Answers]:
+        """Let the coordinator decide while this shard stands still, and take its new view.
+
+        Returns its decisions, and answers of this shard that are to be sent then.
+        """
+        with self._lock:
+            decisions = decide(self.core)
+            return decisions, self._answered(lambda: self.core.adopt(view()))
+
+    def _answered(self, decide: Callable[[], Sequence[Decision]]) -> Answers:
+        if self._failure is not None:
+            return []
+        try:
+            return self._carry_out(decide())
+        except _StepFailedError as failed:
+            return self._give_up(failed)
 
     def fail(self, error: PsrpcError) -> None:
         """Answer every open and every later request with `error`."""
@@ -165,12 +190,18 @@ class ParameterServer:
         try:
             return handler(call.request, call)
         except _StepFailedError as failed:
-            self._failure = self._reason(failed.__cause__)
-            self.ended.set()
-            calls = [call, *(c for c in self._desk.clear() if c is not call)]
-            return [(each, _failure(self._failure)) for each in calls]
+            answers = self._give_up(failed)
+            return [
+                *((each, payload) for each, payload in answers if each is not call),
+                (call, _failure(self._reason(failed.__cause__))),
+            ]
         except PsrpcError as error:
             return [(call, _failure(error))]
+
+    def _give_up(self, failed: _StepFailedError) -> Answers:
+        self._failure = self._reason(failed.__cause__)
+        self.ended.set()
+        return [(each, _failure(self._failure)) for each in self._desk.clear()]
 
     def _reason(self, error: BaseException | None) -> PsrpcError:
         if isinstance(error, PeerLostError):
@@ -213,12 +244,6 @@ class ParameterServer:
         held = [(each, _failure(self._failure)) for each in self._desk.clear()]
         self.ended.set()
         return [(call, (Done(self.core.version), [])), *held]
-
-    def _bye(self, request: Bye, call: Call) -> Answers:
-        self._gone.add(request.worker)
-        if len(self._gone) == self.job.workers:
-            self.ended.set()
-        return [(call, (Done(self.core.version), []))]
 
     def _carry_out(self, decisions: Sequence[Decision]) -> Answers:
         answers: Answers = []

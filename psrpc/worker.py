@@ -14,7 +14,7 @@ from psrpc.batches import Collate, batches, check, check_samples, order
 from psrpc.clock import Clock, SystemClock
 from psrpc.core.progress import Progress
 from psrpc.crew import Crew
-from psrpc.errors import ClosedError, UsageError
+from psrpc.errors import ClosedError, FencedError
 from psrpc.exchange import Exchange, Ticket
 from psrpc.job import Job, NonFinite
 from psrpc.messages import (
@@ -40,20 +40,27 @@ class Worker:
 
     Attributes: `model` (its parameters are the servers' weights as of the last
     pull), `optimizer` (a `torch.optim.Optimizer` for existing loops), `rank` (0 to
-    `num_workers` - 1), `num_workers`, `device`, `seed`.
+    `num_workers` - 1, or above where more have joined), `num_workers` (those that the job was
+    started for), `device`, `seed`. `main` is true, after the end, of the one worker that
+    reports the results.
+
+    A worker that was taken for dead (it stood still, or the network failed) and goes on comes
+    back by itself: the step under way does not count, its samples are done by others.
     """
 
     def __init__(
         self,
         job: Job,
-        rank: int,
+        rank: int | None,
         model: nn.Module,
         blueprint: Blueprint,
         links: Sequence[Link],
         clock: Clock | None = None,
+        process: int | None = None,
     ) -> None:
         self.job = job
-        self.rank = rank
+        self.rank = 0 if rank is None else rank
+        self.main = False
         self.num_workers = job.workers
         self.seed = job.seed
         self.model = model
@@ -61,8 +68,9 @@ class Worker:
         self._blueprint = blueprint
         self._links = links
         self._clock = clock or SystemClock()
-        self._progress = Progress(rank)
-        self._crew = Crew(job, self._progress, links)
+        self._progress = Progress(-1)
+        number = process if process is not None else self.rank
+        self._crew = Crew(job, self._progress, links, number, rank)
         self.optimizer = DistributedOptimizer(
             model, blueprint, self._optimizer_step, self._clear, self._fetch_state
         )
@@ -74,19 +82,35 @@ class Worker:
         self._wait_s = 0.0
         self._steps = 0
         self._samples_done = 0
+        self._flushed = False
         self._closed = False
+        self._released = False
 
     def start(self) -> None:
-        """Come to the job and take its weights. Blocks until all workers have come."""
-        self._crew.register(self._blueprint.signature)
+        """Come to the job and take its weights. Blocks until the job begins."""
+        self.rank = self._crew.register(self._blueprint.signature).rank
         layouts = self._blueprint.layouts(len(self._links))
         buffers = [link.open(layout) for link, layout in zip(self._links, layouts, strict=True)]
         binding = Binding(self.model, self._blueprint, layouts, buffers)
         self._exchange = Exchange(self._links, binding, self._progress, int(self.job.overlap))
-        self._copy_in(GetFrozen(self.rank), self._blueprint.untrained(self.model))
-        self._copy_in(GetBuffers(self.rank), buffers_of(self.model))
-        self._exchange.peek(Peek(self.rank))
+        self._copy_in(GetFrozen(self.number), self._blueprint.untrained(self.model))
+        self._copy_in(GetBuffers(self.number), buffers_of(self.model))
+        self._exchange.peek(Peek(self.number))
         self._began_s = self._clock.now()
+
+    @property
+    def number(self) -> int:
+        """The number under which this worker is known to the servers; no other ever has it."""
+        return self._progress.worker
+
+    @property
+    def leaving(self) -> bool:
+        """Whether this worker was asked to leave: `batches` end, and so should other loops."""
+        return self._crew.leaving
+
+    def ask_to_leave(self) -> None:
+        """Let `batches` end after the step under way; from any thread, or a signal handler."""
+        self._crew.leaving = True
 
     @property
     def clock(self) -> int:
@@ -118,15 +142,25 @@ class Worker:
         workers get more. All workers must be given the same dataset. The order is
         drawn from the job's seed and the epoch. Collating follows torch's DataLoader;
         with `loaders` above 0, that many processes load ahead. Call `step` for each
-        batch; gradients of a batch without a step go into the next one.
+        batch; gradients of a batch without a step go into the next one, those of the last
+        batches are pushed at the epoch's end.
 
         Blocks while it waits for work; in synchronous mode, at an epoch's start, for
-        all workers. When it ends nobody waits for this worker until its next batch.
+        all workers. It ends when every sample of the epoch is done: what a worker that died
+        or left has not done goes to the others. Then nobody waits for this worker until its
+        next batch. To a worker that came late, epochs that were over are empty.
         """
         samples = check(dataset, batch_size)
+        self._abandon()
         self._epoch += 1
-        self._progress.epoch = self._epoch
-        positions = order(samples, shuffle=shuffle, seed=self.seed, epoch=self._epoch)
+        self._progress.epoch = epoch = self._epoch
+        orders: dict[int, torch.Tensor] = {}
+
+        def positions(epoch: int) -> torch.Tensor:
+            if epoch not in orders:
+                orders[epoch] = order(samples, shuffle=shuffle, seed=self.seed, epoch=epoch)
+            return orders[epoch]
+
         return batches(
             self,
             dataset,
@@ -135,6 +169,7 @@ class Worker:
             device=self.device,
             collate=collate_fn,
             loaders=loaders,
+            stale=lambda: self._epoch != epoch,
         )
 
     def step(self, loss: torch.Tensor | float | None = None, *, samples: int | None = None) -> None:
@@ -188,17 +223,24 @@ class Worker:
         if was_active:
             self._ensure_active()
 
-    def leave(self) -> None:
-        """Leave the job. Blocks until all workers have left, then takes the final weights."""
-        if self._closed:
-            return
-        self._exchange.settle()
-        self._put_buffers()
-        self._crew.leave(self.stats())
-        self._closed = True
-        self._copy_in(GetBuffers(self.rank), buffers_of(self.model))
-        self._exchange.peek(Peek(self.rank))
+    def leave(self, *, early: bool = False) -> None:
+        """Leave the job. Blocks until all workers have left, then takes the final weights.
+
+        With `early` others do the rest of this worker's samples, and nothing is waited for.
+        """
+        while not self._closed:
+            try:
+                self._exchange.settle()
+                self._put_buffers()
+                self.main = self._crew.leave(self.stats(), early=early)
+                self._closed = True
+            except FencedError:
+                self._rejoin()
+        if not early and not self._released:
+            self._copy_in(GetBuffers(self.number), buffers_of(self.model))
+            self._exchange.peek(Peek(self.number))
         self._exchange.release()
+        self._released = True
 
     def bye(self) -> None:
         """Tell the servers that this worker is gone; nothing can be asked of them any more."""
@@ -224,48 +266,99 @@ class Worker:
         """See `batches.Source`."""
         leases = self._crew.lease_batches(samples, batch_size)
         while True:
-            with self._waiting():
-                item = next(leases, None)
+            try:
+                with self._waiting():
+                    item = next(leases, None)
+            except FencedError:
+                self._rejoin()
+                return
             if item is None:
                 return
             yield item
 
-    def take(self, lease: Lease, step: int) -> None:
+    def take(self, lease: Lease, step: int) -> bool:
         """See `batches.Source`."""
-        if lease.epoch != self._epoch:
-            raise UsageError(
-                "batches() was called again inside a loop over its batches; finish or leave one "
-                "loop before the next, and take data for evaluation from a DataLoader"
-            )
+        if not self._crew.holds(lease) or self._crew.leaving:
+            return False
+        try:
+            self._reach(lease, step)
+        except FencedError:
+            self._rejoin()
+            return False
+        return True
+
+    def more(self, samples: int, batch_size: int) -> bool:
+        """See `batches.Source`."""
+        try:
+            if not self._crew.leaving:
+                self._flush()
+            self._exchange.settle()
+            self._put_buffers()
+            self._crew.pause()
+            if self._crew.leaving:
+                return False
+            with self._waiting():
+                return self._crew.rest(samples, batch_size)
+        except FencedError:
+            self._rejoin()
+            return True
+
+    def _reach(self, lease: Lease, step: int) -> None:
+        """Come to a batch; one before it that was not pushed goes into its update."""
         if self._fetched is not None or step == lease.first_step:
             self._exchange.settle()  # what is under way still counts on the lease before
+        if self._fetched is not None and not self._progress.may_fold(lease):
+            self._flush()
+            self._exchange.settle()
         if self._fetched is not None:
             self._progress.fold()
         else:
             self._samples = None
         if step == lease.first_step:
             self._progress.begin(lease)
+        self._flushed = False
         low, high = lease.batch(step)
         self._samples = (self._samples or 0) + high - low
         self._fetched = lease
         self._ensure_active()
         self._refresh()
 
-    def epoch_over(self) -> None:
-        """See `batches.Source`."""
-        self._exchange.settle()
+    def _abandon(self) -> None:
+        """Leave a loop half-way: batches that were not pushed are others' now, or this worker's
+        own again, and their gradients do not count.
+        """
         if self._fetched is not None:
-            self._progress.fold()
-            self._fetched = None
-        self._put_buffers()
-        self._crew.pause()
+            self._exchange.settle()
+            self._exchange.clear()
+            self._progress.abandon()
+            self._samples, self._loss, self._fetched = None, None, None
+
+    def _flush(self) -> None:
+        """Push the gradients of batches for which the loop has called no step."""
+        if self._fetched is not None:
+            self._push(pull=True, at_once=True).result()
+            self._exchange.clear()
+            self._flushed = True
+
+    def _rejoin(self) -> None:
+        """This worker was taken for dead: others have its work. Begin anew."""
+        self._exchange.drop()
+        self._samples, self._loss, self._fetched = None, None, None
+        with self._waiting():
+            self._crew.register(self._blueprint.signature)
 
     # Steps.
 
     def _optimizer_step(self) -> None:
-        ticket = self._push(pull=True, at_once=not self.job.overlap)
-        if not self.job.overlap:
-            ticket.result()
+        flushed, self._flushed = self._flushed, False
+        if flushed and self._exchange.empty:
+            return  # a loop's own step for what was left of its epoch, which is done
+        try:
+            ticket = self._push(pull=True, at_once=not self.job.overlap)
+            if not self.job.overlap:
+                ticket.result()
+        except FencedError:
+            self._rejoin()
 
     def _push(self, *, pull: bool, at_once: bool) -> Ticket:
         if self._closed:
@@ -324,7 +417,7 @@ class Worker:
     def _put_buffers(self) -> None:
         tensors = [buffer.detach().cpu().clone() for buffer in buffers_of(self.model)]
         if tensors:
-            self._links[0].call(PutBuffers(self.rank, self._steps), tensors).wait()
+            self._links[0].call(PutBuffers(self.number, self._steps), tensors).wait()
 
     def _copy_in(self, request: GetBuffers | GetFrozen, targets: Sequence[torch.Tensor]) -> None:
         if targets:
@@ -337,7 +430,7 @@ class Worker:
         self._exchange.settle()
         pieces: list[PieceState] = []
         for link in self._links:
-            reply, tensors = link.call(GetState(self.rank)).wait()
+            reply, tensors = link.call(GetState(self.number)).wait()
             assert isinstance(reply, StateReply)
             pieces += unpack(reply, tensors)
         state = join(self._blueprint, pieces)

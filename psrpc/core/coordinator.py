@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
 
 from psrpc.core.decisions import Answer, Decision, Hold, Same, Token, some_workers
 from psrpc.core.leases import POISON, LeaseBook
@@ -26,22 +25,7 @@ from psrpc.messages import (
     Welcome,
     WorkerStats,
 )
-from psrpc.modes import Aggregation, Mode
-
-
-class OnFailure(Enum):
-    """What a worker's death means for the job."""
-
-    CONTINUE = "continue"
-    STOP = "stop"
-
-
-class OnPoison(Enum):
-    """What becomes of a lease that has killed three workers in a row."""
-
-    STOP = "stop"  # the job ends
-    SKIP = "skip"  # its samples are given up, and counted as such
-
+from psrpc.modes import Aggregation, Mode, OnFailure, OnPoison
 
 _NOBODY: Token = -1
 
@@ -83,6 +67,12 @@ class CoordinatorCore:
         self._fresh: set[int] = set()  # have never stepped
         self._leaving: dict[int, int] = {}  # those who wait for the others' leaving: their ranks
         self._watching: dict[int, tuple[Token, int]] = {}  # by server
+        self._here: set[int] = set()  # workers that may still say something
+
+    @property
+    def over(self) -> bool:
+        """Whether everybody has left, and nobody will say anything again."""
+        return self.members.finished and not self._here
 
     # Coming.
 
@@ -102,6 +92,7 @@ class CoordinatorCore:
         began = self.members.started
         worker = self.members.join(request.rank)
         self._worker_of[process] = worker
+        self._here.add(worker)
         self._fresh.add(worker)
         if not self.members.started:
             who = some_workers(self.members.to_come, lambda: self.members.missing)
@@ -121,6 +112,7 @@ class CoordinatorCore:
         worker = self._worker_of.pop(process, None)
         if worker is None:
             return decisions
+        self._here.discard(worker)
         word = self._words.pop(worker, None)
         if word is not None and word.reply is None:
             decisions.append(_refuse(worker, word.token, why))
@@ -185,6 +177,10 @@ class CoordinatorCore:
             decisions.append(Hold(token, f"{who} still train"))
         return decisions
 
+    def bye(self, worker: int) -> None:
+        """A worker has said its last word."""
+        self._here.discard(worker)
+
     # Servers.
 
     def watch(self, request: Watch, token: Token) -> list[Decision]:
@@ -199,13 +195,21 @@ class CoordinatorCore:
         return [*decisions, *(told or [Hold(token, "nothing has changed")])]
 
     def news(self) -> list[Decision]:
-        """The new view, for all servers that do not know it."""
+        """The new view, for all servers that do not know it; the end, when it has come."""
+        if self.over:
+            watching, self._watching = self._watching, {}
+            return [Answer(token, Done(), "the job is over") for token, _ in watching.values()]
         view = self.members.view
         late = [s for s, (_, epoch) in self._watching.items() if epoch < view.epoch]
         return [
             Answer(self._watching.pop(server)[0], Granted(view), "there is a new view")
             for server in late
         ]
+
+    @property
+    def processes(self) -> list[int]:
+        """The processes that work here, or did, and are not dead."""
+        return sorted(self._worker_of)
 
     def worker_of(self, process: int) -> int | None:
         """The number under which a process works, if it does."""

@@ -9,12 +9,12 @@ death costs little. What a worker leaves undone goes to the next one that asks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from psrpc.core.ranges import Ranges
 from psrpc.errors import UsageError
-from psrpc.messages import Lease, LeaseId
+from psrpc.messages import EpochLeases, Lease, LeaseId
 
 MAX_BATCHES = 32
 POISON = 3  # workers that a lease may kill in a row
@@ -140,17 +140,17 @@ class LeaseBook:
         state.samples_skipped += left
         state.samples_done += lease.stop - lease.start - left
 
-    def leases(self, epoch: int) -> Iterator[Lease]:
-        """All leases of an epoch that were ever handed out."""
-        state, start = self._epochs[epoch], 0
-        for index, stop in enumerate(state.stops):
-            yield Lease(epoch, index, start, stop, state.batch_size)
-            start = stop
-
-    def totals(self) -> tuple[tuple[int, int, int, int], ...]:
-        """For each epoch begun: its number, samples, samples done, samples skipped."""
+    def export(self) -> tuple[EpochLeases, ...]:
+        """All epochs that were begun."""
         return tuple(
-            (epoch, state.samples, state.samples_done, state.samples_skipped)
+            EpochLeases(
+                epoch,
+                state.samples,
+                state.samples_done,
+                state.samples_skipped,
+                state.batch_size,
+                tuple(state.stops),
+            )
             for epoch, state in sorted(self._epochs.items())
         )
 

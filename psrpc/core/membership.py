@@ -14,12 +14,14 @@ from psrpc.messages import View
 class Membership:
     """Workers that are live (came, neither left nor dead) and active (stepping).
 
-    `expected` workers are to come at the start, of which `least` are enough.
+    `expected` workers are to come at the start, of which `least` (None: all) are enough; later
+    on, `least` (None: 1).
     """
 
     def __init__(self, expected: int, least: int | None = None) -> None:
         self.expected = expected
         self.least = expected if least is None else least
+        self._enough = 1 if least is None else least
         self.started = False
         self.lost = 0
         self._ranks: dict[int, int] = {}  # of the live
@@ -60,6 +62,12 @@ class Membership:
     def deserted(self) -> bool:
         """Whether the job has begun, and nobody is there to go on with it."""
         return self.started and not self._ranks and not self.finished
+
+    @property
+    def short(self) -> bool:
+        """Whether deaths have left fewer workers than the job needs, or none."""
+        few = self.lost and not self._done and len(self._ranks) < self._enough
+        return self.deserted or bool(self.started and few)
 
     def rank(self, worker: int) -> int:
         """The rank of a live worker."""

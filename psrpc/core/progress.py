@@ -86,6 +86,11 @@ class Progress:
         """Start on a lease."""
         self.lease, self.step = lease, lease.first_step
 
+    def abandon(self) -> None:
+        """Give up the lease in work, and what was folded: it counts as not done."""
+        self.lease, self.step, self.folded = None, 0, ()
+        self._spent.clear()
+
     def may_fold(self, following: Lease) -> bool:
         """Whether the current batch's gradients may go into the update of `following`'s."""
         assert self.lease is not None

@@ -55,6 +55,12 @@ class Binding:
             _copy_all([shard.gradients for shard in self._buffers], self._gradients.flats)
         return absent
 
+    def empty(self) -> bool:
+        """Whether no parameter has a gradient."""
+        absent = self._gradients.gather()
+        pieces = zip(absent, self._layouts, strict=True)
+        return all(len(missing) == len(layout.pieces) for missing, layout in pieces)
+
     def clear(self) -> None:
         """Begin a step: its gradients are added to zeros."""
         self._gradients.clear()

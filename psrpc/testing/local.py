@@ -21,6 +21,7 @@ from psrpc.report import Report, summarize
 from psrpc.server import ParameterServer
 from psrpc.store.blueprint import GroupsFactory, OptimizerFactory, draw
 from psrpc.store.shard import ShardStore
+from psrpc.watcher import Watcher
 from psrpc.worker import Worker
 
 
@@ -45,10 +46,12 @@ class LocalJob:
             layout = blueprint.layouts(self.job.servers)[index]
             store = ShardStore(blueprint, layout, model, self.job.reduction)
             server = ParameterServer(self.job, index, blueprint, store)
-            coordinates = index == 0
-            self.services.append(
-                Coordinator(self.job, server, blueprint, model) if coordinates else server
-            )
+            if index == 0:
+                self.services.append(Coordinator(self.job, server, blueprint, model))
+                continue
+            self.services.append(server)
+            watcher = Watcher(LoopbackLink(self.services[0]), server)
+            watcher.start()
         for rank in range(self.job.workers):
             model = self._model()
             blueprint = draw(model, self.optimizer, self.param_groups)
@@ -86,7 +89,7 @@ class LocalJob:
         try:
             worker.start()
             train(worker)
-            worker.leave()
+            worker.leave(early=worker.leaving)
         except BaseException as error:
             self.errors.append(error)
             worker.fail(encode(error))

@@ -1,0 +1,203 @@
+"""Who is alive: every worker keeps a connection to the coordinator and says a word now and then.
+
+A connection that ends tells of a death at once; one that is silent for too long tells of a
+process that stands still, or that the network cuts off. This has nothing to do with calls: one
+that takes long is no death, and the words are said by a thread of their own.
+
+The first word is the job's secret and the process's number, every later one a byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_HELLO = struct.Struct("!16sI")
+_BEAT = b"\x01"
+_BEATS_A_LIFE = 5
+_LONGEST_BEAT_S = 2.0
+_RETRY_S = 0.2
+
+
+@dataclass
+class _Line:
+    """One connection; `process` is None until its first word has come."""
+
+    sock: socket.socket
+    heard_s: float
+    process: int | None = None
+    begun: bytes = b""
+
+
+class Pulse:
+    """The coordinator's side: calls `lost` with a process's number and why it counts as dead.
+
+    `lost` runs on this object's thread, and may be called more than once for a process.
+    """
+
+    def __init__(self, host: str, dead_after_s: float, lost: Callable[[int, str], None]) -> None:
+        self._dead_after_s = dead_after_s
+        self._lost = lost
+        self._secret = os.urandom(16)
+        self._selector = selectors.DefaultSelector()
+        self._lines: dict[int, _Line] = {}  # by descriptor
+        self._expected: dict[int, float] = {}  # processes that must connect, since when
+        self._heard: set[int] = set()  # processes that are connected
+        self._expect_lock = threading.Lock()
+        self._listener = socket.create_server((host, 0), backlog=128)
+        self._listener.setblocking(False)
+        self._bell, self._ear = socket.socketpair()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._ear, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name="psrpc-pulse", daemon=True)
+
+    @property
+    def address(self) -> str:
+        """What workers need to know: host, port and the job's secret."""
+        host, port = self._listener.getsockname()[:2]
+        return f"{host} {port} {self._secret.hex()}"
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._thread.start()
+
+    def expect(self, process: int) -> None:
+        """A process belongs to the job now, so it must be heard, or is lost."""
+        with self._expect_lock:
+            if process not in self._heard:
+                self._expected.setdefault(process, time.monotonic())
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._bell.close()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        beat_s = min(self._dead_after_s / _BEATS_A_LIFE, _LONGEST_BEAT_S)
+        while True:
+            # First all words that have come, then judgement: if it was this process that stood
+            # still, the others' words are waiting.
+            for key, _ in self._selector.select(beat_s):
+                if key.fileobj is self._ear:
+                    self._shut()
+                    return
+                if key.fileobj is self._listener:
+                    self._admit()
+                else:
+                    self._listen(self._lines[key.fd])
+            self._judge(time.monotonic())
+
+    def _admit(self) -> None:
+        with contextlib.suppress(OSError):
+            sock, _ = self._listener.accept()
+            sock.setblocking(False)
+            self._lines[sock.fileno()] = _Line(sock, time.monotonic())
+            self._selector.register(sock, selectors.EVENT_READ)
+
+    def _listen(self, line: _Line) -> None:
+        try:
+            words = line.sock.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            words = b""
+        if not words:
+            self._hang_up(line, "its connection was closed")
+            return
+        line.heard_s = time.monotonic()
+        if line.process is not None:
+            return
+        line.begun += words
+        if len(line.begun) < _HELLO.size:
+            return
+        secret, process = _HELLO.unpack_from(line.begun)
+        if secret != self._secret:
+            self._hang_up(line, "a stranger")
+            return
+        line.process = process
+        with self._expect_lock:
+            self._expected.pop(process, None)
+            self._heard.add(process)
+
+    def _judge(self, now: float) -> None:
+        why = f"it was silent for {self._dead_after_s:g} s"
+        silent = [x for x in self._lines.values() if now - x.heard_s > self._dead_after_s]
+        for line in silent:
+            self._hang_up(line, why)
+        with self._expect_lock:
+            waited = [p for p, since in self._expected.items() if now - since > self._dead_after_s]
+            for process in waited:
+                del self._expected[process]
+        for process in waited:
+            self._lost(process, why)
+
+    def _hang_up(self, line: _Line, why: str) -> None:
+        self._selector.unregister(line.sock)
+        del self._lines[line.sock.fileno()]
+        line.sock.close()
+        if line.process is not None:
+            with self._expect_lock:
+                self._heard.discard(line.process)
+            self._lost(line.process, why)
+
+    def _shut(self) -> None:
+        self._selector.close()
+        for sock in (self._listener, self._ear, *(line.sock for line in self._lines.values())):
+            sock.close()
+
+
+class Heart:
+    """A worker's side: says, as long as the process runs, that it lives."""
+
+    def __init__(self, address: str, process: int, dead_after_s: float) -> None:
+        host, port, secret = address.split()
+        self._where = (host, int(port))
+        self._hello = _HELLO.pack(bytes.fromhex(secret), process)
+        self._beat_s = min(dead_after_s / _BEATS_A_LIFE, _LONGEST_BEAT_S)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="psrpc-heart", daemon=True)
+
+    def start(self) -> None:
+        """Connect and say the first word; if that fails it is tried again, in the background."""
+        self._sock = self._connect()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Fall silent, and hang up."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._sock is not None:
+            self._sock.close()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._beat_s if self._sock is not None else _RETRY_S):
+            if self._sock is None or not self._beat(self._sock):
+                self._sock = self._connect()
+
+    def _beat(self, sock: socket.socket) -> bool:
+        try:
+            sock.send(_BEAT)
+            # The coordinator says nothing; if it hangs up, that is seen here.
+            return sock.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    def _connect(self) -> socket.socket | None:
+        try:
+            sock = socket.create_connection(self._where, timeout=5.0)
+            sock.settimeout(5.0)
+            sock.send(self._hello)
+        except OSError:
+            return None
+        return sock

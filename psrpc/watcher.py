@@ -1,0 +1,38 @@
+"""How a server hears from the coordinator: it asks for the next view, again and again."""
+
+from __future__ import annotations
+
+import threading
+
+from psrpc.errors import PsrpcError
+from psrpc.messages import Granted, Watch
+from psrpc.planes.base import Link
+from psrpc.server import ParameterServer
+
+
+class Watcher:
+    """Keeps a server's view new, and ends the server with the job. One thread, which waits."""
+
+    def __init__(self, coordinator: Link, server: ParameterServer) -> None:
+        self._coordinator = coordinator
+        self._server = server
+        self._thread = threading.Thread(target=self._run, name="psrpc-watcher", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def _run(self) -> None:
+        server = self._server
+        while not server.ended.is_set():
+            try:
+                watch = Watch(server.index, server.core.gate.epoch)
+                reply, _ = self._coordinator.call(watch).wait()
+            except PsrpcError as error:
+                if not server.ended.is_set():
+                    server.fail(error)
+                return
+            if not isinstance(reply, Granted):
+                server.ended.set()
+                return
+            server.adopt(reply.view)

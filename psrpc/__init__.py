@@ -25,6 +25,7 @@ ROOMS = (
     "interrupts",
     "lifeline",
     "modes",
+    "counts",
     "messages",
     "core",
     "job",

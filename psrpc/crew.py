@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 from psrpc.core.progress import Progress
+from psrpc.counts import WorkerStats
 from psrpc.errors import ProtocolError, PsrpcError
 from psrpc.job import PROTOCOL, Job
 from psrpc.messages import (
@@ -21,7 +22,6 @@ from psrpc.messages import (
     Reply,
     StatsReply,
     Welcome,
-    WorkerStats,
 )
 from psrpc.planes.base import Link, Pending
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from psrpc.counts import EpochLeases, ShardStats, WorkerStats
+
 
 class StreamKind(Enum):
     """What numbers an update: the data it was made from, or the worker that made it."""
@@ -199,17 +201,6 @@ class Idle(Request):
 
 
 @dataclass(frozen=True)
-class WorkerStats:
-    """What one worker counted: seconds in its training function, seconds waiting in steps."""
-
-    steps: int = 0
-    samples: int = 0
-    busy_s: float = 0.0
-    wait_s: float = 0.0
-    nonfinite_skipped: int = 0
-
-
-@dataclass(frozen=True)
 class Leave(Request):
     """The worker is done. Answered when every worker has left, or at once with `early`.
 
@@ -335,69 +326,6 @@ class Left(Reply):
     """The worker has left; `main` is whether it is the one that reports the results."""
 
     main: bool = False
-
-
-Spans = tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """The updates of an epoch's leases that are in a shard's weights.
-
-    `closed` are the leases of which all are, as ranges [low, high) of lease numbers, `open`
-    pairs others with ranges of their batches. `doubled` are batches that came in twice.
-    """
-
-    epoch: int
-    closed: Spans = ()
-    open: tuple[tuple[int, Spans], ...] = ()
-    doubled: tuple[tuple[int, int], ...] = ()
-
-
-@dataclass(frozen=True)
-class EpochLeases:
-    """What the coordinator knows of an epoch: `stops` are where its leases end, in order.
-
-    Of `samples`, `done` are those of finished leases and `skipped` those that were given up.
-    """
-
-    epoch: int
-    samples: int
-    done: int
-    skipped: int
-    batch_size: int
-    stops: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class EpochAccount:
-    """How often an epoch's samples are in the weights, over all shards.
-
-    `lost` are samples that some shard lacks, `doubled` those that some shard has more than
-    once, `skipped` those that were given up on purpose. `over` is whether the epoch was done.
-    """
-
-    epoch: int
-    samples: int
-    lost: int = 0
-    doubled: int = 0
-    skipped: int = 0
-    over: bool = True
-
-
-@dataclass(frozen=True)
-class ShardStats:
-    """What one shard counted since its start."""
-
-    updates_applied: int = 0
-    duplicates_dropped: int = 0
-    optimizer_steps: int = 0
-    samples: int = 0
-    void_updates: int = 0
-    max_clock_gap: int = 0
-    staleness: tuple[tuple[int, int], ...] = ()
-    update_lag: tuple[tuple[int, int], ...] = ()
-    coverage: tuple[Coverage, ...] = ()
 
 
 @dataclass(frozen=True)

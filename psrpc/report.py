@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from psrpc.core.account import account
-from psrpc.messages import EpochAccount, StatsReply
+from psrpc.counts import EpochAccount
+from psrpc.messages import StatsReply
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,12 @@ from torch.utils.data import Dataset
 from psrpc.batches import Collate, batches, check, check_samples, order
 from psrpc.clock import Clock, SystemClock
 from psrpc.core.progress import Progress
+from psrpc.counts import WorkerStats
 from psrpc.crew import Crew
 from psrpc.errors import ClosedError, FencedError
 from psrpc.exchange import Exchange, Ticket
 from psrpc.job import Job, NonFinite
-from psrpc.messages import (
-    GetBuffers,
-    GetFrozen,
-    GetState,
-    Lease,
-    Peek,
-    PutBuffers,
-    StateReply,
-    WorkerStats,
-)
+from psrpc.messages import GetBuffers, GetFrozen, GetState, Lease, Peek, PutBuffers, StateReply
 from psrpc.optimizer import DistributedOptimizer
 from psrpc.planes.base import Link
 from psrpc.store.binding import Binding

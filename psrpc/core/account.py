@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from psrpc.messages import Coverage, EpochAccount, EpochLeases, Lease
+from psrpc.counts import Coverage, EpochAccount, EpochLeases
+from psrpc.messages import Lease
 
 
 def account(

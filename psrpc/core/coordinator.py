@@ -8,6 +8,7 @@ from psrpc.core.decisions import Answer, Decision, Hold, Same, Token, some_worke
 from psrpc.core.leases import POISON, LeaseBook
 from psrpc.core.membership import Membership
 from psrpc.core.shard import ShardCore
+from psrpc.counts import WorkerStats
 from psrpc.errors import FencedError, JobFailedError, UsageError, encode
 from psrpc.messages import (
     Acquire,
@@ -23,7 +24,6 @@ from psrpc.messages import (
     Reply,
     Watch,
     Welcome,
-    WorkerStats,
 )
 from psrpc.modes import Aggregation, Mode, OnFailure, OnPoison
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from psrpc.core.ranges import Ranges
+from psrpc.counts import EpochLeases
 from psrpc.errors import UsageError
-from psrpc.messages import EpochLeases, Lease, LeaseId
+from psrpc.messages import Lease, LeaseId
 
 MAX_BATCHES = 32
 POISON = 3  # workers that a lease may kill in a row
@@ -41,6 +42,7 @@ class _Epoch:
     samples_done: int = 0
     samples_skipped: int = 0
     deaths: Counter[int] = field(default_factory=Counter)
+    broken_off: bool = False  # a worker went on to the next epoch before its end
 
     @property
     def position(self) -> int:
@@ -62,8 +64,8 @@ class LeaseBook:
     ) -> Lease | None:
         """Hand `worker` its next lease, or None when all samples are given out.
 
-        What was given back comes first, that of earlier epochs before all. Raises UsageError
-        if the workers disagree on how many samples there are.
+        What was given back comes first, that of earlier epochs before all (not of one that was
+        broken off). Raises UsageError if the workers disagree on how many samples there are.
         """
         state = self._epochs.setdefault(epoch, _Epoch(samples, batch_size))
         if state.samples != samples:
@@ -122,6 +124,7 @@ class LeaseBook:
                     _finish(state, lease)
                     continue
                 first = max(lease.first_step, there)
+                state.broken_off |= before is not None
                 freed.append(replace(lease, first_step=first, again=True))
                 state.returned.append(freed[-1])
         return freed
@@ -156,7 +159,8 @@ class LeaseBook:
 
     def _with_returned(self, epoch: int) -> _Epoch | None:
         for number, state in sorted(self._epochs.items()):
-            if state.returned and number <= epoch:
+            wanted = number == epoch or (number < epoch and not state.broken_off)
+            if state.returned and wanted:
                 return state
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from psrpc.counts import WorkerStats
 from psrpc.messages import (
     Acquire,
     Granted,
@@ -15,7 +16,6 @@ from psrpc.messages import (
     StreamKind,
     UpdateKey,
     View,
-    WorkerStats,
 )
 
 

@@ -9,18 +9,8 @@ from dataclasses import dataclass
 from psrpc.core.consistency import Gate, Ready, Start
 from psrpc.core.decisions import Answer, Apply, Decision, Hold, Same, Token, some_workers
 from psrpc.core.ledger import Ledger
-from psrpc.messages import (
-    Failure,
-    Lease,
-    LeaseId,
-    Pull,
-    Push,
-    ShardStats,
-    Stepped,
-    StreamKind,
-    UpdateKey,
-    View,
-)
+from psrpc.counts import ShardStats
+from psrpc.messages import Failure, Lease, LeaseId, Pull, Push, Stepped, StreamKind, UpdateKey, View
 from psrpc.modes import Aggregation, Mode
 
 

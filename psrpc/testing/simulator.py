@@ -17,7 +17,7 @@ from random import Random
 
 from psrpc.core.coordinator import CoordinatorCore
 from psrpc.core.shard import ShardCore
-from psrpc.messages import ShardStats
+from psrpc.counts import ShardStats
 from psrpc.testing.calls import Call, Caller, CheckError, Trace, describe
 from psrpc.testing.clock import ManualClock
 from psrpc.testing.events import EventHeap

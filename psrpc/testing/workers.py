@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from random import Random
 
 from psrpc.core.progress import Progress
+from psrpc.counts import WorkerStats
 from psrpc.errors import JobFailedError
 from psrpc.messages import (
     Adopt,
@@ -22,7 +23,6 @@ from psrpc.messages import (
     Request,
     UpdateKey,
     Welcome,
-    WorkerStats,
 )
 from psrpc.testing.calls import Call, Caller, CheckError
 from psrpc.testing.events import EventHeap

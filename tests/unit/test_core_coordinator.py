@@ -7,17 +7,8 @@ import pytest
 from psrpc.core.coordinator import CoordinatorCore
 from psrpc.core.decisions import Answer, Decision, Hold, Same, some_workers
 from psrpc.core.membership import Membership
-from psrpc.messages import (
-    Acquire,
-    Done,
-    Failure,
-    Granted,
-    Idle,
-    Leave,
-    Register,
-    View,
-    WorkerStats,
-)
+from psrpc.counts import WorkerStats
+from psrpc.messages import Acquire, Done, Failure, Granted, Idle, Leave, Register, View
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 
 

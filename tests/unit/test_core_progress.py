@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from psrpc.core.progress import Progress
-from psrpc.messages import Granted, Lease, Stream, StreamKind, UpdateKey, View, WorkerStats
+from psrpc.counts import WorkerStats
+from psrpc.messages import Granted, Lease, Stream, StreamKind, UpdateKey, View
 
 LEASE = Lease(epoch=0, index=4, start=0, stop=6, batch_size=2)
 

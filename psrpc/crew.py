@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 from psrpc.core.progress import Progress
 from psrpc.counts import WorkerStats
-from psrpc.errors import ProtocolError, PsrpcError
+from psrpc.errors import FencedError, ProtocolError, PsrpcError
 from psrpc.job import PROTOCOL, Job
 from psrpc.messages import (
     Acquire,
@@ -24,6 +25,8 @@ from psrpc.messages import (
     Welcome,
 )
 from psrpc.planes.base import Link, Pending
+
+_ATTEMPTS = 5  # to come to the job, while it takes this worker for dead
 
 
 class _Ahead:
@@ -69,18 +72,25 @@ class Crew:
 
     def register(self, model: tuple[tuple[str, tuple[int, ...], str], ...]) -> Welcome:
         """Come to the job, or come back to it; blocks until it begins."""
-        request = Register(
-            self.process,
-            PROTOCOL,
-            model,
-            self.job.settings,
-            rank=self.rank,
-            serial=self.generation,
-        )
-        self.generation += 1
         self._ahead, self._granted_first = None, None
         self._held.clear()
-        reply, _ = self._links[0].call(request).wait()
+        for attempt in itertools.count(1):
+            request = Register(
+                self.process,
+                PROTOCOL,
+                model,
+                self.job.settings,
+                rank=self.rank,
+                serial=self.generation,
+            )
+            self.generation += 1
+            try:
+                reply, _ = self._links[0].call(request).wait()
+                break
+            except FencedError:
+                # It was taken for dead while it came.
+                if attempt == _ATTEMPTS:
+                    raise
         if not isinstance(reply, Welcome):
             raise ProtocolError(f"the coordinator answered {reply!r} to a worker that came")
         self.rank = reply.rank

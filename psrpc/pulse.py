@@ -196,8 +196,8 @@ class Heart:
     def _connect(self) -> socket.socket | None:
         try:
             sock = socket.create_connection(self._where, timeout=5.0)
-            sock.settimeout(5.0)
-            sock.send(self._hello)
+            sock.sendall(self._hello)
+            sock.setblocking(False)
         except OSError:
             return None
         return sock

@@ -11,10 +11,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from psrpc.core.ranges import Ranges
-from collections import Counter
-from collections.abc import Mapping, Sequence
-
-from psrpc.core.ranges import Ranges
 from psrpc.counts import Coverage
 from psrpc.errors import ProtocolError
 from psrpc.messages import Stream, StreamKind, UpdateKey

@@ -1,6 +1,7 @@
 """psrpc: the parameter server for PyTorch that people can put their jobs on."""
 
 from psrpc._version import __version__
+from psrpc.job import Elastic
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 from psrpc.runtime import Result, Role, run
 from psrpc.worker import Worker
@@ -8,6 +9,7 @@ from psrpc.worker import Worker
 __all__ = [
     "Asynchronous",
     "BoundedStaleness",
+    "Elastic",
     "Mode",
     "Result",
     "Role",
@@ -48,6 +50,7 @@ ROOMS = (
     "batches",
     "worker",
     "rendezvous",
+    "lobby",
     "report",
     "display",
     "nodes",
@@ -55,6 +58,7 @@ ROOMS = (
     "testing",
     "settings",
     "launch",
+    "isolation",
     "trainer",
     "cli",
 )

@@ -61,8 +61,15 @@ def cli() -> None:
     help="compute the next step while gradients travel (not in sync mode)",
 )
 @click.option("--quiet", is_flag=True, help="no progress, no summary")
+@click.option(
+    "--isolate",
+    is_flag=True,
+    help="a launcher for each process: one crash touches no other, the crashed one comes back",
+)
 @click.pass_obj
-def train(argv: list[str], /, overlap: bool, quiet: bool, **texts: str | None) -> None:
+def train(
+    argv: list[str], /, overlap: bool, quiet: bool, isolate: bool, **texts: str | None
+) -> None:
     """Train a model through parameter servers.
 
     Called plainly, starts the servers and workers on this host itself. Under torchrun
@@ -74,7 +81,7 @@ def train(argv: list[str], /, overlap: bool, quiet: bool, **texts: str | None) -
 
     place = environment.place()
     if place is None:
-        _start(settings, argv)
+        _start(settings, argv, isolate=isolate)
         return
     workers = place.world_size - settings.servers
     if texts["workers"] is not None and settings.workers != workers:
@@ -123,7 +130,34 @@ def export(directory: Path, output: Path) -> None:
     click.echo(f"{output}: the model of {checkpoint.folder}")
 
 
-def _start(settings: TrainSettings, argv: list[str]) -> None:
+@cli.command()
+@click.argument("address", metavar="HOST:PORT")
+@click.argument("script", nargs=-1, type=click.UNPROCESSED)
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--max-restarts", type=click.IntRange(0), default=0, show_default=True)
+def join(address: str, script: tuple[str, ...], workers: int, max_restarts: int) -> None:
+    """Add workers to a running job.
+
+    HOST:PORT is what the job showed at its start. A job of `psrpc train` tells its options by
+    itself; for one of a script of your own, give SCRIPT and its arguments.
+    """
+    from psrpc.isolation import launch_joiners, place_of
+    from psrpc.lobby import look_up
+
+    lobby = look_up(address)
+    if lobby.arguments is None and not script:
+        raise UsageError(
+            f"the job at {address} runs a script: give it ({lobby.script}) and its arguments"
+        )
+    if lobby.arguments is not None and script:
+        raise UsageError(f"the job at {address} was started by psrpc train: give no script")
+    command = list(script) if lobby.arguments is None else ["-m", "psrpc", *lobby.arguments]
+    host, _, port = address.rpartition(":")
+    place = place_of(host, int(port), lobby.job, world_size=lobby.world_size)
+    launch_joiners(command, place, workers, max_restarts)
+
+
+def _start(settings: TrainSettings, argv: list[str], *, isolate: bool) -> None:
     from psrpc import datasets, models
     from psrpc.job import Backend
     from psrpc.launch import launch
@@ -150,6 +184,12 @@ def _start(settings: TrainSettings, argv: list[str]) -> None:
         for each in errors:
             _tell(each)
         sys.exit(min(each.exit_code for each in errors))
+    if isolate:
+        from psrpc.isolation import launch_isolated
+
+        restarts, servers = settings.max_restarts, settings.servers
+        launch_isolated(argv, servers, settings.workers, settings.port, restarts)
+        return
     launch(argv, names, settings.port)
 
 

@@ -32,6 +32,7 @@ from psrpc.messages import (
     Watch,
 )
 from psrpc.meter import Meter
+from psrpc.modes import OnFailure, OnPoison
 from psrpc.planes import base
 from psrpc.planes.base import Landing
 from psrpc.server import Answers, Call, Desk, ParameterServer, resolve, worker_failed
@@ -53,8 +54,13 @@ class Coordinator:
     ) -> None:
         self.job = job
         self.server = server
+        elastic = job.elastic
         self.core = CoordinatorCore(
-            job.mode, job.workers, job.min_workers, job.on_worker_failure, job.on_poison
+            job.mode,
+            job.workers,
+            elastic.min_workers,
+            OnFailure(elastic.on_failure),
+            OnPoison(elastic.on_poison),
         )
         self.meter = Meter()
         self.changed = threading.Condition()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Mapping
@@ -12,12 +13,20 @@ from psrpc.errors import UsageError
 LAUNCHED_AT = "PSRPC_LAUNCHED_AT"
 FAILURE_FILE = "PSRPC_FAILURE_FILE"
 LAUNCHER = "PSRPC_LAUNCHER"
+PLACE = "PSRPC_PLACE"
+AGENT = "PSRPC_AGENT"
 INTERFACE = "TP_SOCKET_IFNAME"
+
+
+JOINS = -1
 
 
 @dataclass(frozen=True)
 class Place:
-    """A process's place among those that torchrun (or any env:// launcher) started."""
+    """A process's place among those that torchrun (or any env:// launcher) started.
+
+    `rank` is `JOINS` for one that comes to a job that runs already.
+    """
 
     rank: int
     world_size: int
@@ -29,6 +38,15 @@ class Place:
     job: str
 
     @property
+    def joins(self) -> bool:
+        """Whether this process joins a job that runs already, as a worker."""
+        return self.rank == JOINS
+
+    def serves(self, servers: int) -> bool:
+        """Whether this process is a server, in a job that has `servers` of them."""
+        return 0 <= self.rank < servers
+
+    @property
     def one_host(self) -> bool:
         """Whether all processes of the job run on this host."""
         return self.local_world_size == self.world_size
@@ -37,9 +55,12 @@ class Place:
 def place(variables: Mapping[str, str] | None = None) -> Place | None:
     """Read the place from `RANK`, `WORLD_SIZE`, ...; None if no launcher has set them.
 
+    Where every role has a launcher of its own, `PSRPC_PLACE` counts in place of those.
     Raises UsageError if only some are set or one is not a number.
     """
     env = os.environ if variables is None else variables
+    if PLACE in env:
+        return Place(**json.loads(env[PLACE]))
     needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in needed if name not in env]
     if "RANK" in missing or "WORLD_SIZE" in missing:
@@ -91,10 +112,15 @@ def for_children(**variables: str) -> None:
     os.environ.update(variables)
 
 
-def default_for_children(**variables: str) -> None:
-    """Set variables that child processes shall see, unless the user has set them."""
-    for name, value in variables.items():
-        os.environ.setdefault(name, value)
+def unless_set(variables: Mapping[str, str]) -> dict[str, str]:
+    """Those of `variables` that the user has not set."""
+    return {name: value for name, value in variables.items() if name not in os.environ}
+
+
+def agent() -> tuple[int, list[str]]:
+    """What the agent of one role shall run: how many restarts, and python's arguments."""
+    restarts, command = json.loads(os.environ[AGENT])
+    return int(restarts), [str(argument) for argument in command]
 
 
 def _number(env: Mapping[str, str], name: str, default: str = "") -> int:

@@ -19,6 +19,7 @@
     ├── ClosedError               you closed this object, or left the job, and used it afterwards
     ├── PeerLostError             a peer died or stopped answering
     ├── FencedError               this worker was taken for dead; what it says counts no more
+    ├── JobOverError              every worker had left when this one came
     └── JobFailedError            the job was ended by a failure somewhere else
 
 An error is built from one sentence that says what happened, to whom, and what
@@ -108,6 +109,10 @@ class PeerLostError(PsrpcError):
 
 class FencedError(PsrpcError):
     """This worker was taken for dead: others have its work, and what it says counts no more."""
+
+
+class JobOverError(PsrpcError):
+    """Every worker of the job had left when this one came."""
 
 
 class JobFailedError(PsrpcError):

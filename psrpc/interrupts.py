@@ -6,10 +6,47 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 GRACE_S = 2.0
 EXIT_CODE = 130
+TERMINATED = 143
+
+
+class Departure:
+    """Within its block, the first SIGTERM or SIGINT only asks the worker to leave.
+
+    `ask` does so, and says whether there was anybody to ask; if not, and at a second signal,
+    the block ends at once: by KeyboardInterrupt, or by SystemExit with code 143 for SIGTERM.
+    Does nothing outside the main thread, where signals cannot be set up.
+    """
+
+    def __init__(self, ask: Callable[[], bool]) -> None:
+        self._ask = ask
+        self._asked = False
+        self._previous: dict[int, Any] = {}
+        self.interrupted = False
+
+    def __enter__(self) -> Departure:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.interrupted = self.interrupted or number == signal.SIGINT
+        if not self._asked and self._ask():
+            self._asked = True
+            return
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(TERMINATED)
 
 
 class Interrupts:

@@ -35,13 +35,49 @@ class Backend(Enum):
 
 
 @dataclass(frozen=True)
+class Elastic:
+    """How a job deals with workers that come and go.
+
+    It begins when all workers have come, or `min_workers` of them if that is given. One whose
+    connection ends, or that is silent for `dead_after_s`, is taken for dead; `on_failure` is
+    whether the job goes on ("continue") or ends ("stop"). If fewer than `min_workers` (None: 1)
+    are left and nobody comes within `rejoin_timeout_s`, the job ends. The samples of a lease
+    that has killed three workers in a row end the job, or are skipped (`on_poison`: "stop" or
+    "skip"). Times are in seconds.
+    """
+
+    min_workers: int | None = None
+    on_failure: str = "continue"
+    on_poison: str = "stop"
+    dead_after_s: float = 10.0
+    rejoin_timeout_s: float = 60.0
+
+    def problems(self, workers: int) -> list[str]:
+        """A sentence for each value that cannot be."""
+        problems = []
+        if self.min_workers is not None and not 1 <= self.min_workers <= workers:
+            problems.append(
+                f"min_workers must be 1 to {workers} (the workers), not {self.min_workers}"
+            )
+        choices: tuple[tuple[str, str, type[Enum]], ...] = (
+            ("on_failure", self.on_failure, OnFailure),
+            ("on_poison", self.on_poison, OnPoison),
+        )
+        for name, value, kind in choices:
+            known = [str(member.value) for member in kind]
+            if value not in known:
+                problems.append(f"{name} must be one of {', '.join(known)}, not {value!r}")
+        times = (("dead_after_s", self.dead_after_s), ("rejoin_timeout_s", self.rejoin_timeout_s))
+        problems += [f"{name} must be above 0 s, not {s:g}" for name, s in times if not s > 0]
+        return problems
+
+
+@dataclass(frozen=True)
 class Job:
     """A job's settings. `seed` orders samples and starts models.
 
     With `overlap` a worker computes its next step while the last one's gradients are on
-    their way; its weights are then one step older. The job begins when `min_workers` have
-    come (None: all). A worker that is silent for `dead_after_s` is taken for dead; a job that
-    has no worker left, or fewer than `min_workers`, ends after `rejoin_timeout_s`.
+    their way; its weights are then one step older.
     """
 
     workers: int
@@ -55,11 +91,7 @@ class Job:
     start_timeout_s: float = 300.0
     backend: Backend = Backend.GLOO
     collective_timeout_s: float = 30.0
-    min_workers: int | None = None
-    on_worker_failure: OnFailure = OnFailure.CONTINUE
-    on_poison: OnPoison = OnPoison.STOP
-    dead_after_s: float = 10.0
-    rejoin_timeout_s: float = 60.0
+    elastic: Elastic = field(default_factory=Elastic)
 
     def check(self) -> None:
         """Raise ConfigError with all that is wrong."""
@@ -78,18 +110,7 @@ class Job:
             problems.append(
                 f"the collective timeout must be above 0 s, not {self.collective_timeout_s}"
             )
-        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
-            problems.append(
-                f"min_workers must be 1 to {self.workers} (the workers), not {self.min_workers}"
-            )
-        problems += [
-            f"{name} must be above 0 s, not {value:g}"
-            for name, value in (
-                ("dead_after_s", self.dead_after_s),
-                ("rejoin_timeout_s", self.rejoin_timeout_s),
-            )
-            if value <= 0
-        ]
+        problems += self.elastic.problems(self.workers)
         if self.start_timeout_s <= 0:
             problems.append(f"the start timeout must be above 0 s, not {self.start_timeout_s}")
         return problems

@@ -19,6 +19,7 @@ from psrpc import environment
 from psrpc.errors import AddressError, JobFailedError, PeerLostError, PsrpcError, decode, encode
 
 _STOP_S = 3
+_MONITOR_S = 0.1
 # Not SIGINT: a child that is told of it while it imports shows a traceback.
 _PASSED_ON = "SIGTERM,SIGHUP,SIGQUIT"
 
@@ -32,42 +33,75 @@ def launch(arguments: Sequence[str], names: Sequence[str], port: int) -> None:
     interrupts; no process is left.
     """
     # Imported here, because this takes half a second that children need not spend.
-    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import elastic_launch
 
     _check_free(port)
     _silence("torch.distributed.elastic", "torch.distributed.launcher")
     with tempfile.TemporaryDirectory(prefix="psrpc-") as folder:
         failure = Path(folder) / "failure.json"
-        environment.for_children(
-            **{
-                environment.LAUNCHED_AT: repr(_process_began()),
-                environment.FAILURE_FILE: str(failure),
-                environment.LAUNCHER: str(os.getpid()),
-            }
-        )
-        # Torch's C++ side logs lost connections as warnings; what matters of them is reported.
-        environment.default_for_children(OMP_NUM_THREADS="1", TORCH_CPP_LOG_LEVEL="ERROR")
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=len(names),
-            run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint=f"127.0.0.1:{port}",
-            rdzv_configs={"is_host": True},
-            local_addr="127.0.0.1",
-            max_restarts=0,
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
-        )
-        _stop_soon(config)
+        environment.for_children(**child_variables(failure))
+        config = _config(len(names), port, folder, restarts=0)
         try:
             elastic_launch(config, sys.executable)("-m", "psrpc", *arguments)
         except SignalException as signalled:
             raise KeyboardInterrupt from signalled
         except ChildFailedError as failed:
             raise _cause(_read(failure), failed.failures, names) from None
+
+
+def child_variables(failure: Path) -> dict[str, str]:
+    """What a process must find in its environment; it writes down in `failure` why it fails."""
+    variables = {
+        environment.LAUNCHED_AT: repr(_process_began()),
+        environment.FAILURE_FILE: str(failure),
+        environment.LAUNCHER: str(os.getpid()),
+    }
+    # Torch's C++ side logs lost connections as warnings; what matters of them is reported.
+    defaults = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    return variables | environment.unless_set(defaults)
+
+
+def run_agent(command: Sequence[str], restarts: int) -> int:
+    """Run `python COMMAND` in one process, again when it dies. Blocks; returns an exit code."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    _silence("torch.distributed.elastic", "torch.distributed.launcher")
+    environment.for_children(**{environment.LAUNCHER: str(os.getpid())})
+    with tempfile.TemporaryDirectory(prefix="psrpc-") as folder:
+        try:
+            elastic_launch(_config(1, 0, folder, restarts), sys.executable)(*command)
+        except SignalException:
+            return 128 + signal.SIGTERM
+        except ChildFailedError as failed:
+            code = next(iter(failed.failures.values())).exitcode
+            return int(code) if code > 0 else 128 - int(code)
+    return 0
+
+
+def _config(processes: int, port: int, folder: str, restarts: int) -> Any:
+    """What `torchrun --standalone` would give to the elastic launch."""
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint=f"127.0.0.1:{port}",
+        rdzv_configs={"is_host": True},
+        local_addr="127.0.0.1",
+        max_restarts=restarts,
+        monitor_interval=_MONITOR_S,
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
+    )
+    _stop_soon(config)
+    return config
 
 
 def confess(error: PsrpcError) -> bool:

@@ -14,6 +14,7 @@ from psrpc.coordinator import Coordinator
 from psrpc.crew import stats_of
 from psrpc.errors import (
     JobFailedError,
+    JobOverError,
     PeerLostError,
     PsrpcError,
     StartTimeoutError,
@@ -99,7 +100,7 @@ class ServerNode:
         if self.coordinator is None or self.job.plane is PlaneChoice.COLLECTIVE:
             return None
         host = "127.0.0.1" if self.fabric.one_host else environment.own_address()
-        return Pulse(host, self.job.dead_after_s, self.coordinator.lose)
+        return Pulse(host, self.job.elastic.dead_after_s, self.coordinator.lose)
 
     def _listen_for_deaths(self, rendezvous: Rendezvous) -> None:
         if self.coordinator is None:
@@ -134,7 +135,7 @@ class ServerNode:
                 short_since_s = None
             elif short_since_s is None:
                 short_since_s = now_s
-            elif now_s - short_since_s > self.job.rejoin_timeout_s:
+            elif now_s - short_since_s > self.job.elastic.rejoin_timeout_s:
                 coordinator.fail(self._deserted(len(members.live)))
 
     def _nobody_came(self, coordinator: Coordinator) -> StartTimeoutError:
@@ -144,10 +145,10 @@ class ServerNode:
         )
 
     def _deserted(self, live: int) -> JobFailedError:
-        least = self.job.min_workers or 1
+        least = self.job.elastic.min_workers or 1
         return JobFailedError(
             f"{live} workers are left of the {least} that the job needs, and nobody has come "
-            f"within {self.job.rejoin_timeout_s:g} s"
+            f"within {self.job.elastic.rejoin_timeout_s:g} s"
         )
 
     def _last_to_leave(self) -> list[str]:
@@ -192,6 +193,14 @@ class WorkerNode:
         self.blueprint = blueprint
         self.plane = ""
         self.worker: Worker | None = None
+        self.came_too_late = False
+
+    def ask_to_leave(self) -> bool:
+        """Let the worker finish its step and leave; False if it does not train yet."""
+        if self.worker is None:
+            return False
+        self.worker.ask_to_leave()
+        return True
 
     def train(self, function: Callable[[Worker], Any], rendezvous: Rendezvous) -> Report | None:
         """Run the user's function as this worker. Blocks until all workers are done.
@@ -207,7 +216,7 @@ class WorkerNode:
         agent = Agent(
             worker_name(process), number, threads=_WORKER_THREADS, one_host=self.fabric.one_host
         )
-        heart = Heart(pulse, process, self.job.dead_after_s) if pulse else None
+        heart = Heart(pulse, process, self.job.elastic.dead_after_s) if pulse else None
         agent.start()
         try:
             if heart is not None:
@@ -253,6 +262,9 @@ class WorkerNode:
             worker.leave(early=early)
             if not early:
                 report = summarize(stats_of(links, worker.number, GetStats))
+        except JobOverError:
+            self.came_too_late = True
+            return None
         except BaseException as error:
             # JobFailedError too: one server may not know what another one answered.
             with hushed():  # torch logs it if a server has closed meanwhile

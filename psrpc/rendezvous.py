@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
@@ -28,6 +29,7 @@ class Rendezvous:
         self._timeout_s = timeout_s
         self._clock = clock or SystemClock()
         self._store: Store | None = None
+        self._root: Any = None
         self._keeps = place.rank == 0 and not place.agent_keeps_store
 
     def __enter__(self) -> Rendezvous:
@@ -44,7 +46,7 @@ class Rendezvous:
         answers there in time.
         """
         place = self._place
-        listener = _listen(place.address, place.port) if self._keeps else None
+        listener = listen(place.address, place.port) if self._keeps else None
         if not self._keeps:
             self._knock()
         try:
@@ -58,6 +60,7 @@ class Rendezvous:
             )
         except (RuntimeError, dist.DistNetworkError) as error:
             raise self._no_store() from error
+        self._root = store
         self._store = PrefixStore(f"psrpc/{place.job}", store)
 
     def branch(self, name: str) -> Store:
@@ -119,6 +122,10 @@ class Rendezvous:
         except (RuntimeError, dist.DistError) as error:
             raise self._lost_store() from error
 
+    def announce(self, key: str, value: str) -> None:
+        """Let even those read `value` who do not know the job's name."""
+        self._root.set(key, value)
+
     def publish(self, key: str, value: str) -> None:
         """Let the others read `value` under `key`."""
         assert self._store is not None
@@ -175,8 +182,11 @@ def _left(rank: int) -> str:
     return f"left/{rank}"
 
 
-def _listen(address: str, port: int) -> socket.socket:
-    """Listen on the wanted address only; a TCPStore by itself takes all of them."""
+def listen(address: str, port: int) -> socket.socket:
+    """Listen on the wanted address only; a TCPStore by itself takes all of them.
+
+    Raises AddressError if the port cannot be had.
+    """
     try:
         family, kind, proto, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[
             0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -17,8 +18,9 @@ from psrpc import environment
 from psrpc.display import ProgressLine
 from psrpc.environment import Place
 from psrpc.errors import ConfigError, ModelError, PsrpcError, UsageError
-from psrpc.interrupts import Interrupts
-from psrpc.job import Backend, Job, NonFinite, PlaneChoice
+from psrpc.interrupts import Departure, Interrupts
+from psrpc.job import Backend, Elastic, Job, NonFinite, PlaneChoice
+from psrpc.lobby import publish_lobby
 from psrpc.modes import Mode, Reduction, Synchronous
 from psrpc.nodes import ServerNode, WorkerNode
 from psrpc.planes import groups
@@ -73,6 +75,7 @@ def run(
     device: str = "auto",
     threads: int | None = None,
     start_timeout_s: float = 300.0,
+    elastic: Elastic | None = None,
     progress: bool = False,
     progress_samples: int | None = None,
 ) -> Result:
@@ -93,7 +96,10 @@ def run(
     With `overlap` a worker computes its next step while the last one's gradients travel; the
     mode's bound counts that step, so it must be 1 or more. `device` is "auto" (CUDA where
     there is any), "cpu" or "cuda"; servers compute on the CPU. `threads` are torch's threads
-    in this process.
+    in this process. `elastic` says what happens when workers die, come late, or join.
+
+    SIGTERM and SIGINT let a worker finish its step, give its samples back and leave; then
+    `run` returns without a report, or raises KeyboardInterrupt.
 
     Raises UsageError outside torchrun, ConfigError, ModelError and OptimizerError,
     StartTimeoutError when somebody does not come, JobFailedError when another process
@@ -104,7 +110,7 @@ def run(
         names = {"reduction": reduction, "nonfinite": nonfinite, "plane": plane}
         names |= {"device": device} | ({} if backend is None else {"backend": backend})
         timeouts_s = {"start": start_timeout_s, "collective": collective_timeout_s}
-        job = _job(place, servers, mode, names, overlap, seed, timeouts_s)
+        job = _job(place, servers, mode, names, overlap, seed, timeouts_s, elastic or Elastic())
         if threads is not None:
             torch.set_num_threads(threads)
         watch = _Watch(progress, progress_samples)
@@ -130,7 +136,9 @@ def _take_part(
     built = _build(model, job.seed)
     blueprint = draw(built, optimizer, param_groups)
     with Interrupts(), Rendezvous(place, job.start_timeout_s) as rendezvous:
-        if place.rank < job.servers:
+        if place.rank == 0:
+            publish_lobby(rendezvous, job, place)
+        if place.serves(job.servers):
             return _serve(job, place, built, blueprint, fabric, rendezvous, watch)
         return _work(train, job, place, built.to(target), blueprint, fabric, rendezvous)
 
@@ -173,6 +181,7 @@ def _job(
     overlap: bool,
     seed: int,
     timeouts_s: Mapping[str, float],
+    elastic: Elastic,
 ) -> Job:
     """The job of these settings. Raises ConfigError with all that is wrong in a call of `run`."""
     problems = _unknown_names(names)
@@ -203,6 +212,7 @@ def _job(
         seed=seed,
         start_timeout_s=timeouts_s["start"],
         collective_timeout_s=timeouts_s["collective"],
+        elastic=elastic,
         **chosen,
     )
     problems += job.problems()
@@ -279,11 +289,16 @@ def _work(
     fabric: Fabric,
     rendezvous: Rendezvous,
 ) -> Result:
-    rank = place.rank - job.servers
+    rank = None if place.joins else place.rank - job.servers
     # From here on workers draw their own random numbers (dropout, augmentation).
-    torch.manual_seed(job.seed + 1 + rank)
+    torch.manual_seed(job.seed + 1 + (rank if rank is not None else os.getpid()))
     node = WorkerNode(job, rank, model, blueprint, fabric)
-    report = node.train(train, rendezvous)
+    with Departure(node.ask_to_leave) as departure:
+        report = node.train(train, rendezvous)
+    if node.came_too_late:
+        print("psrpc: the job was over when this worker came", file=sys.stderr)
+    if departure.interrupted:
+        raise KeyboardInterrupt
     assert node.worker is not None
     return Result(Role.WORKER, node.worker.rank, model, report, node.plane, node.worker.main)
 

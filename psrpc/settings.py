@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from psrpc.errors import ConfigError
+from psrpc.job import Elastic
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 
 Parser = Callable[[str], Any]
@@ -103,6 +104,12 @@ OPTIONS = (
     Option("seed", whole(0), "0", "orders samples and starts the model"),
     Option("port", whole(0), "0", "port of the launcher on 127.0.0.1 (0: a free one)"),
     Option("start-timeout", real(0.0, above=True), "300", "seconds to wait for all processes"),
+    Option("min-workers", whole(1), None, "begin, and go on, with as few (default: all, and 1)"),
+    Option("dead-after", real(0.0, above=True), "10", "seconds of silence that are a death"),
+    Option("rejoin-timeout", real(0.0, above=True), "60", "seconds to wait when too few are left"),
+    Option("on-worker-failure", choice("continue", "stop"), "continue", "continue|stop"),
+    Option("on-poison", choice("stop", "skip"), "stop", "samples that kill workers: stop|skip"),
+    Option("max-restarts", whole(0), "100", "with --isolate: how often a process may come back"),
     Option("output", str, None, "file for the trained weights, a plain state_dict"),
     Option("json", str, None, "file for the results as one JSON object (- for stdout)"),
 )  # fmt: skip
@@ -137,10 +144,27 @@ class TrainSettings:
     seed: int
     port: int
     start_timeout: float
+    min_workers: int | None
+    dead_after: float
+    rejoin_timeout: float
+    on_worker_failure: str
+    on_poison: str
+    max_restarts: int
     output: str | None
     json: str | None
     overlap: bool = False
     quiet: bool = False
+
+    @property
+    def elastic(self) -> Elastic:
+        """What happens when workers come and go, as `psrpc.run` takes it."""
+        return Elastic(
+            self.min_workers,
+            self.on_worker_failure,
+            self.on_poison,
+            self.dead_after,
+            self.rejoin_timeout,
+        )
 
     @property
     def consistency(self) -> Mode:

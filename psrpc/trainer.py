@@ -46,7 +46,7 @@ def take_part(settings: TrainSettings, place: Place) -> None:
             f"{place.world_size} processes cannot hold {settings.servers} servers and a worker"
         )
     began = environment.launched_at() or time.time()
-    serves = place.rank < settings.servers
+    serves = place.serves(settings.servers)
     if place.rank == settings.servers and (problems := unwritable(settings)):
         raise PsrpcError("; ".join(problems))
     splits = datasets.load(settings.dataset, data_root=settings.data_root, seed=settings.seed)
@@ -78,6 +78,7 @@ def take_part(settings: TrainSettings, place: Place) -> None:
         device=settings.device,
         threads=settings.threads or _threads(workers if not serves else 1),
         start_timeout_s=settings.start_timeout,
+        elastic=settings.elastic,
         progress=not settings.quiet,
         progress_samples=_total(settings, samples, workers),
     )

@@ -9,7 +9,7 @@ from psrpc.core.leases import POISON, LeaseBook
 from psrpc.core.membership import Membership
 from psrpc.core.shard import ShardCore
 from psrpc.counts import WorkerStats
-from psrpc.errors import FencedError, JobFailedError, UsageError, encode
+from psrpc.errors import FencedError, JobFailedError, JobOverError, UsageError, encode
 from psrpc.messages import (
     Acquire,
     Done,
@@ -86,7 +86,7 @@ class CoordinatorCore:
             decisions += self.lose(process, "it has come anew", shard)
         self._comings[process] = _Word(request.serial, token)
         if self.members.finished:
-            over = Failure(encode(JobFailedError("the job is over: every worker has left")))
+            over = Failure(encode(JobOverError("the job was over when this worker came")))
             self._comings[process].reply = over
             return [*decisions, Answer(token, over, "the job is over")]
         began = self.members.started

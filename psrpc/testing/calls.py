@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from psrpc.errors import FencedError, JobFailedError
+from psrpc.errors import FencedError, JobOverError
 from psrpc.messages import (
     Acquire,
     Failure,
@@ -99,7 +99,7 @@ class Caller:
     def _answered(self, call: Call, reply: Reply) -> None:
         if not call.open:
             return
-        expected = (FencedError.__name__, JobFailedError.__name__)
+        expected = (FencedError.__name__, JobOverError.__name__)
         if isinstance(reply, Failure) and reply.error[0] not in expected:
             raise CheckError(f"{describe(call.request)} was refused: {reply.error[1]}")
         if self._trace is not None:

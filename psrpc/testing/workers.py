@@ -11,7 +11,7 @@ from random import Random
 
 from psrpc.core.progress import Progress
 from psrpc.counts import WorkerStats
-from psrpc.errors import JobFailedError
+from psrpc.errors import JobOverError
 from psrpc.messages import (
     Adopt,
     Failure,
@@ -154,7 +154,7 @@ class SimWorker:
         """Wait for answers; one may say that this worker is taken for dead."""
         yield calls
         errors = {call.reply.error[0] for call in calls if isinstance(call.reply, Failure)}
-        if JobFailedError.__name__ in errors:
+        if JobOverError.__name__ in errors:
             raise _OverError
         if errors:
             raise _FencedError

@@ -1,0 +1,179 @@
+"""A launcher for every role: one crash touches nobody else, and the crashed one comes back.
+
+The command that was typed keeps the store in which processes find each other, and starts for
+every server and worker an agent of its own: torchrun's elastic launch of one process, which
+starts that process again when it dies (`torchrun --standalone --max-restarts=N`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from psrpc import environment
+from psrpc.environment import JOINS, Place
+from psrpc.errors import JobFailedError, PsrpcError, decode
+from psrpc.launch import child_variables, run_agent
+from psrpc.lifeline import die_with_launcher
+
+_LOOK_AGAIN_S = 0.1
+_GRACE_S = 5.0  # from a failure, or the servers' end, until what still runs is ended
+_STOP_S = 3.0
+
+
+def place_of(address: str, port: int, job: str, *, world_size: int, rank: int = JOINS) -> Place:
+    """Where a process of an isolated role stands, on this host."""
+    return Place(
+        rank=rank,
+        world_size=world_size,
+        local_rank=max(rank, 0),
+        local_world_size=world_size,
+        address=address,
+        port=port,
+        agent_keeps_store=True,
+        job=job,
+    )
+
+
+class Roles:
+    """The agents of some roles. A context manager that leaves none of them running."""
+
+    def __init__(self, command: Sequence[str], restarts: int) -> None:
+        self._command = list(command)
+        self._restarts = restarts
+        self._folder = tempfile.TemporaryDirectory(prefix="psrpc-")
+        self._failure = Path(self._folder.name) / "failure.json"
+        self._agents: dict[subprocess.Popen[bytes], Place] = {}
+
+    def __enter__(self) -> Roles:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end(_STOP_S)
+        self._folder.cleanup()
+
+    def start(self, place: Place) -> None:
+        """Start the agent of one role."""
+        variables = child_variables(self._failure) | {
+            environment.PLACE: json.dumps(asdict(place)),
+            environment.AGENT: json.dumps([self._restarts, self._command]),
+        }
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "psrpc.isolation"], env=os.environ | variables
+        )
+        self._agents[agent] = place
+
+    def wait(self, servers: int) -> None:
+        """Wait for the job's end. Blocks; raises what ended it, if that was a failure.
+
+        A worker that does not come back any more is missed by nobody; a server is.
+        """
+        deadline = None
+        while any(agent.poll() is None for agent in self._agents):
+            time.sleep(_LOOK_AGAIN_S)
+            if deadline is None and (self._failed(servers) or self._served(servers)):
+                deadline = time.monotonic() + _GRACE_S
+            if deadline is not None and time.monotonic() > deadline:
+                break
+        self._end(_STOP_S)
+        error = self._reason(servers)
+        if error is not None:
+            raise error
+
+    def _served(self, servers: int) -> bool:
+        """Whether there were servers here, and all have ended."""
+        ours = [agent for agent, place in self._agents.items() if place.serves(servers)]
+        return bool(ours) and all(agent.poll() is not None for agent in ours)
+
+    def _failed(self, servers: int, *, confessed: bool = True) -> bool:
+        if confessed and self._failure.exists():
+            return True
+        return any(a.poll() for a, place in self._agents.items() if place.serves(servers))
+
+    def _reason(self, servers: int) -> PsrpcError | None:
+        if self._served(servers) and not self._failed(servers, confessed=False):
+            return None  # whoever failed after that was too late to matter
+        with suppress(FileNotFoundError, ValueError):
+            return decode(*json.loads(self._failure.read_text(encoding="utf-8")))
+        for agent, place in self._agents.items():
+            if place.serves(servers) and agent.returncode:
+                return JobFailedError(f"server {place.rank} died, so the job was ended")
+        codes = [a.returncode for a, place in self._agents.items() if not place.serves(servers)]
+        if codes and all(codes):
+            return JobFailedError("no worker has come to the end of its work")
+        return None
+
+    def _end(self, patience_s: float) -> None:
+        running = [agent for agent in self._agents if agent.poll() is None]
+        for agent in running:
+            agent.terminate()
+        deadline = time.monotonic() + patience_s
+        for agent in running:
+            with suppress(subprocess.TimeoutExpired):
+                agent.wait(max(deadline - time.monotonic(), 0.0))
+        for agent in running:
+            if agent.poll() is None:
+                agent.kill()  # its process dies with it
+                agent.wait()
+
+
+def launch_isolated(
+    arguments: Sequence[str], servers: int, workers: int, port: int, restarts: int
+) -> None:
+    """Run `python -m psrpc ARGUMENTS` under an agent for each role, and wait for the end.
+
+    Blocks. Raises what ended the job, and KeyboardInterrupt; no process is left.
+    """
+    from torch._C._distributed_c10d import TCPStore
+
+    from psrpc.rendezvous import listen
+
+    listener = listen("127.0.0.1", port)
+    port = listener.getsockname()[1]
+    store = TCPStore(
+        "127.0.0.1",
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
+    print(f"psrpc: more workers may come: psrpc join 127.0.0.1:{port}", file=sys.stderr, flush=True)
+    first = place_of("127.0.0.1", port, uuid.uuid4().hex, world_size=servers + workers)
+    with Roles(["-m", "psrpc", *arguments], restarts) as roles:
+        for rank in range(servers + workers):
+            roles.start(replace(first, rank=rank, local_rank=rank))
+        roles.wait(servers)
+    del store
+
+
+def launch_joiners(command: Sequence[str], place: Place, workers: int, restarts: int) -> None:
+    """Run `python COMMAND` as more workers of a job that runs, and wait for their end.
+
+    Blocks. Raises what made the first of them fail, and KeyboardInterrupt; none is left.
+    """
+    with Roles(command, restarts) as roles:
+        for _ in range(workers):
+            roles.start(place)
+        roles.wait(servers=0)
+
+
+def main() -> None:
+    """Be the agent of one role; what it shall run is in the environment."""
+    die_with_launcher()
+    restarts, command = environment.agent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # its process is told, and the launcher decides
+    sys.exit(run_agent(command, restarts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """psrpc: the parameter server for PyTorch that people can put their jobs on."""
 
 from psrpc._version import __version__
-from psrpc.job import Elastic
+from psrpc.job import Checkpointing, Elastic
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 from psrpc.runtime import Result, Role, run
 from psrpc.worker import Worker
@@ -9,6 +9,7 @@ from psrpc.worker import Worker
 __all__ = [
     "Asynchronous",
     "BoundedStaleness",
+    "Checkpointing",
     "Elastic",
     "Mode",
     "Result",
@@ -44,6 +45,7 @@ ROOMS = (
     "coordinator",
     "pulse",
     "watcher",
+    "checkpointer",
     "exchange",
     "crew",
     "optimizer",

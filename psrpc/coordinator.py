@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,11 +13,13 @@ from torch import nn
 from psrpc.core.coordinator import CoordinatorCore
 from psrpc.core.decisions import Answer, Decision, Same, Token
 from psrpc.core.shard import ShardCore
+from psrpc.counts import EpochLeases
 from psrpc.errors import ConfigError, JobFailedError, ProtocolError, PsrpcError, encode
 from psrpc.job import PROTOCOL, Job
 from psrpc.messages import (
     Acquire,
     Bye,
+    Cut,
     Done,
     Fail,
     Failure,
@@ -26,6 +29,7 @@ from psrpc.messages import (
     Idle,
     Leave,
     PutBuffers,
+    PutPart,
     Register,
     Request,
     StatsReply,
@@ -65,10 +69,11 @@ class Coordinator:
         self.meter = Meter()
         self.changed = threading.Condition()
         self.lost: Callable[[int], None] = lambda process: None
+        self.part_came: Callable[[PutPart], None] = lambda put: None
         self.expected: Callable[[int], None] = lambda process: None
         self._signature = blueprint.signature
-        self._buffers = BufferMean(buffers_of(model))
-        self._frozen = [p.detach().cpu().clone() for p in blueprint.untrained(model)]
+        self._model, self._blueprint = model, blueprint
+        self._take_rest()
         self._lock = threading.Lock()
         self._desk = Desk()
         self._failure: PsrpcError | None = None
@@ -78,6 +83,7 @@ class Coordinator:
             Idle: self._word(self.core.idle),
             Leave: self._word(self.core.leave),
             Watch: self._watch,
+            PutPart: self._put_part,
             Bye: self._bye,
             Fail: self._fail,
             PutBuffers: self._put_buffers,
@@ -112,6 +118,49 @@ class Coordinator:
         resolve(answers)
         self._tell()
 
+    def cut(self, number: int, folder: str) -> None:
+        """Let all shards be cut for a checkpoint: at a point that has not come on any."""
+        with self._lock:
+            self.core.cut(self.server.cut_here(number, folder))
+            answers = self._carry_out(self.core.news())
+        resolve(answers)
+
+    def give_up_cut(self, number: int) -> None:
+        """Let nobody wait for a cut any more that was not made."""
+        cut = Cut(number)
+        self.server.cut(cut)
+        with self._lock:
+            self.core.cut(cut)
+            answers = self._carry_out(self.core.news())
+        resolve(answers)
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the coordinator, as a value for JSON."""
+        with self._lock:
+            return {
+                "incarnation": self.core.incarnation,
+                "epochs": [asdict(epoch) for epoch in self.core.leases.export()],
+            }
+
+    def part_came_from_here(self, put: PutPart) -> None:
+        """The own server's part of a checkpoint is written."""
+        self.part_came(put)
+
+    def restore(self, record: Mapping[str, Any], rest: Mapping[str, Any]) -> None:
+        """Go on, before anybody comes, from what `record` gave; the server has been restored.
+
+        `rest` has the frozen parameters and buffers, by name.
+        """
+        self._model.load_state_dict(dict(rest), strict=False)
+        self._take_rest()
+        self.core.incarnation = int(record["incarnation"]) + 1
+        epochs = [EpochLeases(**{**e, "stops": tuple(e["stops"])}) for e in record["epochs"]]
+        self.core.leases.restore(epochs, self.server.core.ledger)
+
+    def buffers(self) -> list[torch.Tensor]:
+        """The mean of all workers' buffers."""
+        return self._buffers.mean()
+
     def lose(self, process: int, why: str) -> None:
         """A process died, or stopped saying that it lives: nobody waits for it any more."""
         with self._lock:
@@ -126,6 +175,12 @@ class Coordinator:
     def failure(self) -> PsrpcError | None:
         """What ended the job before its time, if anything did."""
         return self._failure
+
+    def _take_rest(self) -> None:
+        """What the model has that is not trained, as workers are to have it."""
+        model = self._model
+        self._buffers = BufferMean(buffers_of(model))
+        self._frozen = [p.detach().cpu().clone() for p in self._blueprint.untrained(model)]
 
     def _tell(self) -> None:
         with self.changed:
@@ -193,6 +248,10 @@ class Coordinator:
     def _bye(self, request: Bye, call: Call) -> Answers:
         self.core.bye(request.worker)
         return [(call, (Done(), [])), *self._convene(lambda shard: [])]
+
+    def _put_part(self, request: PutPart, call: Call) -> Answers:
+        self.part_came(request)
+        return [(call, (Done(), []))]
 
     def _fail(self, request: Fail, call: Call) -> Answers:
         return [(call, (Done(), [])), *self._end(worker_failed(request))]

@@ -94,7 +94,7 @@ class Crew:
         if not isinstance(reply, Welcome):
             raise ProtocolError(f"the coordinator answered {reply!r} to a worker that came")
         self.rank = reply.rank
-        self.progress.begin_anew(reply.worker)
+        self.progress.begin_anew(reply.worker, reply.incarnation)
         return reply
 
     def lease_batches(self, samples: int, batch_size: int) -> Iterator[tuple[Lease, int]]:

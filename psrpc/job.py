@@ -73,6 +73,41 @@ class Elastic:
 
 
 @dataclass(frozen=True)
+class Checkpointing:
+    """Where and how often a job's checkpoints are written, and what it goes on from.
+
+    One is made every `every_s` seconds, or every `every_updates` updates of the first shard
+    (neither: only a resumed job reads `directory`, nothing is written). The newest `keep`
+    stay. `resume` is "never", "auto" (the newest good one in `directory`; none is no error), or
+    the folder of one.
+    """
+
+    directory: str
+    every_s: float | None = 60.0
+    every_updates: int | None = None
+    keep: int = 3
+    resume: str = "never"
+
+    @property
+    def writes(self) -> bool:
+        """Whether checkpoints are made."""
+        return self.every_s is not None or self.every_updates is not None
+
+    def problems(self) -> list[str]:
+        """A sentence for each value that cannot be."""
+        problems = []
+        if not self.directory:
+            problems.append("a checkpoint's directory needs a name")
+        if self.every_s is not None and not self.every_s > 0:
+            problems.append(f"every_s must be above 0 s, not {self.every_s:g}")
+        if self.every_updates is not None and self.every_updates < 1:
+            problems.append(f"every_updates must be 1 or more, not {self.every_updates}")
+        if self.keep < 1:
+            problems.append(f"at least 1 checkpoint must be kept, not {self.keep}")
+        return problems
+
+
+@dataclass(frozen=True)
 class Job:
     """A job's settings. `seed` orders samples and starts models.
 
@@ -92,6 +127,7 @@ class Job:
     backend: Backend = Backend.GLOO
     collective_timeout_s: float = 30.0
     elastic: Elastic = field(default_factory=Elastic)
+    checkpointing: Checkpointing | None = None
 
     def check(self) -> None:
         """Raise ConfigError with all that is wrong."""
@@ -111,6 +147,8 @@ class Job:
                 f"the collective timeout must be above 0 s, not {self.collective_timeout_s}"
             )
         problems += self.elastic.problems(self.workers)
+        if self.checkpointing is not None:
+            problems += self.checkpointing.problems()
         if self.start_timeout_s <= 0:
             problems.append(f"the start timeout must be above 0 s, not {self.start_timeout_s}")
         return problems

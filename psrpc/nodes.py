@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from psrpc import environment
+from psrpc.checkpointer import Checkpointer, PartWriter, restore_server
+from psrpc.checkpoints.reading import open_checkpoint
 from psrpc.coordinator import Coordinator
 from psrpc.crew import stats_of
 from psrpc.errors import (
@@ -22,7 +25,7 @@ from psrpc.errors import (
     encode,
 )
 from psrpc.job import Job, PlaneChoice
-from psrpc.messages import GetStats
+from psrpc.messages import GetStats, PutPart
 from psrpc.planes.agent import Agent, hushed
 from psrpc.planes.base import Link
 from psrpc.planes.collective import Alarm, CollectiveLink
@@ -46,6 +49,7 @@ _WORKER_THREADS = 1
 _FAREWELL_S = 2.0
 _LOOK_AGAIN_S = 0.25
 _COORDINATOR = "server0"
+_RESUME = "resume"  # the key of the checkpoint's folder from which all servers go on, or ""
 PULSE = "pulse"  # the key under which the coordinator says where it hears who is alive
 
 
@@ -59,7 +63,8 @@ class ServerNode:
         self.index = index
         self.fabric = fabric
         self.layout = layout = blueprint.layouts(job.servers)[index]
-        store = ShardStore(blueprint, layout, model, job.reduction)
+        self.store = store = ShardStore(blueprint, layout, model, job.reduction)
+        self.blueprint, self.model = blueprint, model
         self.server = ParameterServer(job, index, blueprint, store)
         self.coordinator = Coordinator(job, self.server, blueprint, model) if index == 0 else None
         self.agent = Agent(
@@ -68,11 +73,14 @@ class ServerNode:
         self.doorman = Doorman(self.coordinator or self.server, layout)
         self.conductor: Conductor | None = None
         self.pulse = self._make_pulse()
+        self.part_writer: PartWriter | None = None
+        self.checkpointer: Checkpointer | None = None
 
     def serve(self, rendezvous: Rendezvous) -> None:
         """Serve until all workers are gone. Blocks; raises JobFailedError if the job failed."""
         self.agent.start()
         try:
+            self._resume(rendezvous)
             self.conductor = self._raise_conductor(rendezvous)
             serve(self.agent, self.conductor or self.coordinator or self.server)
             rendezvous.publish(shm_key(self.agent.name), self._open_door())
@@ -84,6 +92,9 @@ class ServerNode:
                 rendezvous.say(reason(self.agent.name), json.dumps(encode(self.server.failure)))
             rendezvous.await_or_give_up(self._last_to_leave(), _FAREWELL_S)
         finally:
+            for helper in (self.checkpointer, self.part_writer):
+                if helper is not None:
+                    helper.close()
             self.doorman.close()
             if self.pulse is not None:
                 self.pulse.close()
@@ -111,13 +122,55 @@ class ServerNode:
             self.pulse.start()
         rendezvous.publish(PULSE, self.pulse.address if self.pulse is not None else "")
 
+    def _resume(self, rendezvous: Rendezvous) -> None:
+        """Go on from a checkpoint, if there is one; the coordinator chooses it for all."""
+        plan = self.job.checkpointing
+        if plan is None:
+            return
+        if self.coordinator is None:
+            (folder,) = rendezvous.read([_RESUME])
+            found = open_checkpoint(Path(folder), thorough=False) if folder else None
+        else:
+            self.part_writer = PartWriter(
+                self.server, self.store, self.blueprint, self.coordinator.part_came_from_here
+            )
+            writer = self.part_writer
+            self.checkpointer = Checkpointer(
+                self.job, plan, self.coordinator, self.blueprint, self.model, lambda: writer.options
+            )
+            found = self.checkpointer.resume()
+            rendezvous.publish(_RESUME, str(found.folder.absolute()) if found else "")
+        if found is None:
+            return
+        restore_server(found, self.server, self.store, self.blueprint)
+        if self.coordinator is not None:
+            self.coordinator.restore(found.manifest.job.facts, found.rest())
+
+    def _begin_checkpoints(self, coordinator: Link | None) -> None:
+        """Be ready to be cut."""
+        if self.job.checkpointing is None:
+            return
+        if coordinator is not None:
+            self.part_writer = PartWriter(
+                self.server,
+                self.store,
+                self.blueprint,
+                lambda put: _deliver(coordinator, put),
+            )
+        if self.part_writer is not None:
+            self.part_writer.start()
+        if self.checkpointer is not None and self.job.checkpointing.writes:
+            self.checkpointer.start()
+
     def _wait_for_end(self, rendezvous: Rendezvous) -> None:
         if self.coordinator is not None:
+            self._begin_checkpoints(None)
             self._supervise(self.coordinator)
             return
         (url,) = rendezvous.read([_COORDINATOR])
         link = RpcLink(self.agent, Address(_COORDINATOR, 0, url))
         link.connect()
+        self._begin_checkpoints(link)
         Watcher(link, self.server).start()
         self.server.ended.wait()
 
@@ -274,6 +327,10 @@ class WorkerNode:
             link.close()
         worker.bye()
         return report
+
+
+def _deliver(coordinator: Link, put: PutPart) -> None:
+    coordinator.call(put).wait()
 
 
 def worker_name(process: int) -> str:

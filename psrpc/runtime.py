@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,7 @@ from psrpc.display import ProgressLine
 from psrpc.environment import Place
 from psrpc.errors import ConfigError, ModelError, PsrpcError, UsageError
 from psrpc.interrupts import Departure, Interrupts
-from psrpc.job import Backend, Elastic, Job, NonFinite, PlaneChoice
+from psrpc.job import Backend, Checkpointing, Elastic, Job, NonFinite, PlaneChoice
 from psrpc.lobby import publish_lobby
 from psrpc.modes import Mode, Reduction, Synchronous
 from psrpc.nodes import ServerNode, WorkerNode
@@ -76,6 +76,7 @@ def run(
     threads: int | None = None,
     start_timeout_s: float = 300.0,
     elastic: Elastic | None = None,
+    checkpointing: Checkpointing | None = None,
     progress: bool = False,
     progress_samples: int | None = None,
 ) -> Result:
@@ -96,7 +97,9 @@ def run(
     With `overlap` a worker computes its next step while the last one's gradients travel; the
     mode's bound counts that step, so it must be 1 or more. `device` is "auto" (CUDA where
     there is any), "cpu" or "cuda"; servers compute on the CPU. `threads` are torch's threads
-    in this process. `elastic` says what happens when workers die, come late, or join.
+    in this process. `elastic` says what happens when workers die, come late, or join,
+    `checkpointing` where checkpoints are written and whether the job goes on from one: epochs
+    that were over are then empty, and of the one under way the samples come that are missing.
 
     SIGTERM and SIGINT let a worker finish its step, give its samples back and leave; then
     `run` returns without a report, or raises KeyboardInterrupt.
@@ -111,6 +114,7 @@ def run(
         names |= {"device": device} | ({} if backend is None else {"backend": backend})
         timeouts_s = {"start": start_timeout_s, "collective": collective_timeout_s}
         job = _job(place, servers, mode, names, overlap, seed, timeouts_s, elastic or Elastic())
+        job = _with_checkpoints(job, checkpointing)
         if threads is not None:
             torch.set_num_threads(threads)
         watch = _Watch(progress, progress_samples)
@@ -219,6 +223,12 @@ def _job(
     problems += _missing_gpus(job, place, names["device"])
     if problems:
         raise ConfigError(problems)
+    return job
+
+
+def _with_checkpoints(job: Job, checkpointing: Checkpointing | None) -> Job:
+    job = replace(job, checkpointing=checkpointing)
+    job.check()
     return job
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from psrpc.core.decisions import Answer, Apply, Decision, Same, Token
+from psrpc.core.decisions import Answer, Apply, Decision, Image, Same, Token
 from psrpc.core.shard import ShardCore
 from psrpc.errors import JobFailedError, PeerLostError, ProtocolError, PsrpcError, encode
 from psrpc.job import Job
 from psrpc.messages import (
     Adopt,
     Bye,
+    Cut,
     Done,
     Fail,
     Failure,
@@ -36,6 +37,7 @@ from psrpc.messages import (
 from psrpc.planes import base
 from psrpc.planes.base import Landing, Payload
 from psrpc.store.blueprint import Blueprint
+from psrpc.store.image import ShardImage
 from psrpc.store.shard import Contribution, ShardStore
 
 
@@ -108,6 +110,10 @@ class ParameterServer:
         self.index = index
         self.core = ShardCore(job.mode)
         self.observe: Callable[[Push, int], None] = lambda push, staleness: None
+        # Called while the shard stands still; takes the image over, and must release it.
+        self.pictured: Callable[[Cut, ShardImage, dict[str, Any]], None] = (
+            lambda cut, image, record: image.release()
+        )
         self._blueprint = blueprint
         self._store = store
         self._lock = threading.Lock()
@@ -148,6 +154,20 @@ class ParameterServer:
         with self._lock:
             answers = self._answered(lambda: self.core.adopt(view))
         resolve(answers)
+
+    def cut(self, cut: Cut) -> None:
+        """Make an image of the shard at this point, when it has come; see `pictured`."""
+        with self._lock:
+            answers = self._answered(lambda: self.core.cut(cut))
+        resolve(answers)
+
+    def cut_here(self, number: int, folder: str) -> Cut:
+        """A point at which all shards can be cut, the next that comes; this one is cut there."""
+        with self._lock:
+            cut = self.core.cut_here(number, folder)
+            answers = self._answered(lambda: self.core.cut(cut))
+        resolve(answers)
+        return cut
 
     def convene(
         self, decide: Callable[[ShardCore], Sequence[Decision]], view: Callable[[], View]
@@ -256,6 +276,8 @@ class ParameterServer:
                     answers.append((call, (reply, self._granted(call, reply))))
                 case Same(token, first):
                     self._desk.attach(token, first)
+                case Image(cut):
+                    self.pictured(cut, self._store.image(), self.core.record())
         return answers
 
     def _apply(self, tokens: Sequence[Token], staleness: Sequence[int]) -> None:

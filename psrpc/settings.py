@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from psrpc.errors import ConfigError
-from psrpc.job import Elastic
+from psrpc.job import Checkpointing, Elastic
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 
 Parser = Callable[[str], Any]
@@ -54,6 +54,22 @@ def choice(*names: str) -> Parser:
         return text
 
     return parse
+
+
+def interval(text: str) -> tuple[float | None, int | None]:
+    """Read "30s", "5m" or "1h" as seconds, "500" as a number of updates."""
+    wanted = "a time above 0 (30s, 5m, 1h) or a number of updates (500)"
+    unit = _UNITS_S.get(text[-1:])
+    try:
+        value = float(text[:-1]) if unit else int(text)
+    except ValueError:
+        raise ValueError(wanted) from None
+    if not 0 < value < float("inf"):
+        raise ValueError(wanted)
+    return (value * unit, None) if unit else (None, int(value))
+
+
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True)
@@ -110,6 +126,10 @@ OPTIONS = (
     Option("on-worker-failure", choice("continue", "stop"), "continue", "continue|stop"),
     Option("on-poison", choice("stop", "skip"), "stop", "samples that kill workers: stop|skip"),
     Option("max-restarts", whole(0), "100", "with --isolate: how often a process may come back"),
+    Option("checkpoint-dir", str, None, "folder for checkpoints of the whole job"),
+    Option("checkpoint-every", interval, None, "seconds (30s, 5m, 1h) or updates (500)  [60s]"),
+    Option("checkpoint-keep", whole(1), None, "how many checkpoints stay  [3]"),
+    Option("resume", str, "never", "never|auto|the folder of a checkpoint"),
     Option("output", str, None, "file for the trained weights, a plain state_dict"),
     Option("json", str, None, "file for the results as one JSON object (- for stdout)"),
 )  # fmt: skip
@@ -150,6 +170,10 @@ class TrainSettings:
     on_worker_failure: str
     on_poison: str
     max_restarts: int
+    checkpoint_dir: str | None
+    checkpoint_every: tuple[float | None, int | None] | None
+    checkpoint_keep: int | None
+    resume: str
     output: str | None
     json: str | None
     overlap: bool = False
@@ -165,6 +189,15 @@ class TrainSettings:
             self.dead_after,
             self.rejoin_timeout,
         )
+
+    @property
+    def checkpointing(self) -> Checkpointing | None:
+        """Where checkpoints go, as `psrpc.run` takes it."""
+        if self.checkpoint_dir is None:
+            return None
+        every_s, every = self.checkpoint_every or (60.0, None)
+        keep = self.checkpoint_keep or 3
+        return Checkpointing(self.checkpoint_dir, every_s, every, keep, self.resume)
 
     @property
     def consistency(self) -> Mode:
@@ -217,6 +250,10 @@ def unwritable(settings: TrainSettings) -> list[str]:
 
 def _contradictions(values: Mapping[str, Any]) -> list[str]:
     problems = []
+    if values.get("checkpoint_dir") is None:
+        given = [n for n in ("checkpoint_every", "checkpoint_keep") if values.get(n) is not None]
+        given += ["resume"] if values.get("resume", "never") != "never" else []
+        problems += [f"--{n.replace('_', '-')} needs a --checkpoint-dir" for n in given]
     if values.get("epochs") and values.get("steps"):
         problems.append("give --epochs or --steps, not both")
     if values.get("momentum") is not None and values.get("optimizer") not in ("sgd", None):

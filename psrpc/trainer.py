@@ -79,6 +79,7 @@ def take_part(settings: TrainSettings, place: Place) -> None:
         threads=settings.threads or _threads(workers if not serves else 1),
         start_timeout_s=settings.start_timeout,
         elastic=settings.elastic,
+        checkpointing=settings.checkpointing,
         progress=not settings.quiet,
         progress_samples=_total(settings, samples, workers),
     )

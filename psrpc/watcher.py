@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from psrpc.errors import PsrpcError
-from psrpc.messages import Granted, Watch
+from psrpc.messages import Cut, Granted, Watch
 from psrpc.planes.base import Link
 from psrpc.server import ParameterServer
 
@@ -23,16 +23,20 @@ class Watcher:
         self._thread.start()
 
     def _run(self) -> None:
-        server = self._server
+        server, cuts = self._server, 0
         while not server.ended.is_set():
             try:
-                watch = Watch(server.index, server.core.gate.epoch)
+                watch = Watch(server.index, server.core.gate.epoch, cuts)
                 reply, _ = self._coordinator.call(watch).wait()
             except PsrpcError as error:
                 if not server.ended.is_set():
                     server.fail(error)
                 return
-            if not isinstance(reply, Granted):
+            if isinstance(reply, Granted):
+                server.adopt(reply.view)
+            elif isinstance(reply, Cut):
+                cuts += 1
+                server.cut(reply)
+            else:
                 server.ended.set()
                 return
-            server.adopt(reply.view)

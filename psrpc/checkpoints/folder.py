@@ -87,6 +87,10 @@ class Checkpoints:
             partial_folder(self.directory, self._last).mkdir()
         return self._last
 
+    def partial(self, number: int) -> Path:
+        """Where the checkpoint with this number is written until it is finished."""
+        return partial_folder(self.directory, number)
+
     def finish(self, number: int, parts: Sequence[Part], job: JobRecord) -> Path:
         """Complete a checkpoint of all servers' parts, in order, and drop the oldest ones."""
         partial = partial_folder(self.directory, number)

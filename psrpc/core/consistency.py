@@ -72,6 +72,10 @@ class Gate:
         """How many stepping workers stand at the floor."""
         return self._standing.get(self._floor, 0)
 
+    def raise_to(self, floor: int) -> None:
+        """Let those who come begin at `floor`; before anybody steps."""
+        self._floor = max(self._floor, floor)
+
     def clock(self, worker: int) -> int:
         """The number of steps that `worker` has finished here."""
         return self._clocks.get(worker, 0)
@@ -90,7 +94,7 @@ class Gate:
         self._active = frozenset(worker for worker, _ in view.active)
         self._standing = Counter(self._clocks[worker] for worker in self._active)
         clocks = self._standing or self._clocks.values()
-        self._floor = min(clocks) if self._active else max(clocks, default=0)
+        self._floor = min(clocks) if self._active else max(clocks, default=self._floor)
         self._ask_all_again()
         return True
 

@@ -12,6 +12,7 @@ from psrpc.counts import WorkerStats
 from psrpc.errors import FencedError, JobFailedError, JobOverError, UsageError, encode
 from psrpc.messages import (
     Acquire,
+    Cut,
     Done,
     Failure,
     Granted,
@@ -66,7 +67,9 @@ class CoordinatorCore:
         self._asking: dict[int, Acquire] = {}
         self._fresh: set[int] = set()  # have never stepped
         self._leaving: dict[int, int] = {}  # those who wait for the others' leaving: their ranks
-        self._watching: dict[int, tuple[Token, int]] = {}  # by server
+        self._watching: dict[int, tuple[Token, Watch]] = {}  # by server
+        self._cuts: list[Cut] = []
+        self.incarnation = 0
         self._here: set[int] = set()  # workers that may still say something
 
     @property
@@ -187,24 +190,34 @@ class CoordinatorCore:
         """A server wants the next view: it is answered when there is one."""
         decisions: list[Decision] = []
         if (before := self._watching.get(request.worker)) is not None:
-            if before[1] == request.epoch:
+            if before[1] == request:
                 return [Same(token, before[0], "it has asked before")]
             decisions.append(Answer(before[0], Done(), "it has asked anew"))
-        self._watching[request.worker] = (token, request.epoch)
+        self._watching[request.worker] = (token, request)
         told = self.news()
         return [*decisions, *(told or [Hold(token, "nothing has changed")])]
 
     def news(self) -> list[Decision]:
-        """The new view, for all servers that do not know it; the end, when it has come."""
+        """What servers do not know that watch: the new view, a cut; the end, when it has come."""
         if self.over:
             watching, self._watching = self._watching, {}
             return [Answer(token, Done(), "the job is over") for token, _ in watching.values()]
         view = self.members.view
-        late = [s for s, (_, epoch) in self._watching.items() if epoch < view.epoch]
-        return [
-            Answer(self._watching.pop(server)[0], Granted(view), "there is a new view")
-            for server in late
-        ]
+        decisions: list[Decision] = []
+        for server, (token, watch) in list(self._watching.items()):
+            news: Reply | None = None
+            if watch.epoch < view.epoch:
+                news = Granted(view)
+            elif watch.cuts < len(self._cuts):
+                news = self._cuts[watch.cuts]
+            if news is not None:
+                del self._watching[server]
+                decisions.append(Answer(token, news, "there is news"))
+        return decisions
+
+    def cut(self, cut: Cut) -> None:
+        """Let all servers hear of a cut, after the views that came before it."""
+        self._cuts.append(cut)
 
     @property
     def processes(self) -> list[int]:
@@ -346,7 +359,7 @@ class CoordinatorCore:
 
     def _welcome(self, process: int) -> Decision:
         worker, coming = self._worker_of[process], self._comings[process]
-        coming.reply = Welcome(worker, self.members.rank(worker))
+        coming.reply = Welcome(worker, self.members.rank(worker), self.incarnation)
         return Answer(coming.token, coming.reply, "the job has begun")
 
     def _grant(self, request: Acquire, lease: Lease | None) -> Decision:

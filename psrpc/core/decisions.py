@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from psrpc.messages import Reply
+from psrpc.messages import Cut, Reply
 
 Token = int
 _FEW = 8
@@ -45,6 +45,14 @@ class Hold:
 
 
 @dataclass(frozen=True)
+class Image:
+    """Copy the shard as it is at this point: its part of the checkpoint `cut`."""
+
+    cut: Cut
+    reason: str
+
+
+@dataclass(frozen=True)
 class Same:
     """This request repeats `first`, which is still open: give both the same answer."""
 
@@ -53,7 +61,7 @@ class Same:
     reason: str
 
 
-Decision = Apply | Answer | Hold | Same
+Decision = Apply | Answer | Hold | Same | Image
 
 
 def some_workers(count: int, names: Callable[[], Iterable[int]]) -> str:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from psrpc.core.ledger import Ledger
 from psrpc.core.ranges import Ranges
 from psrpc.counts import EpochLeases
 from psrpc.errors import UsageError
@@ -156,6 +157,23 @@ class LeaseBook:
             )
             for epoch, state in sorted(self._epochs.items())
         )
+
+    def restore(self, epochs: Sequence[EpochLeases], ledger: Ledger) -> None:
+        """Go on, before the first lease, from what a checkpoint says of all epochs.
+
+        What the ledger lacks is handed out again.
+        """
+        for record in epochs:
+            state = _Epoch(record.samples, record.batch_size, list(record.stops))
+            self._epochs[record.epoch] = state
+            start = 0
+            for index, stop in enumerate(record.stops):
+                lease = Lease(record.epoch, index, start, stop, record.batch_size)
+                start, there = stop, ledger.steps_in(lease)
+                if there >= lease.steps:
+                    _finish(state, lease)
+                else:
+                    state.returned.append(replace(lease, first_step=there, again=True))
 
     def _with_returned(self, epoch: int) -> _Epoch | None:
         for number, state in sorted(self._epochs.items()):

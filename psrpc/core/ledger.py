@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from psrpc.core.ranges import Ranges
 from psrpc.counts import Coverage
 from psrpc.errors import ProtocolError
-from psrpc.messages import Stream, StreamKind, UpdateKey
+from psrpc.messages import Lease, Stream, StreamKind, UpdateKey
 
 LedgerRecord = dict[str, list[list[object]]]
 
@@ -46,6 +46,13 @@ class Ledger:
         if key.stream.kind is StreamKind.LEASE and len(marks) == key.total:
             del self._open[key.stream]
             self._closed.setdefault(key.stream.major, Ranges()).add(key.stream.minor)
+
+    def steps_in(self, lease: Lease) -> int:
+        """How many of a lease's updates are applied, up to the first that is not."""
+        if lease.index in self._closed.get(lease.epoch, ()):
+            return lease.steps
+        low, high = next(iter(self._open.get(lease.key(0).stream, ())), (0, 0))
+        return high if low == 0 else 0
 
     def coverage(self) -> tuple[Coverage, ...]:
         """Which leases' updates are applied, epoch by epoch."""

@@ -41,9 +41,9 @@ class Progress:
         self._spent: list[LeaseId] = []  # nothing of them is left, but it may not be pushed yet
         self._told: dict[int, int] = {}
 
-    def begin_anew(self, worker: int) -> None:
+    def begin_anew(self, worker: int, incarnation: int = 0) -> None:
         """Work under a new number: nothing of what was under way counts."""
-        self.worker = worker
+        self.worker, self.incarnation = worker, incarnation
         self.clock, self.active = 0, False
         self.lease, self.step, self.folded = None, 0, ()
         self._pushes = 0

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from psrpc.core.consistency import Gate, Ready, Start
-from psrpc.core.decisions import Answer, Apply, Decision, Hold, Same, Token, some_workers
+from psrpc.core.decisions import Answer, Apply, Decision, Hold, Image, Same, Token, some_workers
 from psrpc.core.ledger import Ledger
 from psrpc.counts import ShardStats
-from psrpc.messages import Failure, Lease, LeaseId, Pull, Push, Stepped, StreamKind, UpdateKey, View
+from psrpc.messages import (
+    Cut,
+    Failure,
+    Lease,
+    LeaseId,
+    Pull,
+    Push,
+    Stepped,
+    StreamKind,
+    UpdateKey,
+    View,
+)
 from psrpc.modes import Aggregation, Mode
 
 
@@ -50,6 +62,8 @@ class ShardCore:
         self._begun: dict[int, list[_Begun]] = {}  # the latest last
         self._answers: dict[int, tuple[int, Stepped]] = {}
         self._latest: dict[int, tuple[UpdateKey, ...]] = {}
+        self._cut: Cut | None = None
+        self._parked: list[tuple[Push, Token]] = []
         self._fronts: dict[LeaseId, tuple[int, int]] = {}  # who pushed last of it, how far
         self._updates = 0
         self._samples = 0
@@ -66,14 +80,80 @@ class ShardCore:
         for worker in self._begun.keys() - self.gate.active:
             # If it comes back it starts from the weights of that moment.
             del self._begun[worker]
-        return [*self._drop_absent(), *self._close_rounds(), *self._release()]
+        return [
+            *self._drop_absent(),
+            *self._close_rounds(),
+            *self._release(),
+            *self._try_cut(),
+        ]
 
     def push(self, push: Push, token: Token) -> list[Decision]:
         """A worker's gradients have come."""
         decisions = self.adopt(push.view)
-        if push.worker in self.gate.active and not self._seen(push):
-            return [*decisions, *self._accept(push, token)]
-        return [*decisions, self._repeat(push, token)]
+        if push.worker not in self.gate.active or self._seen(push):
+            return [*decisions, self._repeat(push, token)]
+        if self._cut is not None and push.clock >= dict(self._cut.clocks).get(push.worker, 0):
+            self._open[push.worker, push.clock] = token
+            self._parked.append((push, token))
+            return [*decisions, Hold(token, f"checkpoint {self._cut.number} comes before it")]
+        return [*decisions, *self._accept(push, token), *self._try_cut()]
+
+    def cut(self, cut: Cut) -> list[Decision]:
+        """Make an image when all steps before the cut are made; later ones wait for it."""
+        if self._cut is not None and self._cut.number == cut.number and not cut.folder:
+            self._cut = None
+            return self._unpark()
+        if cut.folder:
+            self._cut = cut
+        return self._try_cut()
+
+    def cut_here(self, number: int, folder: str) -> Cut:
+        """A cut that every shard can make: a worker pushes again when all have answered."""
+        clocks = ((w, self.gate.clock(w) + 1) for w in sorted(self.gate.active))
+        return Cut(number, tuple(clocks), folder)
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint keeps of these decisions, as a value for JSON."""
+        return {
+            "ledger": self._ledger.to_json(),
+            "floor": self.gate.floor,
+            "version": self.version,
+            "updates": self._updates,
+            "samples": self._samples,
+            "duplicates": self._duplicates,
+            "voids": self._voids,
+        }
+
+    def restore(self, record: Mapping[str, Any]) -> None:
+        """Go on, before the first request, from what `record` gave."""
+        self._ledger = Ledger.from_json(record["ledger"])
+        self.gate.raise_to(int(record["floor"]))
+        self.version = int(record["version"])
+        self._updates, self._samples = int(record["updates"]), int(record["samples"])
+        self._duplicates, self._voids = int(record["duplicates"]), int(record["voids"])
+
+    @property
+    def ledger(self) -> Ledger:
+        """The applied updates; not to be changed."""
+        return self._ledger
+
+    def _try_cut(self) -> list[Decision]:
+        cut = self._cut
+        if cut is None or any(
+            self.gate.clock(worker) < clock
+            for worker, clock in cut.clocks
+            if worker in self.gate.active
+        ):
+            return []
+        self._cut = None
+        return [Image(cut, "all steps before it are made"), *self._unpark()]
+
+    def _unpark(self) -> list[Decision]:
+        parked, self._parked = self._parked, []
+        decisions: list[Decision] = []
+        for push, token in parked:
+            decisions += self._accept(push, token)
+        return decisions
 
     def pull(self, pull: Pull, token: Token) -> list[Decision]:
         """A worker wants weights to start a step from."""
@@ -133,7 +213,7 @@ class ShardCore:
         Their gradients that no round has taken yet are made again by others.
         """
         absent = [step for step in self._open if step[0] not in self.gate.active]
-        decisions = []
+        decisions: list[Decision] = []
         for worker, clock in absent:
             entry = self._rounds.get(clock, {}).pop(worker, None)
             if entry is not None and entry.carries:
@@ -141,6 +221,7 @@ class ShardCore:
             token = self._open.pop((worker, clock))
             self.gate.withdraw(token)
             decisions.append(self._refuse(worker, token))
+        self._parked = [(p, t) for p, t in self._parked if p.worker in self.gate.active]
         self._rounds = {clock: entries for clock, entries in self._rounds.items() if entries}
         return decisions
 

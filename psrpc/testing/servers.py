@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from psrpc.core.coordinator import CoordinatorCore
-from psrpc.core.decisions import Answer, Apply, Decision, Hold, Same, Token
+from psrpc.core.decisions import Answer, Apply, Decision, Hold, Image, Same, Token
 from psrpc.core.shard import ShardCore
 from psrpc.messages import (
     Acquire,
@@ -153,6 +153,8 @@ class SimServer:
                 return f"answer [{decision.token}] {describe(decision.reply)}: {decision.reason}"
             case Hold():
                 return f"hold [{decision.token}]: {decision.reason}"
+            case Image():
+                return f"image {decision.cut.number}: {decision.reason}"
             case Same():
                 return f"[{decision.token}] is [{decision.first}]: {decision.reason}"
 

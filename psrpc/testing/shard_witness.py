@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from psrpc.core.decisions import Answer, Apply, Decision, Hold, Same, Token
+from psrpc.core.decisions import Answer, Apply, Decision, Hold, Image, Same, Token
 from psrpc.core.shard import ShardCore
 from psrpc.messages import Failure, Pull, Push, Reply, Request, Stepped, UpdateKey, View, Watch
 from psrpc.modes import Aggregation
@@ -157,7 +157,7 @@ class ShardWitness:
     # What is decided.
 
     def _check_decided_once(self, token: Token, decisions: list[Decision]) -> None:
-        about = [d for d in decisions if not isinstance(d, Apply) and d.token == token]
+        about = [d for d in decisions if not isinstance(d, Apply | Image) and d.token == token]
         if len(about) != 1:
             raise self._error(f"{len(about)} decisions about {self._open[token]}")
 
@@ -204,7 +204,7 @@ class ShardWitness:
 
         Others whom it lets go without that step are let go by the view that it brought.
         """
-        if isinstance(decision, Apply) or decision.token == token or self._bound is None:
+        if isinstance(decision, Apply | Image) or decision.token == token or self._bound is None:
             return True
         request = self._open[decision.token]
         clock = request.clock + 1 if isinstance(request, Push) else getattr(request, "clock", 0)

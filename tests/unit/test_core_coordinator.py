@@ -4,189 +4,243 @@ from __future__ import annotations
 
 import pytest
 
-from psrpc.core.coordinator import CoordinatorCore
-from psrpc.core.decisions import Answer, Decision, Hold, Same, some_workers
-from psrpc.core.membership import Membership
+from psrpc.core.decisions import Answer, Hold, Same, some_workers
 from psrpc.counts import WorkerStats
-from psrpc.messages import Acquire, Done, Failure, Granted, Idle, Leave, Register, View
+from psrpc.messages import Done, Failure, Granted, Idle, Leave, View, Welcome
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
-
-
-def core_of(mode: Mode, workers: int) -> CoordinatorCore:
-    core = CoordinatorCore(mode, workers)
-    for worker in range(workers):
-        core.register(Register(worker, 1, ()), token=-1 - worker)
-    return core
-
-
-def ask(worker: int, serial: int, *, clock: int = 0, epoch: int = 0, **more: object) -> Acquire:
-    more.setdefault("samples", 12)
-    return Acquire(worker, serial, clock, epoch, **more)  # type: ignore[arg-type]
-
-
-def granted(decisions: list[Decision]) -> dict[int, Granted]:
-    """The grants, by token."""
-    answers = [d for d in decisions if isinstance(d, Answer)]
-    return {d.token: d.reply for d in answers if isinstance(d.reply, Granted)}
+from tests.unit.office import Office, answers, ask, full_office, granted, lease_of, left, welcomed
 
 
 def test_registration_waits_for_all() -> None:
-    core = CoordinatorCore(Synchronous(), 3)
-    (hold,) = core.register(Register(1, 1, ()), 10)
+    office = Office(Synchronous(), 3)
+    (hold,) = office.register(1, 10, rank=1)
     assert isinstance(hold, Hold)
     assert hold.reason == "workers [0, 2] have not come yet"
-    core.register(Register(1, 1, ()), 11)
-    core.register(Register(0, 1, ()), 12)
-    decisions = core.register(Register(2, 1, ()), 13)
-    assert sorted(d.token for d in decisions) == [10, 11, 12, 13]
-    (late,) = core.register(Register(1, 1, ()), 14)
-    assert late == Answer(14, Done(), "all workers have come")
+    assert office.register(1, 11, rank=1) == [Same(11, 10, "said before, and still open")]
+    office.register(0, 12, rank=0)
+    decisions = office.register(2, 13, rank=2)
+    assert welcomed(decisions) == {10: (1, 1), 12: (0, 0), 13: (2, 2)}
+    (late,) = office.register(1, 14, rank=1)
+    assert isinstance(late, Answer)
+    assert late.reply == Welcome(1, 1), "a repeated word is answered like the first"
 
 
 def test_a_late_registration_brings_nobody_back() -> None:
-    core = core_of(Asynchronous(), 2)
-    core.leave(Leave(0, 1, 0, 0), 10, floor=0)
-    core.register(Register(0, 1, ()), 11)
-    assert core.members.live == {1}
+    office = full_office(Asynchronous(), 2)
+    office.leave(Leave(0, 1, 0, 0), 10)
+    office.register(0, 11, rank=0)
+    assert office.core.members.live == {1}
 
 
 def test_synchronous_workers_begin_together() -> None:
-    core = core_of(Synchronous(), 2)
-    (hold,) = core.acquire(ask(0, 1, clock=3), 10, floor=0)
+    office = full_office(Synchronous(), 2)
+    (hold,) = office.acquire(ask(0, 1, clock=3), 10)
     assert isinstance(hold, Hold)
     assert hold.reason == "epoch 0 begins when workers [1] come to it"
-    grants = granted(core.acquire(ask(1, 1, clock=5), 11, floor=4))
+    grants = granted(office.acquire(ask(1, 1, clock=5), 11))
     assert set(grants) == {10, 11}
     assert {grant.view for grant in grants.values()} == {View(1, ((0, 5), (1, 5)))}
+    assert {grant.since for grant in grants.values()} == {1}
 
 
 @pytest.mark.parametrize("mode", [BoundedStaleness(1), Asynchronous()])
 def test_other_workers_begin_when_they_come(mode: Mode) -> None:
-    core = core_of(mode, 2)
-    assert granted(core.acquire(ask(0, 1), 10, floor=0))[10].view == View(1, ((0, 0),))
-    view = granted(core.acquire(ask(1, 1, clock=2), 11, floor=7))[11].view
-    assert view == View(2, ((0, 0), (1, 7))), "it starts where the slowest is"
+    office = full_office(mode, 2)
+    grant = granted(office.acquire(ask(0, 1), 10))[10]
+    assert (grant.view, grant.since) == (View(1, ((0, 0),)), 1)
+    assert grant.lease is not None
+    for step in range(2):
+        office.push(0, grant.lease.key(step))
+    grant = granted(office.acquire(ask(1, 1, clock=1), 11))[11]
+    assert grant.view == View(2, ((0, 0), (1, 2))), "it starts where the slowest is"
+    assert grant.since == 2
 
 
 def test_the_barrier_does_not_wait_for_one_that_leaves() -> None:
-    core = core_of(Synchronous(), 2)
-    core.acquire(ask(0, 1), 10, floor=0)
-    decisions = core.leave(Leave(1, 1, 0, 0), 11, floor=0)
+    office = full_office(Synchronous(), 2)
+    office.acquire(ask(0, 1), 10)
+    decisions = office.leave(Leave(1, 1, 0, 0), 11)
     assert set(granted(decisions)) == {10}
     assert decisions[-1] == Hold(11, "workers [0] still train")
 
 
 def test_idle_workers_are_not_waited_for() -> None:
-    core = core_of(Asynchronous(), 2)
+    office = full_office(Asynchronous(), 2)
     for worker in (0, 1):
-        core.acquire(ask(worker, 1), worker, floor=0)
-    grant = granted(core.idle(Idle(0, 2, 4, 0), 10))[10]
+        office.acquire(ask(worker, 1), worker)
+    grant = granted(office.idle(Idle(0, 2, 4, 0), 10))[10]
     assert (grant.view, grant.exhausted) == (View(3, ((1, 0),)), True)
-    grant = granted(core.idle(Idle(0, 3, 4, 0), 11))[11]
+    grant = granted(office.idle(Idle(0, 3, 4, 0), 11))[11]
     assert grant.view.epoch == 3, "nothing changes for one that is idle already"
 
 
 def test_leases_are_handed_out_until_there_are_none() -> None:
-    core = core_of(Asynchronous(), 1)
+    office = full_office(Asynchronous(), 1)
     leases = []
     for serial in range(1, 20):
-        grant = granted(core.acquire(ask(0, serial, batch_size=3), serial, floor=0))[serial]
+        grant = granted(office.acquire(ask(0, serial, batch_size=3), serial))[serial]
         if grant.exhausted:
             break
         leases.append(grant.lease)
     assert [lease.stop for lease in leases if lease] == [6, 9, 12]
 
 
-def test_who_feeds_itself_gets_no_lease() -> None:
-    core = core_of(Asynchronous(), 1)
-    grant = granted(core.acquire(ask(0, 1, samples=None), 10, floor=0))[10]
-    assert grant == Granted(View(1, ((0, 0),)), lease=None, exhausted=False)
+@pytest.mark.parametrize("mode", [Synchronous(), Asynchronous()])
+def test_who_feeds_itself_gets_no_lease(mode: Mode) -> None:
+    office = full_office(mode, 1)
+    grant = granted(office.acquire(ask(0, 1, samples=None), 10))[10]
+    assert grant == Granted(View(1, ((0, 0),)), lease=None, exhausted=False, since=1)
 
 
 def test_done_leases_are_counted() -> None:
-    core = core_of(Asynchronous(), 1)
-    core.acquire(ask(0, 1), 10, floor=0)
-    core.acquire(ask(0, 2, done=(0,)), 11, floor=0)
-    core.idle(Idle(0, 3, 0, 0, done=(1,)), 12)
-    assert core.leases.totals() == ((0, 6 + 3),)
+    office = full_office(Asynchronous(), 1)
+    office.acquire(ask(0, 1), 10)
+    office.acquire(ask(0, 2, done=((0, 0),)), 11)
+    office.idle(Idle(0, 3, 0, 0, done=((0, 1),)), 12)
+    (epoch,) = office.core.leases.export()
+    assert (epoch.epoch, epoch.samples, epoch.done) == (0, 12, 6 + 3)
 
 
 def test_workers_with_different_datasets_are_told() -> None:
-    core = core_of(Asynchronous(), 2)
-    core.acquire(ask(0, 1), 10, floor=0)
-    (answer,) = core.acquire(ask(1, 1, samples=13), 11, floor=0)
+    office = full_office(Asynchronous(), 2)
+    office.acquire(ask(0, 1), 10)
+    (answer,) = office.acquire(ask(1, 1, samples=13), 11)
     assert isinstance(answer, Answer)
     assert isinstance(answer.reply, Failure)
     assert answer.reply.error[0] == "UsageError"
 
 
 def test_a_repeated_word_is_answered_like_the_first() -> None:
-    core = core_of(Asynchronous(), 1)
-    first = granted(core.acquire(ask(0, 1), 10, floor=0))[10]
-    assert granted(core.acquire(ask(0, 1), 11, floor=9)) == {11: first}
-    assert granted(core.acquire(ask(0, 2), 12, floor=0))[12].lease != first.lease
-    (old,) = core.acquire(ask(0, 1), 13, floor=0)
+    office = full_office(Asynchronous(), 1)
+    first = granted(office.acquire(ask(0, 1), 10))[10]
+    assert granted(office.acquire(ask(0, 1), 11)) == {11: first}
+    assert granted(office.acquire(ask(0, 2), 12))[12].lease != first.lease
+    (old,) = office.acquire(ask(0, 1), 13)
     assert isinstance(old, Answer)
     assert old.reply == Done()
 
 
 def test_a_repeated_word_that_is_open_shares_its_answer() -> None:
-    core = core_of(Synchronous(), 2)
-    core.acquire(ask(0, 1), 10, floor=0)
-    (same,) = core.acquire(ask(0, 1), 11, floor=0)
+    office = full_office(Synchronous(), 2)
+    office.acquire(ask(0, 1), 10)
+    (same,) = office.acquire(ask(0, 1), 11)
     assert same == Same(11, 10, "said before, and still open")
-    assert set(granted(core.acquire(ask(1, 1), 12, floor=0))) == {10, 12}
+    assert set(granted(office.acquire(ask(1, 1), 12))) == {10, 12}
 
 
 def test_leaving_is_answered_when_all_have_left() -> None:
-    core = core_of(Asynchronous(), 2)
-    core.leave(Leave(0, 1, 5, 0, stats=WorkerStats(steps=5)), 10, floor=0)
-    decisions = core.leave(Leave(1, 1, 6, 0, stats=WorkerStats(steps=6)), 11, floor=0)
-    assert sorted(d.token for d in decisions) == [10, 11]
-    assert {worker: stats.steps for worker, stats in core.stats.items()} == {0: 5, 1: 6}
-    (again,) = core.leave(Leave(0, 1, 5, 0), 12, floor=0)
-    assert isinstance(again, Answer)
-    assert again.reply == Done()
+    office = full_office(Asynchronous(), 2)
+    assert left(office.leave(Leave(1, 1, 5, 0, stats=WorkerStats(steps=5)), 10)) == {}
+    decisions = office.leave(Leave(0, 1, 6, 0, stats=WorkerStats(steps=6)), 11)
+    assert left(decisions) == {10: False, 11: True}, "the lowest rank reports, whoever left last"
+    assert {worker: stats.steps for worker, stats in office.core.stats.items()} == {1: 5, 0: 6}
+    assert left(office.leave(Leave(0, 1, 5, 0), 12)) == {12: True}, "as the first time"
 
 
-def test_a_leaver_gives_its_lease_back() -> None:
-    core = core_of(Asynchronous(), 2)
-    lease = granted(core.acquire(ask(0, 1), 10, floor=0))[10].lease
-    core.idle(Idle(0, 2, 1, 0), 11)
-    core.leave(Leave(0, 3, 1, 0, steps_done=1), 12, floor=0)
-    again = granted(core.acquire(ask(1, 1), 13, floor=1))[13].lease
-    assert lease is not None
-    assert again is not None
-    assert (again.index, again.first_step) == (lease.index, 1)
+def test_who_leaves_early_is_answered_at_once_and_does_not_report() -> None:
+    office = full_office(Asynchronous(), 2)
+    decisions = office.leave(Leave(0, 1, 5, 0, early=True, stats=WorkerStats(steps=5)), 10)
+    assert left(decisions) == {10: False}
+    assert not office.core.members.finished
+    assert left(office.leave(Leave(1, 1, 0, 0), 11)) == {11: True}
+    assert sorted(office.core.stats) == [0, 1]
 
 
-def test_membership_counts_who_came_and_left() -> None:
-    members = Membership(3)
-    members.join(1)
-    members.join(1)
-    assert (members.missing, members.to_come, members.finished) == ([0, 2], 2, False)
-    for worker in (0, 2):
-        members.join(worker)
-    for worker in range(3):
-        members.leave(worker)
-    assert (members.missing, members.finished) == ([], True)
-    members.join(0)
-    assert members.live == set()
+@pytest.mark.parametrize("settled", [True, False])
+def test_a_leaver_gives_its_lease_back(settled: bool) -> None:
+    """What its latest push was may have come to this shard alone, unless all have answered."""
+    office = full_office(Asynchronous(), 2)
+    lease = lease_of(office.acquire(ask(0, 1), 10), 10)
+    for step in range(2):
+        office.push(0, lease.key(step))
+    office.idle(Idle(0, 2, 2, 0), 11)
+    office.leave(Leave(0, 3, 2, 0, settled=settled, early=True), 12)
+    again = lease_of(office.acquire(ask(1, 1), 13), 13)
+    assert (again.index, again.first_step, again.again) == (lease.index, 1 + settled, True)
 
 
-def test_each_change_of_who_steps_is_a_new_view() -> None:
-    members = Membership(2)
-    assert members.view == View()
-    members.activate({1: 4, 0: 3})
-    assert members.view == View(1, ((0, 3), (1, 4)))
-    members.deactivate(0)
-    members.deactivate(0)
-    assert members.view == View(2, ((1, 4),))
-    assert members.is_active(1)
-    members.leave(1)
-    assert members.view == View(3, ())
+def test_epochs_that_are_done_are_empty_to_a_latecomer() -> None:
+    for mode in (Synchronous(), Asynchronous()):
+        office = full_office(mode, 1)
+        lease = lease_of(office.acquire(ask(0, 1, samples=1), 10), 10)
+        office.push(0, lease.key(0))
+        office.idle(Idle(0, 2, 1, 0, done=(lease.id,)), 11)
+        office.register(7, 12)
+        grant = granted(office.acquire(ask(1, 1, samples=1), 13))[13]
+        assert (grant.lease, grant.exhausted) == (None, True)
+        assert not office.core.members.is_active(1), "it is not made to step for nothing"
+
+
+@pytest.mark.parametrize("mode", [Synchronous(), BoundedStaleness(1), Asynchronous()])
+def test_an_epoch_is_not_over_before_its_last_sample_is_done(mode: Mode) -> None:
+    office = full_office(mode, 2)
+    decisions = office.acquire(ask(0, 1, samples=2), 10)
+    decisions += office.acquire(ask(1, 1, samples=2), 11)
+    mine, theirs = lease_of(decisions, 10), lease_of(decisions, 11)
+    office.push(0, mine.key(0))
+    assert granted(office.acquire(ask(0, 2, samples=2, done=(mine.id,)), 12))[12].exhausted
+    office.idle(Idle(0, 3, 1, 0), 13)
+    (hold,) = office.acquire(ask(0, 4, samples=2), 14)
+    assert hold == Hold(14, "the last samples of epoch 0 are with others")
+    office.push(1, theirs.key(0))
+    decisions = office.acquire(ask(1, 2, samples=2, done=(theirs.id,)), 15)
+    assert granted(decisions)[14].exhausted
+    assert not office.core.members.is_active(0)
+
+
+def test_who_waits_at_an_epochs_end_does_what_another_gives_back() -> None:
+    office = full_office(Asynchronous(), 2)
+    mine = lease_of(office.acquire(ask(0, 1, samples=2), 10), 10)
+    theirs = lease_of(office.acquire(ask(1, 1, samples=2), 11), 11)
+    office.idle(Idle(0, 2, 1, 0, done=(mine.id,)), 12)
+    office.acquire(ask(0, 3, samples=2), 13)
+    decisions = office.leave(Leave(1, 2, 0, 0, early=True), 14)
+    again = lease_of(decisions, 13)
+    assert (again.id, again.first_step, again.again) == (theirs.id, 0, True)
+    assert office.core.members.view.active == ((0, 0),)
+
+
+def test_a_worker_that_goes_on_gives_back_what_it_broke_off() -> None:
+    """Only those still in that epoch do it: the others have gone on as well, or will."""
+    office = full_office(Asynchronous(), 2)
+    lease = lease_of(office.acquire(ask(0, 1), 10), 10)
+    office.push(0, lease.key(0))
+    following = lease_of(office.acquire(ask(0, 2, epoch=1), 11), 11)
+    assert following.epoch == 1
+    assert lease_of(office.acquire(ask(1, 1, epoch=1), 12), 12).epoch == 1
+    again = lease_of(office.acquire(ask(1, 2, epoch=0), 13), 13)
+    assert (again.id, again.first_step) == (lease.id, 0), "its last push may not be everywhere"
 
 
 def test_few_workers_are_named_and_many_counted() -> None:
     assert some_workers(2, lambda: {3, 1}) == "workers [1, 3]"
     assert some_workers(9, lambda: pytest.fail("names cost time")) == "9 workers"
+
+
+def test_a_job_is_over_when_the_last_word_is_said() -> None:
+    office = full_office(Asynchronous(), 2)
+    office.leave(Leave(0, 1, 0, 0), 10)
+    office.leave(Leave(1, 1, 0, 0), 11)
+    assert office.core.members.finished
+    assert not office.core.over
+    office.core.bye(0)
+    assert not office.core.over
+    office.core.bye(1)
+    assert office.core.over
+
+
+def test_processes_are_those_that_work_here() -> None:
+    office = full_office(Asynchronous(), 2)
+    office.register(9, 10)
+    assert office.core.processes == [0, 1, 9]
+    assert [office.core.worker_of(process) for process in (0, 1, 9, 5)] == [0, 1, 2, None]
+    office.lose(1)
+    assert office.core.processes == [0, 9]
+
+
+def test_answers_are_given_once() -> None:
+    office = full_office(Synchronous(), 2)
+    office.acquire(ask(0, 1), 10)
+    office.acquire(ask(1, 1), 11)
+    seen = answers(office.idle(Idle(0, 2, 0, 0), 12))
+    assert set(seen) == {12}

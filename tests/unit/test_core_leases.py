@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 
 from psrpc.core.leases import MAX_BATCHES, LeaseBook
+from psrpc.counts import EpochLeases
 from psrpc.errors import UsageError
 from psrpc.messages import Lease
 
@@ -14,6 +18,18 @@ def take_all(book: LeaseBook, samples: int, batch_size: int, workers: int) -> li
     while (lease := book.acquire(0, 0, samples, batch_size, workers)) is not None:
         leases.append(lease)
     return leases
+
+
+def take(book: LeaseBook, worker: int = 0, epoch: int = 0) -> Lease:
+    """A lease of 100 samples, 5 a batch."""
+    lease = book.acquire(worker, epoch, 100, 5, 1)
+    assert lease is not None
+    return lease
+
+
+def done(book: LeaseBook) -> dict[int, int]:
+    """The samples of finished leases, by epoch."""
+    return {epoch.epoch: epoch.done for epoch in book.export()}
 
 
 @pytest.mark.parametrize("samples", [1, 7, 64, 1000, 60_000])
@@ -50,15 +66,25 @@ def test_workers_must_agree_on_the_dataset() -> None:
     assert book.acquire(1, 4, 90, 10, 2) is not None, "another epoch, another dataset"
 
 
+def export(book: LeaseBook) -> list[tuple[int, int, int]]:
+    """Of each epoch: its number, the samples done, the samples given up."""
+    return [(epoch.epoch, epoch.done, epoch.skipped) for epoch in book.export()]
+
+
+def done(steps: int) -> Callable[[Lease], int]:
+    """Of the lease that was worked on `steps` updates are in the weights, of others none."""
+    return lambda lease: steps if lease.index == 0 else 0
+
+
 def test_an_epoch_closes_with_its_last_lease() -> None:
     book = LeaseBook()
     leases = take_all(book, 10, 2, 1)
     for lease in leases[:-1]:
-        book.finish(0, 0, (lease.index,))
+        book.finish(0, (lease.id,))
     assert not book.closed(0)
-    book.finish(0, 0, (leases[-1].index,))
+    book.finish(0, (leases[-1].id,))
     assert book.closed(0)
-    assert book.totals() == ((0, 10),)
+    assert book.export() == (EpochLeases(0, 10, 10, 0, 2, tuple(x.stop for x in leases)),)
     assert not book.closed(1)
 
 
@@ -66,28 +92,46 @@ def test_only_the_holder_finishes_a_lease_and_only_once() -> None:
     book = LeaseBook()
     lease = book.acquire(0, 0, 10, 1, 1)
     assert lease is not None
-    book.finish(1, 0, (lease.index,))
-    assert book.totals() == ((0, 0),)
-    book.finish(0, 0, (lease.index, lease.index, 77))
-    book.finish(0, 0, (lease.index,))
-    book.finish(0, 5, (lease.index,))
-    assert book.totals() == ((0, lease.stop - lease.start),)
+    book.finish(1, (lease.id,))
+    assert export(book) == [(0, 0, 0)]
+    book.finish(0, (lease.id, lease.id, (0, 77)))
+    book.finish(0, (lease.id,))
+    book.finish(0, ((5, lease.index),))
+    assert export(book) == [(0, lease.stop - lease.start, 0)]
+
+
+def test_leases_of_two_epochs_are_finished_with_one_word() -> None:
+    book = LeaseBook()
+    leases = [book.acquire(0, epoch, 1, 1, 1) for epoch in (0, 1)]
+    book.finish(0, tuple(lease.id for lease in leases if lease))
+    assert export(book) == [(0, 1, 0), (1, 1, 0)]
 
 
 def test_what_is_given_back_goes_on_where_it_was_left() -> None:
     book = LeaseBook()
     lease = book.acquire(0, 0, 100, 5, 2)
     assert lease is not None
-    book.give_back(0, steps_done=2)
+    (freed,) = book.give_back(0, done(2))
     again = book.acquire(1, 0, 100, 5, 2)
-    assert again == Lease(0, lease.index, lease.start, lease.stop, 5, first_step=2)
-    book.give_back(1, steps_done=0)
+    assert again == freed == replace(lease, first_step=2, again=True)
+    book.give_back(1, done(0))
     third = book.acquire(2, 0, 100, 5, 2)
     assert third == again, "what the first has done stays done"
-    book.finish(1, 0, (lease.index,))
-    assert book.totals() == ((0, 0),), "it is no longer worker 1's"
-    book.finish(2, 0, (lease.index,))
-    assert book.totals() == ((0, 25),)
+    book.finish(1, (lease.id,))
+    assert export(book) == [(0, 0, 0)], "it is no longer worker 1's"
+    book.finish(2, (lease.id,))
+    assert export(book) == [(0, 25, 0)]
+
+
+def test_what_is_given_back_and_done_is_finished() -> None:
+    book = LeaseBook()
+    lease = book.acquire(0, 0, 100, 5, 2)
+    assert lease is not None
+    assert book.give_back(0, done(lease.steps)) == []
+    assert export(book) == [(0, 25, 0)]
+    following = book.acquire(1, 0, 100, 5, 2)
+    assert following is not None
+    assert (following.index, following.again) == (1, False)
 
 
 def test_of_a_lease_fetched_ahead_nothing_is_done() -> None:
@@ -95,7 +139,8 @@ def test_of_a_lease_fetched_ahead_nothing_is_done() -> None:
     current, ahead = (book.acquire(0, 0, 100, 5, 1) for _ in range(2))
     assert current is not None
     assert ahead is not None
-    book.give_back(0, steps_done=4)
+    freed = book.give_back(0, done(4))
+    assert [lease.id for lease in freed] == [current.id, ahead.id], "as they were worked on"
     returned = {lease.index: lease for lease in take_all(book, 100, 5, 1)}
     assert returned[current.index].first_step == 4
     assert returned[ahead.index].first_step == 0
@@ -106,7 +151,92 @@ def test_others_leases_stay_theirs() -> None:
     mine, theirs = book.acquire(0, 0, 10, 1, 2), book.acquire(1, 0, 10, 1, 2)
     assert mine is not None
     assert theirs is not None
-    book.give_back(0, steps_done=1)
+    book.give_back(0, done(1))
     indices = [lease.index for lease in take_all(book, 10, 1, 2)]
     assert mine.index in indices
     assert theirs.index not in indices
+
+
+def test_what_the_dead_leave_comes_first_the_earliest_epoch_before_all() -> None:
+    book = LeaseBook()
+    early, late = book.acquire(0, 0, 4, 1, 2), book.acquire(0, 1, 4, 1, 2)
+    book.give_back(0, done(0))
+    assert early is not None
+    assert late is not None
+    taken = [book.acquire(1, 1, 4, 1, 2) for _ in range(3)]
+    assert [lease.id for lease in taken if lease] == [early.id, late.id, (1, 1)]
+
+
+def test_what_the_dead_leave_is_not_done_before_its_epoch() -> None:
+    book = LeaseBook()
+    book.acquire(0, 1, 4, 1, 2)
+    book.give_back(0, done(0))
+    taken = book.acquire(1, 0, 4, 1, 2)
+    assert taken is not None
+    assert taken.epoch == 0
+
+
+def test_a_worker_that_goes_on_gives_back_what_it_asked_for_before() -> None:
+    book = LeaseBook()
+    early, late = book.acquire(0, 0, 4, 1, 2), book.acquire(0, 1, 4, 1, 2)
+    assert early is not None
+    assert late is not None
+    assert [lease.id for lease in book.give_back(0, done(0), before=1)] == [early.id]
+    taken = [book.acquire(1, 1, 4, 1, 2) for _ in range(2)]
+    assert [lease.id for lease in taken if lease] == [(1, 1), (1, 2)]
+    again = book.acquire(1, 0, 4, 1, 2)
+    assert again is not None
+    assert again.id == early.id, "it is done within its own epoch only"
+
+
+def test_a_lease_of_the_dead_is_its_holders_in_the_epoch_in_which_it_took_it() -> None:
+    """A holder that is in epoch 1 does not break off epoch 0 by doing a part of it."""
+    book = LeaseBook()
+    lease = book.acquire(0, 0, 1, 1, 1)
+    assert lease is not None
+    book.give_back(0, done(0))
+    again = book.acquire(1, 1, 4, 1, 1)
+    assert again is not None
+    assert again.id == lease.id
+    assert book.give_back(1, done(0), before=1) == []
+    book.finish(1, (lease.id,))
+    assert book.closed(0)
+
+
+def test_what_is_to_be_had_is_known_beforehand() -> None:
+    book = LeaseBook()
+    assert (book.available(0), book.begun(0)) == (True, False)
+    lease = book.acquire(0, 0, 1, 1, 1)
+    assert lease is not None
+    assert (book.available(0), book.begun(0)) == (False, True)
+    assert (book.available(1), book.begun(1)) == (True, False)
+    book.give_back(0, done(0))
+    assert (book.available(0), book.begun(1)) == (True, True)
+
+
+def test_deaths_are_counted_until_a_lease_is_done() -> None:
+    book = LeaseBook()
+    counts = []
+    for worker in range(2):
+        lease = book.acquire(worker, 0, 1, 1, 1)
+        assert lease is not None
+        book.give_back(worker, done(0))
+        counts.append(book.died_of(lease))
+    assert counts == [1, 2]
+    last = book.acquire(2, 0, 1, 1, 1)
+    assert last is not None
+    book.finish(2, (last.id,))
+    assert book.died_of(last) == 1
+
+
+def test_what_is_given_up_is_what_was_left_of_it() -> None:
+    book = LeaseBook()
+    lease = book.acquire(0, 0, 10, 3, 1)
+    assert lease is not None
+    (freed,) = book.give_back(0, done(1))
+    book.skip(freed)
+    assert export(book) == [(0, 3, lease.stop - 3)]
+    rest = take_all(book, 10, 3, 1)
+    assert lease.id not in [each.id for each in rest]
+    book.finish(0, tuple(each.id for each in rest))
+    assert book.closed(0)

@@ -9,6 +9,7 @@ import pytest
 
 from psrpc.core.ledger import Ledger
 from psrpc.core.ranges import Ranges
+from psrpc.counts import Coverage
 from psrpc.errors import ProtocolError
 from psrpc.messages import Lease, Stream, StreamKind, UpdateKey
 
@@ -105,6 +106,37 @@ def test_a_lease_is_cut_into_batches(
     lease = Lease(0, 0, 10, 10 + samples, batch_size)
     assert [lease.batch(step) for step in range(lease.steps)] == batches
     assert {lease.key(step).total for step in range(lease.steps)} == {len(batches)}
+
+
+def test_coverage_tells_which_batches_of_which_lease_are_there() -> None:
+    ledger = Ledger()
+    leases = [Lease(1, index, 6 * index, 6 * index + 6, 2) for index in range(4)]
+    for lease in (leases[0], leases[1], leases[3]):
+        for step in range(3):
+            ledger.record(lease.key(step))
+    for step in (0, 2):
+        ledger.record(leases[2].key(step))
+    ledger.record(Lease(0, 7, 0, 6, 2).key(1))
+    ledger.record(own_key(0))
+    assert ledger.coverage() == (
+        Coverage(0, (), ((7, ((1, 2),)),)),
+        Coverage(1, ((0, 2), (3, 4)), ((2, ((0, 1), (2, 3))),)),
+    )
+
+
+def test_what_is_recorded_twice_is_counted_by_lease() -> None:
+    ledger = Ledger()
+    lease = Lease(1, 4, 0, 6, 2)
+    for step in (0, 0, 1, 2, 2, 2):
+        ledger.record(lease.key(step))
+    ledger.record(own_key(0))
+    ledger.record(own_key(0))
+    assert ledger.coverage() == (Coverage(1, ((4, 5),), (), ((4, 3),)),)
+    assert ledger.size == 2
+
+
+def test_an_empty_ledger_covers_nothing() -> None:
+    assert Ledger().coverage() == ()
 
 
 def filled_ledger(seed: int) -> tuple[Ledger, list[UpdateKey]]:

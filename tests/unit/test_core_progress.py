@@ -18,7 +18,7 @@ def test_a_lease_is_worked_off() -> None:
         progress.finished()
     assert progress.lease is None
     assert progress.clock == 3
-    assert progress.acquire(6, 2).done == (4,)
+    assert progress.acquire(6, 2).done == ((0, 4),)
     assert progress.acquire(6, 2).done == ()
 
 
@@ -27,7 +27,7 @@ def test_a_lease_begins_where_another_worker_left_it() -> None:
     progress.begin(Lease(0, 4, 0, 6, 2, first_step=2))
     assert progress.next_key() == LEASE.key(2)
     progress.finished()
-    assert progress.take_done() == (4,)
+    assert progress.take_done() == ((0, 4),)
 
 
 def test_without_a_lease_updates_are_numbered_by_the_worker() -> None:
@@ -60,7 +60,11 @@ def test_a_batch_without_a_step_goes_into_the_next_update() -> None:
     assert progress.folded == ()
     progress.fold()
     assert progress.folded == (LEASE.key(2),)
-    assert progress.take_done() == (4,)
+    assert progress.take_done() == (), "its last batch is in no update yet"
+    following = Lease(epoch=0, index=5, start=6, stop=8, batch_size=2)
+    progress.begin(following)
+    progress.finished()
+    assert progress.take_done() == ((0, 4), (0, 5))
 
 
 def test_words_are_numbered() -> None:
@@ -72,14 +76,14 @@ def test_words_are_numbered() -> None:
 
 def test_a_view_makes_active_and_sets_the_clock() -> None:
     progress = Progress(1, clock=3)
-    progress.granted(Granted(View(4, ((0, 9), (1, 5)))))
+    progress.granted(Granted(View(4, ((0, 9), (1, 5))), since=4))
     assert (progress.active, progress.clock, progress.started_in) == (True, 5, 4)
-    progress.granted(Granted(View(5, ((1, 2),))))
+    progress.granted(Granted(View(5, ((1, 2),)), since=4))
     assert (progress.clock, progress.started_in) == (5, 4)
     progress.granted(Granted(View(6, ((0, 9),))))
-    assert not progress.active
-    progress.granted(Granted(View(9, ((1, 8),))))
-    assert (progress.active, progress.clock, progress.started_in) == (True, 8, 9)
+    assert (progress.active, progress.started_in) == (False, 4)
+    progress.granted(Granted(View(9, ((1, 8),)), since=7))
+    assert (progress.active, progress.clock, progress.started_in) == (True, 8, 7)
 
 
 def test_each_server_is_told_of_a_view_once() -> None:
@@ -92,12 +96,56 @@ def test_each_server_is_told_of_a_view_once() -> None:
     assert progress.news_for(0) is None, "an older view is no news"
 
 
-def test_leaving_tells_how_much_of_the_lease_is_done() -> None:
+def test_leaving_tells_what_is_done_and_how() -> None:
     progress = Progress(0)
     progress.begin(LEASE)
     progress.finished()
-    assert progress.leave(WorkerStats(steps=1)).steps_done == 1
+    leave = progress.leave(WorkerStats(steps=1), early=True, settled=False)
+    assert (leave.done, leave.early, leave.settled) == ((), True, False)
     progress.finished()
     progress.finished()
     leave = progress.leave(WorkerStats(steps=3))
-    assert (leave.steps_done, leave.done) == (0, (4,)), "it holds no lease any more"
+    assert (leave.done, leave.early, leave.settled) == (((0, 4),), False, True)
+    assert leave.stats.steps == 3
+
+
+def test_batches_of_a_lease_that_came_again_are_updates_of_their_own() -> None:
+    new = Lease(0, 5, 6, 10, 2)
+    again = Lease(0, 4, 0, 6, 2, first_step=1, again=True)
+    for current, following, may in ((new, new, True), (again, new, False), (new, again, False)):
+        progress = Progress(0)
+        progress.begin(current)
+        assert progress.may_fold(following) is may
+
+
+def test_what_is_given_up_counts_as_not_done() -> None:
+    progress = Progress(0)
+    progress.begin(LEASE)
+    progress.finished()
+    progress.fold()
+    progress.fold()
+    progress.abandon()
+    assert (progress.lease, progress.folded, progress.clock) == (None, (), 1)
+    own = progress.next_key()
+    assert own.stream.kind is StreamKind.WORKER
+    progress.finished()
+    assert progress.take_done() == ()
+
+
+def test_under_a_new_number_nothing_of_before_counts() -> None:
+    progress = Progress(1)
+    progress.finished()
+    progress.granted(Granted(View(4, ((1, 5),)), since=4))
+    told = progress.news_for(0)
+    progress.begin(LEASE)
+    for _ in range(2):
+        progress.finished()
+    serial = progress.next_serial()
+    progress.fold()
+    progress.begin_anew(7)
+    assert (progress.worker, progress.clock, progress.active) == (7, 0, False)
+    assert (progress.lease, progress.folded, progress.take_done()) == (None, (), ())
+    assert progress.own_key() == UpdateKey(Stream(StreamKind.WORKER, 7, 0), 0)
+    assert progress.next_serial() > serial, "no word is taken for an old one"
+    assert told == progress.view
+    assert progress.news_for(0) is None, "servers know what they know"

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from psrpc.core.decisions import Answer, Apply, Decision, Hold, Same
 from psrpc.core.shard import ShardCore
-from psrpc.messages import Failure, Pull, Push, Stepped, Stream, StreamKind, UpdateKey, View
+from psrpc.messages import (
+    Failure,
+    Lease,
+    Pull,
+    Push,
+    Stepped,
+    Stream,
+    StreamKind,
+    UpdateKey,
+    View,
+)
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 
+LEASE = Lease(epoch=0, index=3, start=0, stop=10, batch_size=2)
+OTHER = Lease(epoch=0, index=5, start=10, stop=20, batch_size=2)
 MODES = [Synchronous(), BoundedStaleness(2), Asynchronous()]
 
 
@@ -153,21 +167,138 @@ def test_folded_updates_are_known_too() -> None:
     assert core.stats().updates_applied == 1
 
 
-def test_a_gone_worker_is_waited_for_no_longer_but_its_push_counts() -> None:
+def test_a_gone_worker_is_waited_for_no_longer_and_its_open_push_is_dropped() -> None:
     core = core_of(Synchronous(), 0, 1, 2)
     core.push(push_of(0, 0), 10)
     core.push(push_of(2, 0), 12)
-    decisions = brief(core.adopt(view_of(2, 1)))
-    assert decisions == []
+    decisions = brief(core.adopt(view_of(2, 1, 2)))
+    assert decisions == [("refuse", 10, "FencedError")]
     decisions = brief(core.push(push_of(1, 0), 11))
-    assert decisions[0] == ("apply", 10, 11, 12)
+    assert decisions[0] == ("apply", 11, 12)
     assert core.gate.floor == 1
+    assert not core.applied(key_of(0, 0)), "others make that update"
 
 
-def test_the_last_one_to_leave_frees_its_round() -> None:
+def test_the_last_one_to_leave_takes_its_round_with_it() -> None:
     core = core_of(Synchronous(), 0, 1)
     core.push(push_of(0, 0), 10)
-    assert brief(core.adopt(View(2))) == [("apply", 10), ("answer", 10, 1, 0)]
+    assert brief(core.adopt(View(2))) == [("refuse", 10, "FencedError")]
+    assert (core.version, core.stats().updates_applied) == (0, 0)
+
+
+def test_what_was_dropped_is_made_by_another() -> None:
+    core = core_of(Synchronous(), 0, 1)
+    core.push(push_of(0, 0, key=LEASE.key(0)), 10)
+    core.adopt(view_of(2, 1))
+    decisions = brief(core.push(push_of(1, 0, key=LEASE.key(0)), 11))
+    assert decisions == [("apply", 11), ("answer", 11, 1, 0)]
+    assert core.stats().duplicates_dropped == 0
+
+
+def test_a_repeat_that_was_dropped_leaves_the_update_to_its_owner() -> None:
+    """A lease came again to a worker that is lost while the first one's push still waits."""
+    core = core_of(Synchronous(), 0, 1, 2)
+    core.push(push_of(0, 0, key=LEASE.key(0)), 10)
+    core.push(push_of(1, 0, key=LEASE.key(0)), 11)
+    core.adopt(view_of(2, 0, 2))
+    decisions = brief(core.push(push_of(2, 0), 12))
+    assert decisions[0] == ("apply", 10, 12)
+
+
+def test_of_one_that_is_gone_what_is_applied_stays_and_only_its_wait_ends() -> None:
+    core = core_of(BoundedStaleness(0), 0, 1)
+    assert brief(core.push(push_of(0, 0), 10)) == [("apply", 10), ("hold", 10)]
+    assert brief(core.adopt(view_of(2, 1))) == [("refuse", 10, "FencedError")]
+    assert core.applied(key_of(0, 0))
+    assert brief(core.push(push_of(1, 0), 11)) == [("apply", 11), ("answer", 11, 2, 0)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_death_of_the_slowest_lets_the_others_go(mode: Mode) -> None:
+    core = core_of(mode, 0, 1)
+    for clock in range(3):
+        core.push(push_of(0, clock), clock)
+    decisions = brief(core.adopt(view_of(2, 0)))
+    opened = {"sync": 0, "bounded": 2, "async": None}[mode.name]
+    expected = [("answer", opened, 3, 0)] if mode.name == "bounded" else []
+    if mode.name == "sync":
+        assert [line for line in decisions if line[0] == "apply"] == [("apply", n) for n in range(3)]
+    else:
+        assert decisions == expected
+    assert core.gate.floor == 3
+    assert core.stats().updates_applied == 3
+
+
+def test_who_comes_late_is_no_part_of_the_round_under_way() -> None:
+    core = core_of(Synchronous(), 0, 1)
+    core.push(push_of(0, 0), 10)
+    core.adopt(View(2, ((0, 0), (1, 0), (2, 1))))
+    assert brief(core.push(push_of(2, 1), 12)) == [("hold", 12)]
+    assert brief(core.push(push_of(1, 0), 11))[0] == ("apply", 10, 11)
+    core.push(push_of(0, 1), 13)
+    assert brief(core.push(push_of(1, 1), 14))[0] == ("apply", 13, 14, 12)
+
+
+# How much of a lease is done, as far as one shard knows.
+
+
+@pytest.mark.parametrize("settled", [True, False])
+@pytest.mark.parametrize("mode", [Asynchronous(), Synchronous()])
+def test_of_a_lease_all_but_the_latest_push_is_everywhere(mode: Mode, settled: bool) -> None:
+    core = core_of(mode, 0)
+    assert core.steps_done(LEASE, 0, settled=settled) == 0
+    for step in range(3):
+        core.push(push_of(0, step, key=LEASE.key(step)), step)
+    assert core.steps_done(LEASE, 0, settled=settled) == 2 + settled
+
+
+def test_a_push_of_another_lease_says_that_all_before_it_are_everywhere() -> None:
+    core = core_of(Asynchronous(), 0)
+    core.push(push_of(0, 0, key=LEASE.key(0)), 0)
+    core.push(push_of(0, 1, key=OTHER.key(0)), 1)
+    assert core.steps_done(LEASE, 0, settled=False) == 1
+    assert core.steps_done(OTHER, 0, settled=False) == 0
+
+
+def test_batches_that_were_added_up_are_as_uncertain_as_their_push() -> None:
+    core = core_of(Asynchronous(), 0)
+    core.push(push_of(0, 0, key=LEASE.key(0)), 0)
+    core.push(push_of(0, 1, key=LEASE.key(3), also=(LEASE.key(1), LEASE.key(2))), 1)
+    assert core.steps_done(LEASE, 0, settled=False) == 1
+    assert core.steps_done(LEASE, 0, settled=True) == 4
+    core.push(push_of(0, 2, key=OTHER.key(0), also=(LEASE.key(4),)), 2)
+    assert core.steps_done(LEASE, 0, settled=False) == 4, "the push names the end of this lease too"
+    assert core.steps_done(LEASE, 0, settled=True) == 5
+
+
+def test_what_an_earlier_holder_pushed_is_not_the_next_ones() -> None:
+    core = core_of(Asynchronous(), 0, 1)
+    for step in range(3):
+        core.push(push_of(0, step, key=LEASE.key(step)), step)
+    again = replace(LEASE, first_step=2, again=True)
+    assert core.steps_done(again, 1, settled=False) == 2
+    core.push(push_of(1, 0, key=LEASE.key(2)), 10)
+    assert core.steps_done(again, 1, settled=False) == 2
+    core.push(push_of(1, 1, key=LEASE.key(3)), 11)
+    assert core.steps_done(again, 1, settled=False) == 3
+    core.push(push_of(0, 3, key=LEASE.key(4)), 12)
+    assert core.steps_done(again, 1, settled=False) == 2, "it is not the one that pushed last"
+
+
+def test_of_a_lease_that_nobody_asks_about_nothing_is_kept() -> None:
+    core = core_of(Asynchronous(), 0)
+    for step in range(3):
+        core.push(push_of(0, step, key=LEASE.key(step)), step)
+    core.forget([LEASE.id, OTHER.id])
+    assert core.steps_done(LEASE, 0, settled=True) == 0
+
+
+def test_what_a_shard_covers_is_counted() -> None:
+    core = core_of(Asynchronous(), 0)
+    core.push(push_of(0, 0, key=LEASE.key(0)), 0)
+    core.push(push_of(0, 1, key=LEASE.key(2), also=(LEASE.key(1), LEASE.key(0))), 1)
+    (cover,) = core.stats().coverage
+    assert (cover.open, cover.doubled) == (((LEASE.index, ((0, 3),)),), ((LEASE.index, 1),))
 
 
 def test_a_view_is_adopted_once_and_in_order() -> None:
@@ -181,8 +312,8 @@ def test_a_view_is_adopted_once_and_in_order() -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_who_does_not_step_is_refused(mode: Mode) -> None:
     core = core_of(mode, 0)
-    assert brief(core.push(push_of(5, 0), 10)) == [("refuse", 10, "ProtocolError")]
-    assert brief(core.pull(Pull(5, 0), 11)) == [("refuse", 11, "ProtocolError")]
+    assert brief(core.push(push_of(5, 0), 10)) == [("refuse", 10, "FencedError")]
+    assert brief(core.pull(Pull(5, 0), 11)) == [("refuse", 11, "FencedError")]
     assert core.stats().updates_applied == 0
 
 
@@ -192,7 +323,7 @@ def test_a_late_repeat_after_leaving_is_still_answered(mode: Mode) -> None:
     core.push(push_of(0, 0), 10)
     core.adopt(View(2))
     assert brief(core.push(push_of(0, 0), 11)) == [("answer", 11, 1, 0)]
-    assert brief(core.push(push_of(0, 1), 12)) == [("refuse", 12, "ProtocolError")]
+    assert brief(core.push(push_of(0, 1), 12)) == [("refuse", 12, "FencedError")]
 
 
 def test_a_push_brings_the_view_that_admits_it() -> None:

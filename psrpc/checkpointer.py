@@ -1,0 +1,247 @@
+"""Checkpoints of a running job: when they are made, who writes what, how a job goes on from one.
+
+A checkpoint cuts the job at one point of every worker's clock. Each server copies its shard
+when it has come there (workers that are further on wait that long), writes the copy in a thread
+of its own, and tells the coordinator, which completes the checkpoint when all parts are there.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from psrpc.checkpoints.folder import Checkpoints
+from psrpc.checkpoints.outline import names_of, rest_of
+from psrpc.checkpoints.parts import Part
+from psrpc.checkpoints.reading import Checkpoint, open_checkpoint
+from psrpc.checkpoints.writing import JobRecord, write_part
+from psrpc.coordinator import Coordinator
+from psrpc.errors import CheckpointError, PsrpcError
+from psrpc.job import Checkpointing, Job
+from psrpc.messages import Cut, PutPart
+from psrpc.server import ParameterServer
+from psrpc.store.blueprint import Blueprint
+from psrpc.store.image import ShardImage
+from psrpc.store.shard import ShardStore
+from psrpc.store.state import Option
+
+_CUT_WITHIN_S = 60.0
+_LOOK_AGAIN_S = 0.1
+
+
+@dataclass(frozen=True)
+class _Picture:
+    cut: Cut
+    image: ShardImage
+    record: dict[str, Any]
+
+
+class PartWriter:
+    """A server's side: writes its shard's images away, in a thread of its own."""
+
+    def __init__(
+        self,
+        server: ParameterServer,
+        store: ShardStore,
+        blueprint: Blueprint,
+        deliver: Callable[[PutPart], None],
+    ) -> None:
+        self._index = server.index
+        self._store = store
+        self._blueprint = blueprint
+        self._deliver = deliver
+        self.options: Sequence[Option] = ()  # of the latest image
+        self._pictures: queue.SimpleQueue[_Picture | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="psrpc-part-writer", daemon=True)
+        server.pictured = lambda *picture: self._pictures.put(_Picture(*picture))
+
+    def start(self) -> None:
+        """Begin to wait for images."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop, when what is there is written. Blocks."""
+        self._pictures.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        self._store.reserve(self._store.image_bytes())
+        while (picture := self._pictures.get()) is not None:
+            try:
+                part = self._write(picture)
+                put = PutPart(self._index, picture.cut.number, part.to_json())
+            except CheckpointError as error:
+                put = PutPart(self._index, picture.cut.number, error=str(error))
+            finally:
+                picture.image.release()
+            try:
+                self._deliver(put)
+            except PsrpcError:
+                return  # the coordinator is gone, and the job with it
+            self._store.reserve(self._store.image_bytes())
+
+    def _write(self, picture: _Picture) -> Part:
+        folder, self.options = Path(picture.cut.folder), picture.image.options
+        return write_part(
+            folder,
+            self._index,
+            self._blueprint,
+            self._store.layout,
+            picture.image,
+            facts=picture.record,
+        )
+
+
+class Checkpointer:
+    """The coordinator's side: begins checkpoints and completes them, in a thread of its own."""
+
+    def __init__(
+        self,
+        job: Job,
+        plan: Checkpointing,
+        coordinator: Coordinator,
+        blueprint: Blueprint,
+        model: nn.Module,
+        options: Callable[[], Sequence[Option]],
+    ) -> None:
+        self._job = job
+        self._options = options
+        self._plan = plan
+        self._coordinator = coordinator
+        self._blueprint = blueprint
+        self._model = model
+        self._checkpoints = Checkpoints(Path(plan.directory), plan.keep)
+        self._puts: queue.SimpleQueue[PutPart] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._wanted = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="psrpc-checkpointer", daemon=True)
+        coordinator.part_came = self._puts.put
+
+    def start(self) -> None:
+        """Make the folder, and begin. Raises CheckpointError."""
+        self._checkpoints.start()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop, when a checkpoint under way is done. Blocks."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def resume(self) -> Checkpoint | None:
+        """The newest good checkpoint, or the one that the plan names; says what was passed over.
+
+        Raises CheckpointError if there are some, and none is good.
+        """
+        if self._plan.resume == "never":
+            return None
+        if self._plan.resume != "auto":
+            found = open_checkpoint(Path(self._plan.resume))
+            found.check(self._blueprint)
+            return found
+        self._checkpoints.start()
+        found_or_none, passed = self._checkpoints.newest(self._blueprint)
+        for _, why in passed:
+            _say(f"passed over: {why}")
+        if found_or_none is None and passed:
+            raise CheckpointError(
+                f"none of the checkpoints in {self._plan.directory} can be gone on from: move them "
+                "away to start afresh"
+            )
+        if found_or_none is not None:
+            _say(f"going on from {found_or_none.folder}")
+        return found_or_none
+
+    def make(self) -> None:
+        """Make one checkpoint now. Blocks; raises CheckpointError."""
+        number = self._checkpoints.begin()
+        try:
+            self._coordinator.cut(number, str(self._folder(number)))
+            parts = self._collect(number)
+            record = JobRecord(
+                self._blueprint,
+                names_of(self._model, self._blueprint),
+                rest_of(self._model, self._blueprint, self._coordinator.buffers()),
+                dict(self._job.settings),
+                self._options(),
+                self._coordinator.record(),
+            )
+            self._checkpoints.finish(number, parts, record)
+        except CheckpointError:
+            self._coordinator.give_up_cut(number)
+            self._checkpoints.abandon(number)
+            raise
+
+    def _folder(self, number: int) -> Path:
+        return self._checkpoints.partial(number).absolute()
+
+    def _run(self) -> None:
+        due_s, due_updates = self._next()
+        while not self._stop.wait(_LOOK_AGAIN_S):
+            if time.monotonic() < due_s and self._updates() < due_updates:
+                continue
+            try:
+                self.make()
+            except CheckpointError as error:
+                _say(f"a checkpoint failed, and training goes on: {error}")
+            due_s, due_updates = self._next()
+
+    def _updates(self) -> int:
+        return self._coordinator.meter.steps
+
+    def _next(self) -> tuple[float, float]:
+        """When the next checkpoint is due: the time, or the number of updates."""
+        never = float("inf")
+        every_s, every = self._plan.every_s, self._plan.every_updates
+        due_s = never if every_s is None else time.monotonic() + every_s
+        return due_s, never if every is None else self._updates() + every
+
+    def _collect(self, number: int) -> list[Part]:
+        parts: dict[int, Part] = {}
+        deadline = time.monotonic() + _CUT_WITHIN_S
+        while len(parts) < self._job.servers:
+            if time.monotonic() > deadline or self._stop.is_set():
+                missing = sorted(set(range(self._job.servers)) - parts.keys())
+                raise CheckpointError(f"servers {missing} have not written their parts in time")
+            try:
+                put = self._puts.get(timeout=_LOOK_AGAIN_S)
+            except queue.Empty:
+                continue
+            if put.number != number:
+                continue
+            if put.error:
+                raise CheckpointError(f"server {put.worker}: {put.error}")
+            assert isinstance(put.part, Mapping)
+            parts[put.worker] = Part.from_json(put.part)
+        return [parts[server] for server in range(self._job.servers)]
+
+
+def restore_server(
+    checkpoint: Checkpoint, server: ParameterServer, store: ShardStore, blueprint: Blueprint
+) -> None:
+    """Let a server go on from a checkpoint, before it serves. Raises CheckpointError."""
+    records = [part.facts for part in checkpoint.manifest.parts]
+    ledgers = [record["ledger"] for record in records]
+    if len(records) == server.job.servers:
+        record = records[server.index]
+    elif all(ledger == ledgers[0] for ledger in ledgers):
+        record = records[0]
+    else:
+        raise CheckpointError(
+            f"{checkpoint.folder} was cut while a worker died, and can only be gone on from with "
+            f"{len(records)} servers, as it was made; or resume from an older one"
+        )
+    store.restore(checkpoint.shard(blueprint, store.layout))
+    server.core.restore(record)
+
+
+def _say(text: str) -> None:
+    print(f"psrpc: {text}", file=sys.stderr, flush=True)

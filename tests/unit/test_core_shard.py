@@ -222,7 +222,9 @@ def test_the_death_of_the_slowest_lets_the_others_go(mode: Mode) -> None:
     opened = {"sync": 0, "bounded": 2, "async": None}[mode.name]
     expected = [("answer", opened, 3, 0)] if mode.name == "bounded" else []
     if mode.name == "sync":
-        assert [line for line in decisions if line[0] == "apply"] == [("apply", n) for n in range(3)]
+        assert [line for line in decisions if line[0] == "apply"] == [
+            ("apply", n) for n in range(3)
+        ]
     else:
         assert decisions == expected
     assert core.gate.floor == 3

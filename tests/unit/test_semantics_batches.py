@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
+from psrpc.counts import EpochAccount
 from psrpc.errors import DatasetError, UsageError
 from psrpc.job import Job
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
@@ -180,7 +181,8 @@ def test_gradients_of_batches_without_a_step_go_into_the_next(mode: Mode, every:
     report = local.run(train)
     assert report.samples == sum(pushed) == 120
     assert report.updates_applied == report.worker_steps == len(pushed)
-    assert local.services[0].core.leases.totals() == ((0, 60), (1, 60))
+    assert report.samples_counted_once
+    assert report.epoch_accounts == (EpochAccount(0, 60), EpochAccount(1, 60))
 
 
 def test_steps_with_own_data_beside_batches() -> None:

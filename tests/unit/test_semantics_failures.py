@@ -16,8 +16,8 @@ from psrpc.errors import (
     ModelMismatchError,
     ProtocolError,
 )
-from psrpc.job import Job
-from psrpc.messages import Register
+from psrpc.job import PROTOCOL, Job
+from psrpc.messages import Register, Welcome
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 from psrpc.planes.base import Service
 from psrpc.planes.loopback import LoopbackLink
@@ -164,15 +164,17 @@ def test_other_settings_are_refused_all_at_once() -> None:
     assert "seed is 3 on worker 1 and 0 on the server" in str(caught.value)
 
 
-def test_another_protocol_and_a_stranger_are_refused() -> None:
+def test_another_protocol_is_refused_and_one_worker_more_is_not() -> None:
     local = LocalJob(Job(2, 1), mlp, Momentum)
     local.start()
     model = draw(mlp(), Momentum).signature
     link = LoopbackLink(local.services[0])
-    with pytest.raises(ProtocolError, match="version 77 of the protocol"):
+    with pytest.raises(ProtocolError, match="worker 0 speaks version 77 of the protocol"):
         link.call(Register(0, 77, model)).wait(5.0)
-    with pytest.raises(ProtocolError, match="worker 2 does not belong to a job of 2"):
-        link.call(Register(2, 1, model)).wait(5.0)
+    for process in (0, 1):
+        link.call(Register(process, PROTOCOL, model))
+    reply, _ = link.call(Register(2, PROTOCOL, model)).wait(5.0)
+    assert reply == Welcome(2, 2)
 
 
 def test_who_has_left_cannot_step() -> None:

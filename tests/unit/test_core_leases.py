@@ -20,6 +20,40 @@ def take_all(book: LeaseBook, samples: int, batch_size: int, workers: int) -> li
     return leases
 
 
+@pytest.mark.parametrize("samples", [1, 7, 64, 1000, 60_000])
+@pytest.mark.parametrize("batch_size", [1, 3, 128])
+@pytest.mark.parametrize("workers", [1, 2, 9])
+def test_leases_cover_every_sample_once(samples: int, batch_size: int, workers: int) -> None:
+    leases = take_all(LeaseBook(), samples, batch_size, workers)
+    edges = [(lease.start, lease.stop) for lease in leases]
+    assert edges[0][0] == 0
+    assert edges[-1][1] == samples
+    assert [stop for _, stop in edges[:-1]] == [start for start, _ in edges[1:]]
+    assert [lease.index for lease in leases] == list(range(len(leases)))
+    assert all(lease.stop - lease.start == batch_size * lease.steps for lease in leases[:-1])
+
+
+def test_leases_get_smaller() -> None:
+    steps = [lease.steps for lease in take_all(LeaseBook(), 1000, 1, 4)]
+    assert steps[0] == MAX_BATCHES
+    assert steps == sorted(steps, reverse=True)
+    assert steps[-4:] == [1, 1, 1, 1]
+
+
+def test_no_samples_no_lease() -> None:
+    book = LeaseBook()
+    assert book.acquire(0, 0, 0, 8, 1) is None
+    assert book.closed(0)
+
+
+def test_workers_must_agree_on_the_dataset() -> None:
+    book = LeaseBook()
+    book.acquire(0, 3, 100, 10, 2)
+    with pytest.raises(UsageError, match=r"worker 1 counts 90 samples in epoch 3.* counted 100"):
+        book.acquire(1, 3, 90, 10, 2)
+    assert book.acquire(1, 4, 90, 10, 2) is not None, "another epoch, another dataset"
+
+
 def export(book: LeaseBook) -> list[tuple[int, int, int]]:
     """Of each epoch: its number, the samples done, the samples given up."""
     return [(epoch.epoch, epoch.done, epoch.skipped) for epoch in book.export()]

@@ -30,6 +30,7 @@ class _Held:
     worker: int
     lease: Lease
     asked_in: int  # the epoch that the worker was in
+    turn: int  # numbers what is handed out, over all epochs
 
 
 @dataclass
@@ -59,6 +60,7 @@ class LeaseBook:
 
     def __init__(self) -> None:
         self._epochs: dict[int, _Epoch] = {}
+        self._turns = 0
 
     def acquire(
         self, worker: int, epoch: int, samples: int, batch_size: int, workers: int
@@ -77,7 +79,9 @@ class LeaseBook:
         source = self._with_returned(epoch)
         lease = source.returned.pop() if source is not None else _cut(state, epoch, workers)
         if lease is not None:
-            self._epochs[lease.epoch].held[lease.index] = _Held(worker, lease, epoch)
+            self._turns += 1
+            held = _Held(worker, lease, epoch, self._turns)
+            self._epochs[lease.epoch].held[lease.index] = held
         return lease
 
     def available(self, epoch: int) -> bool:
@@ -115,19 +119,20 @@ class LeaseBook:
         on first.
         """
         freed = []
-        for state in self._epochs.values():
-            for held in [h for h in state.held.values() if h.worker == worker]:
-                if before is not None and held.asked_in >= before:
-                    continue
-                lease, there = held.lease, steps_done(held.lease)
-                del state.held[lease.index]
-                if there >= lease.steps:
-                    _finish(state, lease)
-                    continue
-                first = max(lease.first_step, there)
-                state.broken_off |= before is not None
-                freed.append(replace(lease, first_step=first, again=True))
-                state.returned.append(freed[-1])
+        everywhere = [h for state in self._epochs.values() for h in state.held.values()]
+        for held in sorted(everywhere, key=lambda h: h.turn):
+            if held.worker != worker or (before is not None and held.asked_in >= before):
+                continue
+            lease, there = held.lease, steps_done(held.lease)
+            state = self._epochs[lease.epoch]
+            del state.held[lease.index]
+            if there >= lease.steps:
+                _finish(state, lease)
+                continue
+            first = max(lease.first_step, there)
+            state.broken_off |= before is not None
+            freed.append(replace(lease, first_step=first, again=True))
+            state.returned.append(freed[-1])
         return freed
 
     def died_of(self, lease: Lease) -> int:

@@ -79,12 +79,15 @@ class Pulse:
         self._bell.close()
         if self._thread.ident is not None:
             self._thread.join()
+        else:
+            self._shut()
 
     def _run(self) -> None:
         beat_s = min(self._dead_after_s / _BEATS_A_LIFE, _LONGEST_BEAT_S)
         while True:
-            # First all words that have come, then judgement: if it was this process that stood
-            # still, the others' words are waiting.
+            # Judged is what had come at this moment: if it was this process that stood still, or
+            # `lost` that took long, the others' words are waiting, and are heard first.
+            now_s = time.monotonic()
             for key, _ in self._selector.select(beat_s):
                 if key.fileobj is self._ear:
                     self._shut()
@@ -93,14 +96,18 @@ class Pulse:
                     self._admit()
                 else:
                     self._listen(self._lines[key.fd])
-            self._judge(time.monotonic())
+            self._judge(now_s)
 
     def _admit(self) -> None:
-        with contextlib.suppress(OSError):
-            sock, _ = self._listener.accept()
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
             sock.setblocking(False)
-            self._lines[sock.fileno()] = _Line(sock, time.monotonic())
+            line = self._lines[sock.fileno()] = _Line(sock, time.monotonic())
             self._selector.register(sock, selectors.EVENT_READ)
+            self._listen(line)
 
     def _listen(self, line: _Line) -> None:
         try:
@@ -122,6 +129,8 @@ class Pulse:
         if secret != self._secret:
             self._hang_up(line, "a stranger")
             return
+        for old in [x for x in self._lines.values() if x.process == process]:
+            self._drop(old)  # it lives, and speaks over another line now
         line.process = process
         with self._expect_lock:
             self._expected.pop(process, None)
@@ -140,13 +149,16 @@ class Pulse:
             self._lost(process, why)
 
     def _hang_up(self, line: _Line, why: str) -> None:
-        self._selector.unregister(line.sock)
-        del self._lines[line.sock.fileno()]
-        line.sock.close()
+        self._drop(line)
         if line.process is not None:
             with self._expect_lock:
                 self._heard.discard(line.process)
             self._lost(line.process, why)
+
+    def _drop(self, line: _Line) -> None:
+        self._selector.unregister(line.sock)
+        del self._lines[line.sock.fileno()]
+        line.sock.close()
 
     def _shut(self) -> None:
         self._selector.close()
@@ -180,7 +192,10 @@ class Heart:
 
     def _run(self) -> None:
         while not self._stop.wait(self._beat_s if self._sock is not None else _RETRY_S):
-            if self._sock is None or not self._beat(self._sock):
+            if self._sock is not None and not self._beat(self._sock):
+                self._sock.close()
+                self._sock = None
+            if self._sock is None:
                 self._sock = self._connect()
 
     def _beat(self, sock: socket.socket) -> bool:
@@ -196,8 +211,12 @@ class Heart:
     def _connect(self) -> socket.socket | None:
         try:
             sock = socket.create_connection(self._where, timeout=5.0)
-            sock.sendall(self._hello)
-            sock.setblocking(False)
         except OSError:
             return None
+        try:
+            sock.sendall(self._hello)
+        except OSError:
+            sock.close()
+            return None
+        sock.setblocking(False)
         return sock

@@ -9,7 +9,6 @@ The first word is the job's secret and the process's number, every later one a b
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
 import socket

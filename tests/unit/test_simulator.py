@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from psrpc.errors import UsageError
 from psrpc.modes import Asynchronous, BoundedStaleness, Synchronous
 from psrpc.testing.clock import ManualClock
 from psrpc.testing.events import EventHeap
-from psrpc.testing.schedule import MODES, draw
+from psrpc.testing.schedule import MODES, Fate, Manner, Point, draw
 from psrpc.testing.simulator import main, simulate
 
 SEEDS = 2000
+CHURN_SEEDS = 900
 BLOCK = 250
+CHURN_BLOCK = 150
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
@@ -22,10 +26,19 @@ def test_every_promise_is_held(mode: str, first: int) -> None:
         simulate(mode, seed)
 
 
+@pytest.mark.parametrize("first", range(0, CHURN_SEEDS, CHURN_BLOCK))
 @pytest.mark.parametrize("mode", MODES)
-def test_the_same_seed_gives_the_same_run(mode: str) -> None:
+def test_every_promise_is_held_while_workers_die_and_come(mode: str, first: int) -> None:
+    for seed in range(first, first + CHURN_BLOCK):
+        simulate(mode, seed, churn=True)
+
+
+@pytest.mark.parametrize("churn", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_same_seed_gives_the_same_run(mode: str, churn: bool) -> None:
     for seed in range(20):
-        assert simulate(mode, seed, trace=True) == simulate(mode, seed, trace=True)
+        first, second = (simulate(mode, seed, churn=churn, trace=True) for _ in range(2))
+        assert first == second
 
 
 def test_given_sizes_are_not_drawn() -> None:
@@ -45,7 +58,7 @@ def test_the_seeds_cover_what_can_happen() -> None:
         assert {s.workers for s in drawn} == {1, 2, 3, 4}
         assert {s.servers for s in drawn} == {1, 2, 3}
         manners = {s.departure.manner for s in drawn if s.departure}
-        assert len(manners) == 3
+        assert manners == set(Manner)
         assert any(s.pause for s in drawn)
         assert any(s.voids for s in drawn)
         assert any(s.folds for s in drawn)
@@ -59,6 +72,35 @@ def test_the_seeds_cover_what_can_happen() -> None:
     assert draw("async", 0).mode == Asynchronous()
 
 
+def test_the_churn_seeds_cover_what_can_happen() -> None:
+    for mode in MODES:
+        drawn = [draw(mode, seed, churn=True) for seed in range(CHURN_SEEDS)]
+        mishaps = [(each, s) for s in drawn for each in s.mishaps]
+        assert {(m.fate, m.point) for m, _ in mishaps} == set(itertools.product(Fate, Point))
+        assert {m.returns for m, _ in mishaps if m.fate is Fate.KILL} == {True, False}
+        for fate in (Fate.STOP, Fate.CUT):
+            noticed = {m.seconds > s.dead_after_s for m, s in mishaps if m.fate is fate}
+            assert noticed == {True, False}, "some are over before anybody takes it for dead"
+        assert {len(s.joins) for s in drawn} == {0, 1, 2}
+        assert any(len({m.rank for m in s.mishaps}) > 2 for s in drawn)
+        assert any(s.departure for s in drawn)
+        assert any(s.folds for s in drawn)
+        assert mode == "sync" or any(s.overlap for s in drawn)
+        assert not any(s.own_steps for s in drawn)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_workers_do_die_come_back_and_join(mode: str) -> None:
+    """What happens in a run, not only what its schedule says."""
+    told = ["is lost: its connection was closed", "is lost: it is silent", "again=True"]
+    told += ["FencedError", "Watch", "JobOverError"]
+    seen: set[str] = set()
+    for seed in range(60):
+        trace = "\n".join(simulate(mode, seed, churn=True, trace=True).trace)
+        seen |= {words for words in told if words in trace}
+    assert seen == set(told)
+
+
 @pytest.mark.parametrize("mode", ["sync", "bounded"])
 def test_fast_workers_are_held(mode: str) -> None:
     held = [simulate(mode, seed, workers=4).holds for seed in range(40)]
@@ -70,6 +112,13 @@ def test_the_command_replays_a_seed(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "its turn has come" in printed
     assert "seed 12: " in printed
+
+
+def test_the_command_replays_a_seed_with_churn(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--mode", "async", "--seed", "4", "--seeds", "2", "--churn", "--trace"]) == 0
+    printed = capsys.readouterr().out
+    assert "is lost: " in printed
+    assert printed.count("held its promises") == 2
 
 
 # The clock and the heap under it.

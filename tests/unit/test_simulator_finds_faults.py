@@ -13,8 +13,10 @@ from psrpc.core.consistency import Gate, Ready
 from psrpc.core.coordinator import CoordinatorCore
 from psrpc.core.decisions import Decision
 from psrpc.core.ledger import Ledger
+from psrpc.core.membership import Membership
+from psrpc.core.progress import Progress
 from psrpc.core.shard import ShardCore
-from psrpc.messages import Acquire, Lease, View
+from psrpc.messages import Lease, Register, View
 from psrpc.testing.simulator import SimulationError, main, simulate
 
 SEEDS = 400
@@ -22,9 +24,9 @@ SEEDS = 400
 Patch = pytest.MonkeyPatch
 
 
-def simulate_all(mode: str) -> None:
+def simulate_all(mode: str, *, churn: bool = False) -> None:
     for seed in range(SEEDS):
-        simulate(mode, seed)
+        simulate(mode, seed, churn=churn)
 
 
 def forget_updates(patch: Patch) -> None:
@@ -84,10 +86,9 @@ def hand_out_twice(patch: Patch) -> None:
     calls = iter(range(10**9))
 
     def cut(state: leases._Epoch, epoch: int, workers: int) -> Lease | None:
-        before = (state.position, state.leases)
         lease = original(state, epoch, workers)
-        if next(calls) % 7 == 3:
-            state.position, state.leases = before
+        if lease is not None and next(calls) % 7 == 3:
+            state.stops.pop()
         return lease
 
     patch.setattr(leases, "_cut", cut)
@@ -95,25 +96,37 @@ def hand_out_twice(patch: Patch) -> None:
 
 def hand_out_the_samples_twice(patch: Patch) -> None:
     original = leases._cut
-    calls = iter(range(10**9))
 
     def cut(state: leases._Epoch, epoch: int, workers: int) -> Lease | None:
-        before = state.position
         lease = original(state, epoch, workers)
-        if next(calls) % 7 == 3:
-            state.position = before
-        return lease
+        if lease is None or not lease.start:
+            return lease
+        return replace(lease, start=lease.start - 1, stop=lease.stop - 1)
 
     patch.setattr(leases, "_cut", cut)
 
 
 def lose_what_is_given_back(patch: Patch) -> None:
-    patch.setattr(leases.LeaseBook, "give_back", lambda self, worker, steps_done: None)
-
-
-def skip_a_lease_fetched_ahead(patch: Patch) -> None:
     original = leases.LeaseBook.give_back
-    patch.setattr(leases.LeaseBook, "give_back", lambda self, w, done: original(self, w, done + 1))
+
+    def give_back(
+        self: leases.LeaseBook, worker: int, steps_done: leases.StepsDone, *, before: int | None
+    ) -> list[Lease]:
+        freed = original(self, worker, steps_done, before=before)
+        for lease in freed:
+            self._epochs[lease.epoch].returned.remove(lease)
+        return freed
+
+    patch.setattr(leases.LeaseBook, "give_back", give_back)
+
+
+def hand_on_from_too_far(patch: Patch) -> None:
+    original = ShardCore.steps_done
+    patch.setattr(
+        ShardCore,
+        "steps_done",
+        lambda self, lease, worker, *, settled: original(self, lease, worker, settled=settled) + 1,
+    )
 
 
 def take_repeats_for_new(patch: Patch) -> None:
@@ -123,11 +136,9 @@ def take_repeats_for_new(patch: Patch) -> None:
 def take_repeated_words_for_new(patch: Patch) -> None:
     original = CoordinatorCore._repeated
 
-    def repeated(
-        self: CoordinatorCore, request: Acquire, serial: int, token: int
-    ) -> Decision | None:
-        self._words.pop(request.worker, None)
-        return original(self, request, serial, token)
+    def repeated(self: CoordinatorCore, worker: int, serial: int, token: int) -> Decision | None:
+        self._words.pop(worker, None)
+        return original(self, worker, serial, token)
 
     patch.setattr(CoordinatorCore, "_repeated", repeated)
 
@@ -159,6 +170,69 @@ def refuse_the_wrong_ones(patch: Patch) -> None:
     patch.setattr(ShardCore, "adopt", adopt)
 
 
+def take_every_push_for_settled(patch: Patch) -> None:
+    original = ShardCore.steps_done
+    patch.setattr(
+        ShardCore,
+        "steps_done",
+        lambda self, lease, worker, *, settled: original(self, lease, worker, settled=True),
+    )
+
+
+def keep_what_the_dead_pushed(patch: Patch) -> None:
+    patch.setattr(ShardCore, "_drop_absent", lambda self: [])
+
+
+def let_the_dead_wait_on(patch: Patch) -> None:
+    patch.setattr(Gate, "withdraw", lambda self, token: None)
+
+
+def give_numbers_twice(patch: Patch) -> None:
+    original = Membership.join
+
+    def join(self: Membership, rank: int | None) -> int:
+        self._next = next(n for n in range(99) if n not in self._ranks)
+        return original(self, rank)
+
+    patch.setattr(Membership, "join", join)
+
+
+def fold_whatever_comes(patch: Patch) -> None:
+    patch.setattr(Progress, "may_fold", lambda self, following: True)
+
+
+def tell_no_server(patch: Patch) -> None:
+    patch.setattr(CoordinatorCore, "news", lambda self: [])
+
+
+def end_epochs_with_their_last_lease_handed_out(patch: Patch) -> None:
+    def closed(self: leases.LeaseBook, epoch: int) -> bool:
+        state = self._epochs.get(epoch)
+        return state is not None and state.position == state.samples
+
+    patch.setattr(leases.LeaseBook, "closed", closed)
+
+
+def take_repeated_comings_for_new(patch: Patch) -> None:
+    original = CoordinatorCore.register
+
+    def register(
+        self: CoordinatorCore, request: Register, token: int, shard: ShardCore
+    ) -> list[Decision]:
+        self._comings.pop(request.worker, None)
+        return original(self, request, token, shard)
+
+    patch.setattr(CoordinatorCore, "register", register)
+
+
+def wait_for_the_dead(patch: Patch) -> None:
+    def lose(self: Membership, worker: int) -> None:
+        self._ranks.pop(worker, None)
+        self.lost += 1
+
+    patch.setattr(Membership, "lose", lose)
+
+
 BROKEN: list[tuple[Callable[[Patch], None], str, str]] = [
     (forget_updates, "async", "is applied twice"),
     (forget_updates, "sync", "is applied twice"),
@@ -171,14 +245,47 @@ BROKEN: list[tuple[Callable[[Patch], None], str, str]] = [
     (never_let_anybody_go, "async", "the floor is|and lead"),
     (hand_out_twice, "async", "went to worker"),
     (hand_out_the_samples_twice, "sync", "times applied"),
-    (lose_what_is_given_back, "bounded", "times applied"),
-    (skip_a_lease_fetched_ahead, "async", "replay"),
+    (lose_what_is_given_back, "bounded", "does not end"),
+    (hand_on_from_too_far, "async", "times applied"),
     (take_repeats_for_new, "async", "counts|applied|clock"),
-    (take_repeated_words_for_new, "bounded", "decisions about|times applied|never answered"),
+    (take_repeated_words_for_new, "bounded", "decisions about|does not end|never answered"),
     (forget_the_answer, "async", "at first"),
     (close_rounds_early, "sync", "is of workers"),
     (refuse_the_wrong_ones, "bounded", "refused|the floor is"),
 ]
+
+
+# What only churn brings to light.
+BROKEN_AT_DEATHS: list[tuple[Callable[[Patch], None], str, str]] = [
+    (lose_what_is_given_back, "sync", "does not end"),
+    (lose_what_is_given_back, "async", "does not end"),
+    (hand_on_from_too_far, "sync", r"times applied\) .*, 0\)"),
+    (hand_on_from_too_far, "bounded", r"times applied\) .*, 0\)"),
+    (take_every_push_for_settled, "sync", r"times applied\) .*, 0\)"),
+    (take_every_push_for_settled, "async", r"times applied\) .*, 0\)"),
+    (keep_what_the_dead_pushed, "sync", "that are not held"),
+    (let_the_dead_wait_on, "bounded", "is answered twice"),
+    (give_numbers_twice, "sync", "should be|AssertionError|KeyError"),
+    (give_numbers_twice, "bounded", "should be|AssertionError|KeyError"),
+    (fold_whatever_comes, "bounded", r"times applied\) .*, 0\)"),
+    (fold_whatever_comes, "async", r"times applied\) .*, 0\)"),
+    (tell_no_server, "sync", "does not end"),
+    (tell_no_server, "bounded", "does not end"),
+    (end_epochs_with_their_last_lease_handed_out, "sync", "mixes epochs|times applied"),
+    (end_epochs_with_their_last_lease_handed_out, "async", r"times applied\) .*, 0\)"),
+    (take_repeated_comings_for_new, "async", "does not end"),
+    (wait_for_the_dead, "sync", "does not end"),
+    (wait_for_the_dead, "bounded", "does not end"),
+]
+
+
+def find_out(mode: str, found: str, *, churn: bool) -> None:
+    with pytest.raises(SimulationError, match=found) as caught:
+        simulate_all(mode, churn=churn)
+    seed = re.search(r"--seed (\d+) ", str(caught.value))
+    assert seed is not None
+    with pytest.raises(SimulationError, match=found):
+        simulate(mode, int(seed[1]), churn=churn)
 
 
 @pytest.mark.parametrize(("breakage", "mode", "found"), BROKEN)
@@ -186,12 +293,15 @@ def test_a_broken_core_is_found_out(
     breakage: Callable[[Patch], None], mode: str, found: str, monkeypatch: Patch
 ) -> None:
     breakage(monkeypatch)
-    with pytest.raises(SimulationError, match=found) as caught:
-        simulate_all(mode)
-    seed = re.search(r"--seed (\d+) ", str(caught.value))
-    assert seed is not None
-    with pytest.raises(SimulationError, match=found):
-        simulate(mode, int(seed[1]))
+    find_out(mode, found, churn=False)
+
+
+@pytest.mark.parametrize(("breakage", "mode", "found"), BROKEN_AT_DEATHS)
+def test_a_core_that_is_broken_at_deaths_is_found_out(
+    breakage: Callable[[Patch], None], mode: str, found: str, monkeypatch: Patch
+) -> None:
+    breakage(monkeypatch)
+    find_out(mode, found, churn=True)
 
 
 def test_a_job_that_does_not_end_says_who_waits_for_what(monkeypatch: Patch) -> None:
@@ -208,3 +318,11 @@ def test_the_command_fails_where_a_seed_does(
     assert main(["--mode", "sync", "--seeds", "400"]) == 1
     command = r"python -m psrpc.testing.simulator --mode sync --seed \d+ --epochs 2 --trace"
     assert re.search(command, capsys.readouterr().out)
+
+
+def test_the_command_that_replays_a_job_with_churn_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: Patch
+) -> None:
+    lose_what_is_given_back(monkeypatch)
+    assert main(["--mode", "sync", "--seeds", "400", "--churn"]) == 1
+    assert re.search(r"--seed \d+ --epochs 2 --churn --trace", capsys.readouterr().out)

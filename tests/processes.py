@@ -13,7 +13,7 @@ import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -172,7 +172,8 @@ class Command:
 
     def shown(self) -> str:
         """All that it has written so far."""
-        return f"{self._out.read_text()}\n{self._err.read_text()}"
+        written = [path.read_text() if path.exists() else "" for path in (self._out, self._err)]
+        return "\n".join(written)
 
     def pids(self) -> dict[int, dict[str, str]]:
         """Every living process of this command, with the environment that it was started in."""
@@ -206,7 +207,9 @@ class Command:
 class Ranks:
     """The processes of a job that no torchrun started."""
 
-    commands: Sequence[Command]
+    commands: list[Command]
+    words: tuple[str, ...] = ()
+    shared: Mapping[str, str] = field(default_factory=dict)
 
     def pid(self, rank: int) -> int:
         """The process id of a rank."""
@@ -271,7 +274,32 @@ class Bench:
         """Run Python as a launcher would that only sets variables."""
         shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", **variables}
         shared["MASTER_PORT"] = str(free_port())
-        return Ranks([self.start(*words, **shared, RANK=str(rank)) for rank in range(count)])
+        commands = [self.start(*words, **shared, RANK=str(rank)) for rank in range(count)]
+        return Ranks(commands, words, shared)
+
+    def again(self, ranks: Ranks, rank: int) -> Command:
+        """Start a rank once more, as the launcher of that one process would."""
+        return self._add(ranks, RANK=str(rank))
+
+    def joiner(self, ranks: Ranks, **variables: str) -> Command:
+        """Start one more worker of a job that runs."""
+        shared = ranks.shared
+        place = {
+            "rank": -1,
+            "world_size": int(shared["WORLD_SIZE"]),
+            "local_rank": 0,
+            "local_world_size": int(shared["WORLD_SIZE"]),
+            "address": shared["MASTER_ADDR"],
+            "port": int(shared["MASTER_PORT"]),
+            "agent_keeps_store": True,
+            "job": "job/0",
+        }
+        return self._add(ranks, PSRPC_PLACE=json.dumps(place), **variables)
+
+    def _add(self, ranks: Ranks, **variables: str) -> Command:
+        command = self.start(*ranks.words, **ranks.shared, **variables)
+        ranks.commands.append(command)
+        return command
 
     def clear(self) -> None:
         """End all commands."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tests.processes import PSRPC, Bench, Command, Ranks, wait_until
 
 _ENDLESS = """
-    import os, pathlib, torch
+    import json, os, pathlib, torch
 
     class Endless(torch.utils.data.Dataset):
         classes = ("a", "b")
@@ -21,7 +21,8 @@ _ENDLESS = """
         def __getitem__(self, index):
             self.read += 1
             if self.read % 100 == 0:
-                name = f"read-{os.environ['RANK']}"
+                isolated = json.loads(os.environ.get("PSRPC_PLACE", "{}"))
+                name = f"read-{isolated.get('rank', os.environ['RANK'])}"
                 pathlib.Path(name + ".new").write_text(str(self.read))
                 os.replace(name + ".new", name)
             return torch.ones(4), index % 2

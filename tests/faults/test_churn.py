@@ -1,0 +1,239 @@
+"""Workers that die, stand still, come back and join while a job runs: the account is the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+
+import pytest
+
+from tests.faults.test_failures import ours
+from tests.processes import PATIENCE_S, SOON_S, Bench, Command, Finished, Ranks, wait_until
+
+SCRIPT = """
+    import dataclasses, functools, json, os, pathlib, signal, sys, time, torch, psrpc
+    from torch.utils.data import TensorDataset
+
+    mode, plane, servers, at = sys.argv[1:5]
+    epochs, seconds = int(sys.argv[5]), float(sys.argv[6])
+    modes = {
+        "sync": psrpc.Synchronous(),
+        "bounded": psrpc.BoundedStaleness(2),
+        "async": psrpc.Asynchronous(),
+    }
+    rank = os.environ.get("RANK", "joiner")
+
+    # A file tells when the coordinator takes a process for dead.
+    lose = psrpc.coordinator.Coordinator.lose
+
+    def lose_and_tell(self, *how):
+        lose(self, *how)
+        pathlib.Path("lost").touch()
+
+    psrpc.coordinator.Coordinator.lose = lose_and_tell
+
+    def strike(number):
+        pathlib.Path("struck").touch()
+        os.kill(os.getpid(), number)
+
+    def arm(worker, at):
+        # Something happens to this process in its fifth push: before it, between two shards
+        # (or the only one and the answer), or when all of it is sent.
+        point, number = at.split("-")
+        link = worker._links[0 if point == "before" else -1]
+        original, calls = link.exchange, []
+
+        def exchange(request, *, send, **more):
+            calls.append(send)
+            strikes = sum(calls) == 5 and send and not pathlib.Path("struck").exists()
+            if strikes and point != "after":
+                strike(int(number))
+            pending = original(request, send=send, **more)
+            if strikes and point == "after":
+                strike(int(number))
+            return pending
+
+        link.exchange = exchange
+
+    if os.environ.get("DIES") == "when registered":
+        register = psrpc.crew.Crew.register
+
+        def register_and_die(self, model):
+            register(self, model)
+            strike(signal.SIGKILL)
+
+        psrpc.crew.Crew.register = register_and_die
+
+    def train(worker):
+        if "-" in at and rank == "2":
+            arm(worker, at)
+        pathlib.Path(f"began-{rank}-{os.getpid()}").touch()
+        for _ in range(epochs):
+            for (x,) in worker.batches(TensorDataset(torch.randn(400, 4)), 5):
+                worker.model(x).sum().backward()
+                time.sleep(seconds)
+                worker.step()
+                pathlib.Path(f"steps-{rank}").write_text(str(worker.steps))
+
+    elastic = psrpc.Elastic(dead_after_s=1.0, rejoin_timeout_s=float(sys.argv[7]))
+    result = psrpc.run(
+        train,
+        model=functools.partial(torch.nn.Linear, 4, 3),
+        optimizer=functools.partial(torch.optim.SGD, lr=1e-9),
+        mode=modes[mode],
+        plane=plane,
+        servers=int(servers),
+        elastic=elastic,
+    )
+    if result.is_main:
+        print(json.dumps(dataclasses.asdict(result.report)))
+"""
+
+
+def begin(
+    bench: Bench,
+    mode: str,
+    plane: str = "auto",
+    *,
+    servers: int = 1,
+    at: str = "never",
+    epochs: int = 2,
+    seconds: float = 0.0,
+    rejoin_s: float = 60.0,
+    workers: int = 3,
+) -> Ranks:
+    """Start a job whose rank 2 meets with something, at a point of its fifth push."""
+    bench.write("script.py", SCRIPT)
+    words = ("script.py", mode, plane, str(servers), at, str(epochs), str(seconds), str(rejoin_s))
+    return bench.ranks(*words, count=servers + workers)
+
+
+def report_of(ended: Sequence[Finished]) -> dict[str, object]:
+    """The one report that all workers' outputs have among them."""
+    (out,) = [each.out for each in ended if each.out]
+    report: dict[str, object] = json.loads(out)
+    return report
+
+
+def counts_once(ended: Sequence[Finished], epochs: int = 2) -> dict[str, object]:
+    """Check a job's account: every sample of each epoch is in the weights of all shards once."""
+    report = report_of(ended)
+    assert report["samples_counted_once"] is True, report
+    assert report["epoch_accounts"] == [
+        {"epoch": e, "samples": 400, "lost": 0, "doubled": 0, "skipped": 0, "over": True}
+        for e in range(epochs)
+    ]
+    return report
+
+
+def until_steps(bench: Bench, ranks: Ranks, rank: int, steps: int) -> None:
+    """Wait until a rank has made so many steps."""
+    path = bench.folder / f"steps-{rank}"
+    wait_until(
+        lambda: path.exists() and int(path.read_text() or 0) >= steps, PATIENCE_S, ranks.shown
+    )
+
+
+@pytest.mark.parametrize("plane", ["shm", "rpc"])
+@pytest.mark.parametrize(
+    ("mode", "point", "servers"),
+    [("sync", "between", 2), ("sync", "after", 1), ("bounded", "between", 2),
+     ("bounded", "before", 1), ("async", "between", 2), ("async", "after", 1)],
+)  # fmt: skip
+def test_kill_9_within_a_push(
+    bench: Bench, mode: str, plane: str, point: str, servers: int
+) -> None:
+    ranks = begin(bench, mode, plane, servers=servers, at=f"{point}-{signal.SIGKILL.value}")
+    ended = ranks.finish()
+    assert [each.code for each in ended] == [0, 0, -9, 0, 0][: 1 + servers + 2]
+    assert counts_once(ended)["workers_lost"] == 1
+
+
+@pytest.mark.parametrize(("mode", "plane"), [("sync", "shm"), ("bounded", "rpc"), ("async", "shm")])
+def test_one_that_stood_still_comes_back(bench: Bench, mode: str, plane: str) -> None:
+    ranks = begin(bench, mode, plane, at=f"after-{signal.SIGSTOP.value}", seconds=0.02)
+    wait_until((bench.folder / "struck").exists, PATIENCE_S, ranks.shown)
+    wait_until((bench.folder / "lost").exists, PATIENCE_S, ranks.shown)
+    os.kill(ranks.pid(2), signal.SIGCONT)
+    ended = ranks.finish()
+    assert [each.code for each in ended] == [0, 0, 0, 0]
+    assert counts_once(ended)["workers_lost"] == 1
+
+
+@pytest.mark.parametrize("mode", ["sync", "bounded", "async"])
+def test_a_killed_worker_is_replaced_and_another_joins(bench: Bench, mode: str) -> None:
+    ranks = begin(bench, mode, seconds=0.02, epochs=4)
+    until_steps(bench, ranks, 2, 5)
+    os.kill(ranks.pid(2), signal.SIGKILL)
+    again, joiner = bench.again(ranks, 2), bench.joiner(ranks)
+    ended = ranks.finish()
+    assert [each.code for each in ended] == [0, 0, -9, 0, 0, 0]
+    assert counts_once(ended, epochs=4)["workers_lost"] == 1
+    assert began(bench, "2", again)
+    assert began(bench, "joiner", joiner)
+
+
+def began(bench: Bench, rank: str, command: Command) -> bool:
+    """Whether a process came to train."""
+    return (bench.folder / f"began-{rank}-{command.process.pid}").exists()
+
+
+def test_many_kills_in_one_run(bench: Bench) -> None:
+    ranks = begin(bench, "bounded", seconds=0.01, epochs=12, servers=2)
+    victim, kills = ranks.commands[3], 0
+    while kills < 20 and victim.process.poll() is None:
+        wait_until(lambda v=victim: began(bench, "3", v), PATIENCE_S, ranks.shown)  # type: ignore[misc]
+        victim.process.send_signal(signal.SIGKILL)
+        victim.process.wait(PATIENCE_S)
+        kills += 1
+        victim = bench.again(ranks, 3)
+    ended = ranks.finish()
+    report = counts_once(ended, epochs=12)
+    assert report["workers_lost"] == kills == 20
+
+
+def test_two_at_once_and_one_that_comes(bench: Bench) -> None:
+    ranks = begin(bench, "sync", seconds=0.02, workers=4)
+    until_steps(bench, ranks, 3, 5)
+    joiner = bench.joiner(ranks, DIES="when registered")
+    for rank in (2, 3):
+        os.kill(ranks.pid(rank), signal.SIGKILL)
+    ended = ranks.finish()
+    assert [each.code for each in ended] == [0, 0, -9, -9, 0, -9]
+    assert joiner.process.poll() == -9
+    assert counts_once(ended)["workers_lost"] == 3
+
+
+def test_without_workers_a_job_ends(bench: Bench) -> None:
+    ranks = begin(bench, "async", seconds=0.02, rejoin_s=0.5)
+    until_steps(bench, ranks, 1, 5)
+    for rank in (1, 2, 3):
+        os.kill(ranks.pid(rank), signal.SIGKILL)
+    server, *_ = ranks.finish()
+    assert server.code == 1
+    assert "0 workers are left of the 1 that the job needs" in server.err
+    assert server.took_s < SOON_S
+
+
+def test_without_workers_a_job_waits_for_one(bench: Bench) -> None:
+    ranks = begin(bench, "bounded", seconds=0.02)
+    until_steps(bench, ranks, 1, 5)
+    for rank in (1, 2, 3):
+        os.kill(ranks.pid(rank), signal.SIGKILL)
+    bench.again(ranks, 1)
+    ended = ranks.finish()
+    assert ended[0].code == ended[4].code == 0
+    assert counts_once(ended)["workers_lost"] == 3
+
+
+def test_sigterm_lets_a_worker_leave(bench: Bench) -> None:
+    ranks = begin(bench, "bounded", seconds=0.02)
+    until_steps(bench, ranks, 2, 5)
+    os.kill(ranks.pid(2), signal.SIGTERM)
+    ended = ranks.finish()
+    assert [(each.code, ours(each)) for each in ended] == [(0, [])] * 4
+    report = counts_once(ended)
+    assert report["workers_lost"] == 0
+    assert report["duplicates_dropped"] == 0, "it gave back exactly what it had not done"

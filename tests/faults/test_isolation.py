@@ -1,0 +1,94 @@
+"""`psrpc train --isolate` and `psrpc join`: one crash touches nobody else."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+
+import pytest
+
+from psrpc import __version__
+from tests.faults import endless
+from tests.processes import PATIENCE_S, PSRPC, SOON_S, Bench, Command, free_port, wait_until
+
+
+def isolated_rank(command: Command, rank: int) -> int:
+    """The process id of an isolated role itself, not of its agent."""
+    found = [
+        pid
+        for pid, env in command.pids().items()
+        if env.get("RANK") and json.loads(env.get("PSRPC_PLACE", "{}")).get("rank") == rank
+    ]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_a_crashed_worker_comes_back_and_another_joins(bench: Bench) -> None:
+    options = "--isolate --workers 2 --epochs 60 --batch-size 8 --json results.json"
+    command = bench.start(*PSRPC, "train", *options.split())
+    wait_until(lambda: "step " in command.shown(), PATIENCE_S, command.shown)
+    victim = isolated_rank(command, 2)
+    os.kill(victim, signal.SIGKILL)
+    (address,) = re.findall(r"psrpc join (\S+)", command.shown())
+    joined = bench.run(*PSRPC, "join", address)
+    assert joined.code == 0, joined.err
+    ended = command.finish()
+    assert ended.code == 0, ended.err
+    results = json.loads((bench.folder / "results.json").read_text())
+    assert results["workers_lost"] == 1
+    assert results["samples_counted_once"] is True
+    command.leaves_nothing()
+
+
+def test_a_server_that_dies_ends_the_job(bench: Bench) -> None:
+    command = bench.start(*PSRPC, "train", *["--isolate", "--epochs", "500", "--max-restarts", "0"])
+    wait_until(lambda: "step " in command.shown(), PATIENCE_S, command.shown)
+    os.kill(isolated_rank(command, 0), signal.SIGKILL)
+    ended = command.finish()
+    assert ended.code == 1
+    assert ended.took_s < 2 * SOON_S
+    command.leaves_nothing()
+
+
+def test_ctrl_c_ends_all(bench: Bench) -> None:
+    command = endless.start(bench, "--isolate", workers=2)
+    os.killpg(command.process.pid, signal.SIGINT)
+    ended = command.finish()
+    assert ended.code == 130
+    assert ended.took_s < SOON_S
+    command.leaves_nothing()
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "reason"),
+    [
+        ("nonsense", 2, "a job's address is HOST:PORT"),
+        ("127.0.0.1:0", 2, "a job's address is HOST:PORT"),
+        (f"127.0.0.1:{free_port()}", 1, "nobody answers for a job at 127.0.0.1:"),
+    ],
+)
+def test_a_join_to_nowhere(bench: Bench, address: str, code: int, reason: str) -> None:
+    ended = bench.run(*PSRPC, "join", address)
+    assert ended.code == code
+    (line,) = ended.lines
+    assert line.startswith("Error: ")
+    assert reason in line
+
+
+def test_a_join_to_another_version_or_a_script(bench: Bench) -> None:
+    from torch._C._distributed_c10d import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    address = f"127.0.0.1:{store.port}"
+    assert "no psrpc job has begun there" in bench.run(*PSRPC, "join", address).err
+    lobby = {"job": "x", "world_size": 2, "servers": 1, "arguments": None, "script": "mine.py"}
+    store.set("psrpc/lobby", json.dumps({**lobby, "version": "0.0.0"}))
+    ended = bench.run(*PSRPC, "join", address)
+    assert ended.code == 2
+    assert "runs psrpc 0.0.0" in ended.err
+    store.set("psrpc/lobby", json.dumps({**lobby, "version": __version__}))
+    ended = bench.run(*PSRPC, "join", address)
+    assert ended.code == 2
+    assert "runs a script: give it (mine.py)" in ended.err

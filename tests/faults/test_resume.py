@@ -1,0 +1,125 @@
+"""Checkpoints of a job whose processes are all killed, and jobs that go on from them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.processes import PATIENCE_S, PSRPC, Bench, Finished, wait_until
+
+SCRIPT = """
+    import dataclasses, functools, json, pathlib, sys, time, torch, psrpc
+    from torch.utils.data import TensorDataset
+
+    mode, servers, epochs, seconds, resume = sys.argv[1:6]
+    modes = {
+        "sync": psrpc.Synchronous(),
+        "bounded": psrpc.BoundedStaleness(2),
+        "async": psrpc.Asynchronous(),
+    }
+
+    def train(worker):
+        for _ in range(int(epochs)):
+            for (x,) in worker.batches(TensorDataset(torch.randn(400, 4)), 5):
+                worker.model(x).sum().backward()
+                time.sleep(float(seconds))
+                worker.step()
+
+    def model():
+        return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8))
+
+    plan = psrpc.Checkpointing("checkpoints", every_s=None, every_updates=30, resume=resume)
+    result = psrpc.run(
+        train,
+        model=model,
+        optimizer=functools.partial(torch.optim.Adam, lr=1e-9),
+        mode=modes[mode],
+        servers=int(servers),
+        checkpointing=plan,
+    )
+    if result.is_main:
+        print(json.dumps(dataclasses.asdict(result.report)))
+"""
+
+
+def checkpoints(bench: Bench) -> list[Path]:
+    """The finished ones, the newest last."""
+    folder = bench.folder / "checkpoints"
+    return sorted(p for p in folder.glob("checkpoint-*") if p.suffix != ".partial")
+
+
+def kill_when_there_are(bench: Bench, count: int, mode: str, servers: int) -> None:
+    """Run a job of two workers until it has so many checkpoints, and kill all of it."""
+    bench.write("script.py", SCRIPT)
+    words = ("script.py", mode, str(servers), "100", "0.005", "auto")
+    ranks = bench.ranks(*words, count=servers + 2)
+    wait_until(lambda: len(checkpoints(bench)) >= count, PATIENCE_S, ranks.shown)
+    for command in ranks.commands:
+        command.process.send_signal(signal.SIGKILL)
+    ranks.finish()
+
+
+def go_on(bench: Bench, mode: str, servers: int, workers: int, epochs: int = 8) -> list[Finished]:
+    words = ("script.py", mode, str(servers), str(epochs), "0", "auto")
+    return bench.ranks(*words, count=servers + workers).finish()
+
+
+@pytest.mark.parametrize(
+    ("mode", "before", "after"), [("sync", 1, 2), ("bounded", 2, 1), ("async", 2, 3)]
+)
+def test_a_killed_job_goes_on_with_other_numbers(
+    bench: Bench, mode: str, before: int, after: int
+) -> None:
+    kill_when_there_are(bench, 3, mode, before)
+    newest = checkpoints(bench)[-1]
+    updates = json.loads((newest / "psrpc.json").read_text())["content"]["parts"][0]["facts"][
+        "updates"
+    ]
+    epochs = updates * 5 // 400 + 2
+    ended = go_on(bench, mode, after, 3, epochs)
+    assert [each.code for each in ended] == [0] * (after + 3)
+    assert f"going on from checkpoints/{newest.name}" in ended[0].err
+    (out,) = [each.out for each in ended if each.out]
+    report = json.loads(out)
+    assert report["samples"] == epochs * 400, "each sample once, relative to the checkpoint"
+    assert report["samples_counted_once"] is True
+    assert [each["samples"] for each in report["epoch_accounts"]] == [400] * epochs
+    assert all(each["over"] for each in report["epoch_accounts"])
+    assert report["worker_steps"] < epochs * 80, "what the checkpoint has is not made again"
+
+
+def test_a_damaged_checkpoint_is_passed_over(bench: Bench) -> None:
+    kill_when_there_are(bench, 2, "async", 1)
+    *_, older, newest = checkpoints(bench)
+    file = newest / "server-0.distcp"
+    os.truncate(file, file.stat().st_size // 2)
+    server, *_ = go_on(bench, "async", 1, 1, epochs=1)
+    assert server.code == 0
+    assert "passed over" in server.err
+    assert newest.name in server.err
+    assert f"going on from checkpoints/{older.name}" in server.err
+
+
+def test_without_a_good_checkpoint_nothing_starts_afresh(bench: Bench) -> None:
+    kill_when_there_are(bench, 1, "async", 1)
+    for folder in checkpoints(bench):
+        (folder / "psrpc.json").write_text("{}")
+    ended = go_on(bench, "async", 1, 1)
+    assert ended[0].code == 1
+    assert "none of the checkpoints in checkpoints can be gone on from" in ended[0].err
+
+
+def test_psrpc_train_resumes_and_exports(bench: Bench) -> None:
+    options = "--epochs 2 --checkpoint-dir kept --checkpoint-every 20 --json -"
+    first = bench.train(options)
+    assert first.code == 0, first.err
+    again = bench.train(f"{options} --resume auto --servers 2")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["samples"] == json.loads(first.out)["samples"]
+    exported = bench.run(*PSRPC, "export", "kept", "model.pt")
+    assert exported.code == 0, exported.err
+    assert (bench.folder / "model.pt").exists()

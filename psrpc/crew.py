@@ -103,6 +103,8 @@ class Crew:
         Ends when no samples are left, or this worker leaves, or had to come back.
         """
         generation = self.generation
+        if self.leaving:
+            return
         lease, self._granted_first = self._granted_first, None
         if lease is None:
             lease = self._ask_ahead(samples, batch_size).lease()

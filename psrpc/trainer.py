@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim.lr_scheduler import LinearLR
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
 from psrpc import datasets, environment, models
@@ -92,8 +92,10 @@ def take_part(settings: TrainSettings, place: Place) -> None:
 
 def _train(worker: Worker, *, settings: TrainSettings, dataset: Dataset[Any]) -> None:
     limit = settings.steps
-    # Early gradients are large, and early weights the stalest: small steps first.
-    warmup = LinearLR(worker.optimizer, 1 / (settings.warmup + 1), total_iters=settings.warmup)
+    # Early gradients are large, and early weights the stalest: small steps first. By the worker's
+    # clock, which goes on where others are when a worker comes later.
+    steps = settings.warmup + 1
+    warmup = LambdaLR(worker.optimizer, lambda _: min(worker.clock + 1, steps) / steps)
     for _ in _epochs(settings):
         for images, labels in worker.batches(dataset, settings.batch_size):
             loss = F.cross_entropy(worker.model(images), labels)

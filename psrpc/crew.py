@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
@@ -64,7 +65,7 @@ class Crew:
         self.process = process
         self.rank = rank
         self.generation = 0
-        self.leaving = False
+        self.leave_soon = threading.Event()  # set from any thread: this worker is to leave
         self._links = links
         self._ahead: _Ahead | None = None
         self._granted_first: Lease | None = None
@@ -103,7 +104,7 @@ class Crew:
         Ends when no samples are left, or this worker leaves, or had to come back.
         """
         generation = self.generation
-        if self.leaving:
+        if self.leave_soon.is_set():
             return
         lease, self._granted_first = self._granted_first, None
         if lease is None:
@@ -112,7 +113,7 @@ class Crew:
             self._held[lease.id] = lease
             following: _Ahead | None = None
             for step in range(lease.first_step, lease.steps):
-                if self.leaving or generation != self.generation:
+                if self.leave_soon.is_set() or generation != self.generation:
                     return
                 if step == lease.steps - 1:
                     following = self._ask_ahead(samples, batch_size)

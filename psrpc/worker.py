@@ -98,11 +98,11 @@ class Worker:
     @property
     def leaving(self) -> bool:
         """Whether this worker was asked to leave: `batches` end, and so should other loops."""
-        return self._crew.leaving
+        return self._crew.leave_soon.is_set()
 
     def ask_to_leave(self) -> None:
         """Let `batches` end after the step under way; from any thread, or a signal handler."""
-        self._crew.leaving = True
+        self._crew.leave_soon.set()
 
     @property
     def clock(self) -> int:
@@ -270,7 +270,7 @@ class Worker:
 
     def take(self, lease: Lease, step: int) -> bool:
         """See `batches.Source`."""
-        if not self._crew.holds(lease) or self._crew.leaving:
+        if not self._crew.holds(lease) or self.leaving:
             return False
         try:
             self._reach(lease, step)
@@ -282,12 +282,12 @@ class Worker:
     def more(self, samples: int, batch_size: int) -> bool:
         """See `batches.Source`."""
         try:
-            if not self._crew.leaving:
+            if not self.leaving:
                 self._flush()
             self._exchange.settle()
             self._put_buffers()
             self._crew.pause()
-            if self._crew.leaving:
+            if self.leaving:
                 return False
             with self._waiting():
                 return self._crew.rest(samples, batch_size)

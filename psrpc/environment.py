@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -95,11 +94,6 @@ def launcher() -> int | None:
     """The process id of our launcher, if it started this process."""
     said = os.environ.get(LAUNCHER)
     return int(said) if said else None
-
-
-def own_address() -> str:
-    """The address at which other hosts reach this one: TensorPipe's, see `use_interface`."""
-    return socket.gethostbyname(socket.gethostname())
 
 
 def use_interface(name: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from psrpc import environment
 from psrpc.checkpointer import Checkpointer, PartWriter, restore_server
 from psrpc.checkpoints.reading import open_checkpoint
 from psrpc.coordinator import Coordinator
@@ -72,7 +71,7 @@ class ServerNode:
         )
         self.doorman = Doorman(self.coordinator or self.server, layout)
         self.conductor: Conductor | None = None
-        self.pulse = self._make_pulse()
+        self.pulse: Pulse | None = None
         self.part_writer: PartWriter | None = None
         self.checkpointer: Checkpointer | None = None
 
@@ -106,18 +105,14 @@ class ServerNode:
         if self.server.failure is not None:
             raise self.server.failure
 
-    def _make_pulse(self) -> Pulse | None:
-        # A collective tells of a death itself, and cannot go on after one.
-        if self.coordinator is None or self.job.plane is PlaneChoice.COLLECTIVE:
-            return None
-        host = "127.0.0.1" if self.fabric.one_host else environment.own_address()
-        return Pulse(host, self.job.elastic.dead_after_s, self.coordinator.lose)
-
     def _listen_for_deaths(self, rendezvous: Rendezvous) -> None:
         if self.coordinator is None:
             return
         self.coordinator.lost = lambda process: rendezvous.say(gone(worker_name(process)))
-        if self.pulse is not None:
+        # A collective tells of a death itself, and cannot go on after one.
+        if self.job.plane is not PlaneChoice.COLLECTIVE:
+            dead_after_s = self.job.elastic.dead_after_s
+            self.pulse = Pulse(self.agent.host, dead_after_s, self.coordinator.lose)
             self.coordinator.expected = self.pulse.expect
             self.pulse.start()
         rendezvous.publish(PULSE, self.pulse.address if self.pulse is not None else "")

@@ -9,6 +9,7 @@ runs. The end of the socket is the end of this process.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -29,6 +30,7 @@ import psrpc.trainer
 
 PRELOADED = (torch.distributed.launcher.api, torch.distributed.run, psrpc.trainer, psrpc.launch)
 MESSAGE_BYTES = 1 << 16
+_CLONE_NEWNET = 0x40000000
 
 
 def be(request: dict[str, Any]) -> None:
@@ -37,11 +39,21 @@ def be(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["variables"])
     os.chdir(request["folder"])
+    if host := os.environ.get("PSRPC_TEST_HOST"):
+        enter(host)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     run(request["words"])
+
+
+def enter(host: str) -> None:
+    """Move into a network namespace, by its name."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(f"/run/netns/{host}") as namespace:
+        if libc.setns(namespace.fileno(), _CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot enter {host}")
 
 
 def run(words: Sequence[str]) -> None:

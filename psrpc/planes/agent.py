@@ -99,6 +99,11 @@ class Agent:
         """Where peers reach this agent."""
         return str(self._store.get(f"addrs/{self.name}").decode())
 
+    @property
+    def host(self) -> str:
+        """The address of this host on which the agent listens, without its port."""
+        return self.url.rpartition("://")[2].rpartition(":")[0].strip("[]")
+
     def start(self) -> None:
         """Start listening. On one host only the loopback interface listens."""
         check_torch()

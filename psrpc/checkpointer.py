@@ -70,7 +70,8 @@ class PartWriter:
     def close(self) -> None:
         """Stop, when what is there is written. Blocks."""
         self._pictures.put(None)
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         self._store.reserve(self._store.image_bytes())
@@ -130,11 +131,25 @@ class Checkpointer:
         self._checkpoints.start()
         self._thread.start()
 
+    @property
+    def begun(self) -> bool:
+        """Whether checkpoints are made."""
+        return self._thread.ident is not None
+
     def close(self) -> None:
         """Stop, when a checkpoint under way is done. Blocks."""
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
+
+    def make_last(self) -> None:
+        """Make one more checkpoint, of a job that is about to end before its time. Blocks."""
+        self.close()
+        self._stop.clear()
+        try:
+            self.make()
+        except CheckpointError as error:
+            _say(f"the last checkpoint failed: {error}")
 
     def resume(self) -> Checkpoint | None:
         """The newest good checkpoint, or the one that the plan names; says what was passed over.
@@ -191,7 +206,8 @@ class Checkpointer:
             try:
                 self.make()
             except CheckpointError as error:
-                _say(f"a checkpoint failed, and training goes on: {error}")
+                if not self._stop.is_set():
+                    _say(f"a checkpoint failed, and training goes on: {error}")
             due_s, due_updates = self._next()
 
     def _updates(self) -> int:

@@ -184,6 +184,8 @@ class ServerNode:
             elif short_since_s is None:
                 short_since_s = now_s
             elif now_s - short_since_s > self.job.elastic.rejoin_timeout_s:
+                if self.checkpointer is not None and self.checkpointer.begun:
+                    self.checkpointer.make_last()
                 coordinator.fail(self._deserted(len(members.live)))
 
     def _nobody_came(self, coordinator: Coordinator) -> StartTimeoutError:

@@ -28,6 +28,7 @@ SCRIPT = """
                 worker.model(x).sum().backward()
                 time.sleep(float(seconds))
                 worker.step()
+                pathlib.Path("stepped").touch()
 
     def model():
         return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8))
@@ -40,6 +41,7 @@ SCRIPT = """
         mode=modes[mode],
         servers=int(servers),
         checkpointing=plan,
+        elastic=psrpc.Elastic(rejoin_timeout_s=0.5),
     )
     if result.is_main:
         print(json.dumps(dataclasses.asdict(result.report)))
@@ -123,3 +125,15 @@ def test_psrpc_train_resumes_and_exports(bench: Bench) -> None:
     exported = bench.run(*PSRPC, "export", "kept", "model.pt")
     assert exported.code == 0, exported.err
     assert (bench.folder / "model.pt").exists()
+
+
+def test_a_job_that_nobody_comes_back_to_leaves_a_checkpoint(bench: Bench) -> None:
+    bench.write("script.py", SCRIPT.replace("every_updates=30", "every_updates=1_000_000"))
+    ranks = bench.ranks("script.py", "async", "1", "100", "0.005", "never", count=3)
+    wait_until(lambda: (bench.folder / "stepped").exists(), PATIENCE_S, ranks.shown)
+    for rank in (1, 2):
+        os.kill(ranks.pid(rank), signal.SIGKILL)
+    server, *_ = ranks.finish()
+    assert server.code == 1
+    assert "0 workers are left" in server.err
+    assert len(checkpoints(bench)) == 1

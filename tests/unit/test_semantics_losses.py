@@ -230,8 +230,9 @@ def test_or_when_it_is_the_only_one(mode: Mode) -> None:
 
 @by_name
 def test_or_again_and_again(mode: Mode) -> None:
+    """In a lease of its own each time: three deaths over one lease end a job."""
     losses = Losses(job_of(mode, workers=1), times=3)
-    for number in (2, 5, 7):
+    for number in (2, 20, 27):
         losses.on_exchange(number % 2, number, losses.strike)
     losses.check(losses.run(train_on(losses)), lost=3)
     assert losses.came_back(number=3)
@@ -385,7 +386,8 @@ def test_one_that_is_lost_while_it_waits_for_an_epochs_end_goes_on() -> None:
 
 def test_a_death_may_end_the_job() -> None:
     losses = Losses(job_of(Synchronous(), elastic=Elastic(on_failure="stop")))
-    losses.on_exchange(0, 3, losses.strike)
+    # Nobody is to wait for its return: it does not come back.
+    losses.on_exchange(0, 3, lambda: losses.coordinator.lose(1, "it was silent for 10 s"))
     losses.done.set()
     with pytest.raises(JobFailedError, match="worker 1 is lost: it was silent for 10 s"):
         losses.run(train_on(losses))

@@ -15,11 +15,15 @@ EXIT_CODE = 130
 TERMINATED = 143
 
 
+class Terminated(SystemExit):
+    """SIGTERM ends this process."""
+
+
 class Departure:
     """Within its block, the first SIGTERM or SIGINT only asks the worker to leave.
 
     `ask` does so, and says whether there was anybody to ask; if not, and at a second signal,
-    the block ends at once: by KeyboardInterrupt, or by SystemExit with code 143 for SIGTERM.
+    the block ends at once: by KeyboardInterrupt, or for SIGTERM by `Terminated`, with code 143.
     Does nothing outside the main thread, where signals cannot be set up.
     """
 
@@ -46,7 +50,7 @@ class Departure:
             return
         if number == signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(TERMINATED)
+        raise Terminated(TERMINATED)
 
 
 class Interrupts:

@@ -23,6 +23,7 @@ from psrpc.errors import (
     decode,
     encode,
 )
+from psrpc.interrupts import Terminated
 from psrpc.job import Job, PlaneChoice
 from psrpc.messages import GetStats, PutPart
 from psrpc.planes.agent import Agent, hushed
@@ -315,7 +316,11 @@ class WorkerNode:
         except JobOverError:
             self.came_too_late = True
             return None
+        except (KeyboardInterrupt, Terminated):
+            raise  # the others see it by the connection, and go on
         except BaseException as error:
+            if worker.leaving and isinstance(error, PeerLostError):
+                return None  # the servers were told to end as well
             # JobFailedError too: one server may not know what another one answered.
             with hushed():  # torch logs it if a server has closed meanwhile
                 worker.fail(encode(error))

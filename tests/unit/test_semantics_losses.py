@@ -240,8 +240,8 @@ def test_or_again_and_again(mode: Mode) -> None:
 
 def test_or_again_and_again_beside_others() -> None:
     losses = Losses(job_of(Asynchronous(), workers=3), times=3)
-    for number in (2, 5, 7):
-        losses.on_exchange(number % 2, number, losses.strike, after=number == 5)
+    for number in (2, 9, 14):
+        losses.on_exchange(number % 2, number, losses.strike, after=number == 9)
     losses.check(losses.run(train_on(losses)), lost=3)
     assert losses.came_back(number=5)
 

@@ -19,6 +19,7 @@ from psrpc.planes.collective import Alarm, CollectiveLink
 from psrpc.planes.conductor import Conductor
 from psrpc.planes.doorman import Doorman
 from psrpc.planes.groups import Fabric, Groups
+from psrpc.planes.porter import LEAST_BYTES, Porter
 from psrpc.planes.rpc import Address, RpcLink, serve, withdraw
 from psrpc.planes.select import link_to, planes_of
 from psrpc.planes.staging import Staging
@@ -51,6 +52,7 @@ class ServerNode:
             f"server{index}", index, threads=_SERVER_THREADS, one_host=fabric.one_host
         )
         self.doorman = Doorman(self.coordinator or self.server, layout)
+        self.porter: Porter | None = None
         self.conductor: Conductor | None = None
 
     def serve(self, rendezvous: Rendezvous) -> None:
@@ -60,6 +62,7 @@ class ServerNode:
             self.conductor = self._raise_conductor(rendezvous)
             serve(self.agent, self.conductor or self.coordinator or self.server)
             rendezvous.publish(shm_key(self.agent.name), self._open_door())
+            rendezvous.publish(stream_key(self.agent.name), self._open_berth())
             rendezvous.publish(self.agent.name, self.agent.url)
             self._wait_for_workers()
             self.server.ended.wait()
@@ -70,6 +73,8 @@ class ServerNode:
             rendezvous.await_or_give_up(workers, _FAREWELL_S)
         finally:
             self.doorman.close()
+            if self.porter is not None:
+                self.porter.close()
             if self.conductor is not None:
                 self.conductor.close()
             withdraw(self.agent)
@@ -83,6 +88,14 @@ class ServerNode:
             return ""
         self.doorman.start()
         return self.doorman.address
+
+    def _open_berth(self) -> str:
+        small = self.layout.size_bytes < LEAST_BYTES
+        if small or self.job.plane in (PlaneChoice.SHM, PlaneChoice.COLLECTIVE):
+            return ""
+        self.porter = Porter(self.coordinator or self.server, self.layout, self.agent.host)
+        self.porter.start()
+        return self.porter.address
 
     def _raise_conductor(self, rendezvous: Rendezvous) -> Conductor | None:
         if self.job.plane is not PlaneChoice.COLLECTIVE:
@@ -136,11 +149,14 @@ class WorkerNode:
         names = [f"server{index}" for index in range(self.job.servers)]
         urls = rendezvous.read(names)
         doors = rendezvous.read([shm_key(name) for name in names])
+        berths = rendezvous.read([stream_key(name) for name in names])
         self.agent.start()
         try:
             links = [
-                self._link(RpcLink(self.agent, Address(name, index, url)), door, rendezvous)
-                for index, (name, url, door) in enumerate(zip(names, urls, doors, strict=True))
+                self._link(RpcLink(self.agent, Address(name, index, url)), door, berth, rendezvous)
+                for index, (name, url, door, berth) in enumerate(
+                    zip(names, urls, doors, berths, strict=True)
+                )
             ]
             self.plane = planes_of(links)
             worker = Worker(self.job, self.rank, self.model, self.blueprint, links)
@@ -154,9 +170,9 @@ class WorkerNode:
             rendezvous.await_or_give_up([gone(name) for name in names], 2 * _FAREWELL_S)
             self.agent.close()
 
-    def _link(self, control: RpcLink, door: str, rendezvous: Rendezvous) -> Link:
+    def _link(self, control: RpcLink, door: str, berth: str, rendezvous: Rendezvous) -> Link:
         if self.job.plane is not PlaneChoice.COLLECTIVE:
-            return link_to(control, door, self.job.plane)
+            return link_to(control, door, berth, self.job.plane)
         control.connect()
         name = control.peer.name
         groups = Groups(name, rendezvous.branch(groups_key(name)), self.fabric)
@@ -183,6 +199,11 @@ class WorkerNode:
 def shm_key(name: str) -> str:
     """The key under which a server says where it shares memory; empty if it does not."""
     return f"{name}/shm"
+
+
+def stream_key(name: str) -> str:
+    """The key under which a server says where it takes streams; empty if it does not."""
+    return f"{name}/stream"
 
 
 def groups_key(name: str) -> str:

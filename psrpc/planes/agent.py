@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import torch
 
@@ -98,6 +99,11 @@ class Agent:
     def url(self) -> str:
         """Where peers reach this agent."""
         return str(self._store.get(f"addrs/{self.name}").decode())
+
+    @property
+    def host(self) -> str:
+        """The address of this host on which the agent listens."""
+        return urlsplit(self.url).hostname or ""
 
     def start(self) -> None:
         """Start listening. On one host only the loopback interface listens."""

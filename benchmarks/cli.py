@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import click
 
-from benchmarks.commands import checkpoint, convnet, large, latency, loader, memory, startup
+from benchmarks.commands import (
+    checkpoint,
+    convnet,
+    hosts,
+    large,
+    latency,
+    loader,
+    memory,
+    startup,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,5 +29,6 @@ for command in (
     memory.memory,
     latency.latency,
     checkpoint.checkpoint,
+    hosts.hosts,
 ):
     cli.add_command(command)

@@ -14,6 +14,7 @@ import torch
 
 _HEAD = struct.Struct("<IQ")  # the bytes of the message, and of the tensors
 _DRAIN_BYTES = 1 << 16
+_MOST_BYTES = 1 << 26
 
 
 def as_bytes(flat: torch.Tensor) -> memoryview:
@@ -53,11 +54,16 @@ class Freight:
         for flat in flats:
             self._put(as_bytes(flat))
 
-    def receive(self) -> tuple[bytes, int]:
-        """The next message, and the size of the tensors that come after it."""
+    def receive(self, most_bytes: int = _MOST_BYTES) -> tuple[bytes, int]:
+        """The next message, and the size of the tensors that come after it.
+
+        Raises EOFError if the message is longer than `most_bytes`: nobody of ours sent it.
+        """
         head = bytearray(_HEAD.size)
         self._fill(memoryview(head))
         length, size_bytes = _HEAD.unpack(head)
+        if length > most_bytes:
+            raise EOFError(f"a message of {length} bytes")
         message = bytearray(length)
         self._fill(memoryview(message))
         return bytes(message), size_bytes

@@ -20,7 +20,7 @@ from psrpc.store.layout import ShardLayout
 
 # Shards of fewer bytes are quicker in one RPC.
 LEAST_BYTES = 1 << 20
-_TOKEN_S = 10.0
+_TOKEN_S = 30.0
 
 
 class Places:
@@ -55,7 +55,8 @@ class _Guest:
 
     def __init__(self, porter: Porter, sock: socket.socket) -> None:
         self._porter = porter
-        self._freight = Freight(sock)
+        self._admitted = False
+        self._freight = Freight(sock, self._hurry, _TOKEN_S)
         self._answers: queue.SimpleQueue[Payload | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="psrpc-stream", daemon=True)
 
@@ -74,10 +75,11 @@ class _Guest:
 
     def _run(self) -> None:
         try:
-            token, _ = self._freight.receive()
-            if hmac.compare_digest(token, self._porter.token.encode()):
-                while self._serve():
-                    pass
+            expected = self._porter.token.encode()
+            token, _ = self._freight.receive(len(expected))
+            self._admitted = hmac.compare_digest(token, expected)
+            while self._admitted and self._serve():
+                pass
         except Exception:
             # An ended stream, a garbled message, out of memory: the worker is told by the end of
             # its stream, and the others do not notice.
@@ -85,6 +87,11 @@ class _Guest:
         finally:
             self._porter.forget(self)
             self._freight.close()
+
+    def _hurry(self) -> None:
+        """Workers may be silent for as long as they like, strangers may not."""
+        if not self._admitted:
+            raise TimeoutError("it does not say who it is")
 
     def _serve(self) -> bool:
         """Take one request to the service, and its answer back."""
@@ -147,11 +154,12 @@ class Porter:
 
     def close(self) -> None:
         """Take no more, and end all streams; workers that wait get PeerLostError."""
-        if self._listener is None:
+        listener, self._listener = self._listener, None
+        if listener is None:
             return
-        self._listener.shutdown(socket.SHUT_RDWR)
+        listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
-        self._listener.close()
+        listener.close()
         with self._lock:
             guests = list(self._guests)
         for guest in guests:
@@ -165,10 +173,10 @@ class Porter:
             self._guests.discard(guest)
 
     def _run(self) -> None:
-        assert self._listener is not None
-        while True:
+        listener = self._listener
+        while listener is not None:
             try:
-                sock, _ = self._listener.accept()
+                sock, _ = listener.accept()
             except OSError:
                 return
             guest = _Guest(self, sock)

@@ -30,6 +30,7 @@ from psrpc.store.flats import Buffers
 from psrpc.store.layout import ShardLayout
 
 _TRIES = 3
+_CUT_AGAIN_S = 0.1
 
 
 class StreamPending:
@@ -118,10 +119,11 @@ class StreamLink:
         """See `Link`. Farewells may still be called."""
         self._closed = True
         self._orders.put(None)
-        if self._freight is not None:
+        while self._thread.is_alive():
+            # The thread may just have made a new connection.
+            assert self._freight is not None
             self._freight.cut()
-        if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_CUT_AGAIN_S)
         if self._freight is not None:
             self._freight.close()
         self.control.close()

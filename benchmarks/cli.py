@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import click
 
-from benchmarks.commands import chaos, checkpoint, convnet, large, latency, loader, memory, startup
+from benchmarks.commands import (
+    chaos,
+    checkpoint,
+    convnet,
+    hosts,
+    large,
+    latency,
+    loader,
+    memory,
+    startup,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,5 +31,6 @@ for command in (
     latency.latency,
     checkpoint.checkpoint,
     chaos.chaos,
+    hosts.hosts,
 ):
     cli.add_command(command)

@@ -32,6 +32,7 @@ from psrpc.planes.collective import Alarm, CollectiveLink
 from psrpc.planes.conductor import Conductor
 from psrpc.planes.doorman import Doorman
 from psrpc.planes.groups import Fabric, Groups
+from psrpc.planes.porter import LEAST_BYTES, Porter
 from psrpc.planes.rpc import Address, RpcLink, serve, withdraw
 from psrpc.planes.select import link_to, planes_of
 from psrpc.planes.staging import Staging
@@ -71,6 +72,7 @@ class ServerNode:
             f"server{index}", index, threads=_SERVER_THREADS, one_host=fabric.one_host
         )
         self.doorman = Doorman(self.coordinator or self.server, layout)
+        self.porter: Porter | None = None
         self.conductor: Conductor | None = None
         self.pulse: Pulse | None = None
         self.part_writer: PartWriter | None = None
@@ -84,6 +86,7 @@ class ServerNode:
             self.conductor = self._raise_conductor(rendezvous)
             serve(self.agent, self.conductor or self.coordinator or self.server)
             rendezvous.publish(shm_key(self.agent.name), self._open_door())
+            rendezvous.publish(stream_key(self.agent.name), self._open_berth())
             self._listen_for_deaths(rendezvous)
             rendezvous.publish(self.agent.name, self.agent.url)
             self._wait_for_end(rendezvous)
@@ -98,6 +101,8 @@ class ServerNode:
             self.doorman.close()
             if self.pulse is not None:
                 self.pulse.close()
+            if self.porter is not None:
+                self.porter.close()
             if self.conductor is not None:
                 self.conductor.close()
             withdraw(self.agent)
@@ -213,6 +218,14 @@ class ServerNode:
         self.doorman.start()
         return self.doorman.address
 
+    def _open_berth(self) -> str:
+        small = self.layout.size_bytes < LEAST_BYTES
+        if small or self.job.plane in (PlaneChoice.SHM, PlaneChoice.COLLECTIVE):
+            return ""
+        self.porter = Porter(self.coordinator or self.server, self.layout, self.agent.host)
+        self.porter.start()
+        return self.porter.address
+
     def _raise_conductor(self, rendezvous: Rendezvous) -> Conductor | None:
         if self.job.plane is not PlaneChoice.COLLECTIVE:
             return None
@@ -261,6 +274,7 @@ class WorkerNode:
         names = [f"server{index}" for index in range(self.job.servers)]
         urls = rendezvous.read(names)
         doors = rendezvous.read([shm_key(name) for name in names])
+        berths = rendezvous.read([stream_key(name) for name in names])
         (pulse,) = rendezvous.read([PULSE])
         process = rendezvous.number()
         number = self.job.servers + process
@@ -273,8 +287,10 @@ class WorkerNode:
             if heart is not None:
                 heart.start()
             links = [
-                self._link(RpcLink(agent, Address(name, index, url)), door, rendezvous)
-                for index, (name, url, door) in enumerate(zip(names, urls, doors, strict=True))
+                self._link(RpcLink(agent, Address(name, index, url)), door, berth, rendezvous)
+                for index, (name, url, door, berth) in enumerate(
+                    zip(names, urls, doors, berths, strict=True)
+                )
             ]
             self.plane = planes_of(links)
             self.worker = Worker(
@@ -293,9 +309,9 @@ class WorkerNode:
                 rendezvous.await_or_give_up([gone(name) for name in names], 2 * _FAREWELL_S)
             agent.close()
 
-    def _link(self, control: RpcLink, door: str, rendezvous: Rendezvous) -> Link:
+    def _link(self, control: RpcLink, door: str, berth: str, rendezvous: Rendezvous) -> Link:
         if self.job.plane is not PlaneChoice.COLLECTIVE:
-            return link_to(control, door, self.job.plane)
+            return link_to(control, door, berth, self.job.plane)
         control.connect()
         name = control.peer.name
         groups = Groups(name, rendezvous.branch(groups_key(name)), self.fabric)
@@ -343,6 +359,11 @@ def worker_name(process: int) -> str:
 def shm_key(name: str) -> str:
     """The key under which a server says where it shares memory; empty if it does not."""
     return f"{name}/shm"
+
+
+def stream_key(name: str) -> str:
+    """The key under which a server says where it takes streams; empty if it does not."""
+    return f"{name}/stream"
 
 
 def groups_key(name: str) -> str:

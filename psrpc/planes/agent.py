@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import torch
 
@@ -101,8 +102,8 @@ class Agent:
 
     @property
     def host(self) -> str:
-        """The address of this host on which the agent listens, without its port."""
-        return self.url.rpartition("://")[2].rpartition(":")[0].strip("[]")
+        """The address of this host on which the agent listens."""
+        return urlsplit(self.url).hostname or ""
 
     def start(self) -> None:
         """Start listening. On one host only the loopback interface listens."""

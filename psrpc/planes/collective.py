@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
@@ -20,6 +20,7 @@ from psrpc.errors import PeerLostError
 from psrpc.messages import Push, Request
 from psrpc.planes.base import Payload, Pending, land
 from psrpc.planes.conductor import Cue, Enter, Outcome
+from psrpc.planes.errand import Errand
 from psrpc.planes.groups import Groups
 from psrpc.planes.rpc import RpcLink
 from psrpc.planes.staging import Staging
@@ -27,49 +28,6 @@ from psrpc.store.flats import Buffers
 from psrpc.store.layout import ShardLayout
 
 _ACCOUNT_S = 2.0
-
-
-class CollectivePending:
-    """The one exchange that is under way on a link."""
-
-    def __init__(self, play: Callable[[], Payload]) -> None:
-        self._play = play
-        self._over = threading.Event()
-        self._payload: Payload | None = None
-        self._error: Exception | None = None
-
-    def done(self) -> bool:
-        """See `Pending`."""
-        return self._over.is_set()
-
-    def arrive(self, timeout_s: float | None = None) -> Payload:
-        """See `Pending`. Weights have landed already, as the caller takes them at once."""
-        if not self._over.wait(timeout_s):
-            raise TimeoutError("no answer yet")
-        if self._error is not None:
-            raise self._error
-        assert self._payload is not None
-        return self._payload
-
-    def wait(self, timeout_s: float | None = None) -> Payload:
-        """See `Pending`."""
-        return self.arrive(timeout_s)
-
-    def carry_out(self) -> Exception | None:
-        """Do all that `wait` waits for, by the link's thread; returns what went wrong."""
-        try:
-            self._payload = self._play()
-        except Exception as error:
-            self.give_up(error)
-            return error
-        self._over.set()
-        return None
-
-    def give_up(self, error: Exception) -> None:
-        """Let `wait` raise `error`, unless all is done already."""
-        if not self._over.is_set():
-            self._error = error
-            self._over.set()
 
 
 class Alarm:
@@ -107,8 +65,8 @@ class CollectiveLink:
         self._groups = groups
         self._device = device
         self._workers = workers
-        self._orders: queue.SimpleQueue[CollectivePending | None] = queue.SimpleQueue()
-        self._latest: CollectivePending | None = None
+        self._orders: queue.SimpleQueue[Errand | None] = queue.SimpleQueue()
+        self._latest: Errand | None = None
         self._thread = threading.Thread(
             target=self._run, name=f"psrpc-{control.peer.name}", daemon=True
         )
@@ -135,7 +93,7 @@ class CollectiveLink:
             return self.control.exchange(request, send=send, land=land)
         push = request
         answer = self.control.call(Enter(push.worker, push))
-        pending = CollectivePending(lambda: self._play(push, answer))
+        pending = Errand(lambda: self._play(push, answer))
         self._latest = pending
         self._orders.put(pending)
         return pending

@@ -16,6 +16,7 @@ from enum import IntEnum
 
 import torch
 
+from psrpc.planes.freight import as_bytes
 from psrpc.store.layout import ShardLayout, torch_dtype
 
 _ALIGN = 64
@@ -98,8 +99,7 @@ def _offsets(layout: ShardLayout) -> tuple[list[int], int]:
 
 
 def _write(fd: int, flat: torch.Tensor, offset: int) -> None:
-    # As bytes, for numpy does not know all of torch's dtypes.
-    rest = memoryview(flat.detach().view(torch.uint8).numpy().data)
+    rest = as_bytes(flat)
     while rest.nbytes:
         done = os.pwrite(fd, rest, offset)
         rest, offset = rest[done:], offset + done

@@ -1,4 +1,7 @@
-"""Which plane a worker uses to which server: shared memory where there is some to share."""
+"""Which plane a worker uses to which server: shared memory where there is some to share.
+
+Otherwise RPC, with a stream beside it where the server offers one.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,31 @@ from psrpc.planes.base import Link
 from psrpc.planes.collective import CollectiveLink
 from psrpc.planes.rpc import RpcLink
 from psrpc.planes.shm import ShmLink
+from psrpc.planes.stream import StreamLink
 
 
-def link_to(control: RpcLink, door: str, choice: PlaneChoice) -> Link:
+def link_to(control: RpcLink, door: str, berth: str, choice: PlaneChoice) -> Link:
     """Connect to a server and return the best link that `choice` allows. Blocks.
 
-    `door` is where the server shares memory. Raises PeerLostError if the server does
-    not answer, and AddressError if shared memory is demanded and it is on another host.
+    `door` is where the server shares memory, `berth` where it takes streams. Raises
+    PeerLostError if the server does not answer, and AddressError if shared memory is
+    demanded and it is on another host.
     """
     control.connect()
-    if not door:
-        return control
-    link = ShmLink(control, door)
-    try:
-        link.connect()
-    except AddressError:
-        if choice is PlaneChoice.SHM:
-            raise
-        return control
-    return link
+    ways: list[ShmLink | StreamLink] = []
+    if door:
+        ways.append(ShmLink(control, door))
+    if berth:
+        ways.append(StreamLink(control, berth))
+    for way in ways:
+        try:
+            way.connect()
+        except AddressError:
+            if choice is PlaneChoice.SHM:
+                raise
+        else:
+            return way
+    return control
 
 
 def planes_of(links: Sequence[Link]) -> str:

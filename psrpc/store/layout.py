@@ -79,6 +79,11 @@ class ShardLayout:
     segments: tuple[Segment, ...]
     pieces: tuple[Piece, ...]
 
+    @property
+    def size_bytes(self) -> int:
+        """The number of bytes of all segments."""
+        return sum(s.numel * torch_dtype(s.dtype).itemsize for s in self.segments)
+
     def whole(self, piece: Piece, specs: Sequence[ParameterSpec]) -> bool:
         """Whether `piece` is a parameter uncut."""
         return piece.shape == specs[piece.parameter].shape

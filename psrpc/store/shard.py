@@ -14,6 +14,7 @@ from psrpc.errors import GradientError
 from psrpc.messages import Override
 from psrpc.modes import Reduction
 from psrpc.store.blueprint import Blueprint
+from psrpc.store.copies import Copies
 from psrpc.store.image import Frame, PieceImage, ShardImage, room_for
 from psrpc.store.layout import ShardLayout
 from psrpc.store.mixture import Mixture
@@ -62,6 +63,7 @@ class ShardStore:
         self.flats = layout.empty()
         fill(self.flats, layout, blueprint, model)
         self._optimizer = ShardOptimizer(blueprint, layout, self.flats)
+        self._copies = [Copies() for _ in self.flats]
         self._snapshot: list[torch.Tensor] | None = None
         self._frame: Frame | None = None
 
@@ -93,7 +95,8 @@ class ShardStore:
     def snapshot(self) -> list[torch.Tensor]:
         """The weights as they are now, one flat copy a segment, shared until the next step."""
         if self._snapshot is None:
-            self._snapshot = [flat.clone() for flat in self.flats]
+            pairs = zip(self._copies, self.flats, strict=True)
+            self._snapshot = [copies.of(flat) for copies, flat in pairs]
         return self._snapshot
 
     def optimizer_state(self) -> list[dict[str, object]]:

@@ -11,7 +11,7 @@ from psrpc.errors import ConfigError
 from psrpc.job import PlaneChoice
 from tests.contract.fleet import Dock, Fleet, Plan
 
-PLANES = ["loopback", "rpc", "shm", "collective"]
+PLANES = ["loopback", "rpc", "stream", "shm", "collective"]
 
 
 @pytest.fixture(scope="session")

@@ -25,9 +25,11 @@ from psrpc.planes.conductor import Conductor
 from psrpc.planes.doorman import Doorman
 from psrpc.planes.groups import Fabric, Groups
 from psrpc.planes.loopback import LoopbackLink
+from psrpc.planes.porter import Porter
 from psrpc.planes.rpc import Address, Patience, RpcLink, serve, withdraw
 from psrpc.planes.shm import ShmLink
 from psrpc.planes.staging import Staging
+from psrpc.planes.stream import StreamLink
 from psrpc.server import ParameterServer
 from psrpc.store.blueprint import Blueprint, draw
 from psrpc.store.layout import ShardLayout
@@ -101,6 +103,7 @@ def serve_plans(pipe: Connection, name: str, number: int) -> None:
     agent.start()
     pipe.send(agent.url)
     doorman: Doorman | None = None
+    porter: Porter | None = None
     conductor: Conductor | None = None
     while True:
         try:
@@ -110,6 +113,9 @@ def serve_plans(pipe: Connection, name: str, number: int) -> None:
         if doorman is not None:
             doorman.close()
             doorman = None
+        if porter is not None:
+            porter.close()
+            porter = None
         if conductor is not None:
             conductor.close()
             conductor = None
@@ -118,10 +124,12 @@ def serve_plans(pipe: Connection, name: str, number: int) -> None:
             service = order.plan.service(order.index)
             doorman = Doorman(service, order.plan.layouts()[order.index])
             doorman.start()
+            porter = Porter(service, order.plan.layouts()[order.index], agent.host)
+            porter.start()
             conductor = order.conductor(service)
             conductor.start()
             serve(agent, conductor)
-        pipe.send(doorman.address if doorman is not None else "")
+        pipe.send((doorman.address, porter.address) if doorman and porter else ("", ""))
 
 
 class ServerProcess:
@@ -150,10 +158,11 @@ class ServerProcess:
     def address(self) -> Address:
         return Address(self.name, self.number, self.url)
 
-    def order(self, order: Order | None) -> str:
-        """Serve a plan's shard, or (None) nothing; returns where it shares memory."""
+    def order(self, order: Order | None) -> tuple[str, str]:
+        """Serve a plan's shard, or (None) nothing; returns where it shares memory and streams."""
         self._pipe.send(order)
-        return str(self._receive())
+        door, berth = self._receive()
+        return str(door), str(berth)
 
     def kill(self) -> None:
         """End it as a crash would, and wait until it is gone."""
@@ -255,9 +264,10 @@ class Dock:
                 store = way_to_store(port, f"{prefix}/{index}")
                 groups = Groups(f"server{index}", store, fabric(plan.job.collective_timeout_s))
                 return CollectiveLink(control, groups, torch.device("cpu"), plan.job.workers)
-            link = ShmLink(control, doors[index])
-            link.connect()
-            return link
+            door, berth = doors[index]
+            way = StreamLink(control, berth) if plane == "stream" else ShmLink(control, door)
+            way.connect()
+            return way
 
         return Fleet(plan, plane, connect)
 

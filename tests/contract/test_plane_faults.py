@@ -23,7 +23,7 @@ from psrpc.planes.rpc import Patience, RpcLink
 from tests.contract.fleet import Dock, Plan, ServerProcess, until
 from tests.contract.hand import Hand
 
-PLANES = ["rpc", "shm", "collective"]
+PLANES = ["rpc", "stream", "shm", "collective"]
 SOON_S = 5.0
 PLAN = Plan(Job(2, mode=Synchronous()))
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from benchmarks import marks, options
 from benchmarks.cli import cli
-from benchmarks.commands import checkpoint, rivals, startup
+from benchmarks.commands import checkpoint, hosts, rivals, startup
 from benchmarks.commands.large import moved_mb
 from benchmarks.contender import Plan
 from benchmarks.contenders import images
@@ -32,8 +32,29 @@ def test_every_benchmark_has_help_and_the_shared_options(name: str) -> None:
 
 
 def test_all_benchmarks_are_there() -> None:
-    names = {"convnet", "loader", "large", "startup", "memory", "latency", "checkpoint"}
+    names = {"convnet", "loader", "large", "startup", "memory", "latency", "checkpoint", "hosts"}
     assert set(cli.commands) == names
+
+
+def test_hosts_is_one_side_at_a_time() -> None:
+    result = CliRunner().invoke(cli, ["hosts", "--serve", "here", "--connect", "there"])
+    assert result.exit_code == 2
+    assert "--serve and --connect" in result.output
+
+
+def test_a_second_namespace_needs_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    result = CliRunner().invoke(cli, ["hosts"])
+    assert result.exit_code == 1
+    assert "hosts --connect ADDRESS" in result.output
+
+
+def test_hosts_compares_what_goes_the_same_way() -> None:
+    iperf, plain = hosts.comparisons()
+    assert iperf.rivals["psrpc pull, rpc"] == "iperf3, to here"
+    assert iperf.rivals["psrpc push, one RPC"] == "iperf3, from here"
+    assert plain.rivals["psrpc push_pull, rpc"] == "plain socket, to here"
+    assert plain.rivals["iperf3, from here"] == "plain socket, from here"
 
 
 @pytest.mark.parametrize("value", ["0", "two", "1,,2", ""])

@@ -1,0 +1,115 @@
+"""What goes over a stream between a worker and a server: a short message, then tensors as bytes.
+
+Tensors are sent from where they lie and received where they belong: the kernel copies
+them, and nobody else.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable, Sequence
+
+import torch
+
+_HEAD = struct.Struct("<IQ")  # the bytes of the message, and of the tensors
+_DRAIN_BYTES = 1 << 16
+_MOST_BYTES = 1 << 26
+
+
+def as_bytes(flat: torch.Tensor) -> memoryview:
+    """The memory of a flat CPU tensor. As bytes, for numpy does not know all of torch's dtypes."""
+    return memoryview(flat.detach().view(torch.uint8).numpy().data)
+
+
+def size_of(flats: Sequence[torch.Tensor]) -> int:
+    """The bytes of some tensors."""
+    return sum(flat.nbytes for flat in flats)
+
+
+class Freight:
+    """One end of a stream. Used by one thread at a time, but for `cut`.
+
+    `idle` is called whenever nothing has moved for `idle_s`; it raises to end the waiting.
+    Everything raises OSError or EOFError when the stream has ended.
+    """
+
+    def __init__(
+        self, sock: socket.socket, idle: Callable[[], None] | None = None, idle_s: float = 0.0
+    ) -> None:
+        self._sock = sock
+        self._idle = idle
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.settimeout(None)
+        if idle is not None:
+            whole = int(idle_s)
+            limit = struct.pack("ll", whole, int((idle_s - whole) * 1e6))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+    def send(self, message: bytes, flats: Sequence[torch.Tensor] = ()) -> None:
+        """Send a message and tensors."""
+        self._put(memoryview(_HEAD.pack(len(message), size_of(flats)) + message))
+        for flat in flats:
+            self._put(as_bytes(flat))
+
+    def receive(self, most_bytes: int = _MOST_BYTES) -> tuple[bytes, int]:
+        """The next message, and the size of the tensors that come after it.
+
+        Raises EOFError if the message is longer than `most_bytes`: nobody of ours sent it.
+        """
+        head = bytearray(_HEAD.size)
+        self._fill(memoryview(head))
+        length, size_bytes = _HEAD.unpack(head)
+        if length > most_bytes:
+            raise EOFError(f"a message of {length} bytes")
+        message = bytearray(length)
+        self._fill(memoryview(message))
+        return bytes(message), size_bytes
+
+    def take(self, flats: Sequence[torch.Tensor]) -> None:
+        """Let the tensors that come land in these."""
+        for flat in flats:
+            self._fill(as_bytes(flat))
+
+    def drain(self, size_bytes: int) -> None:
+        """Throw away tensors that come."""
+        scrap = memoryview(bytearray(min(size_bytes, _DRAIN_BYTES)))
+        while size_bytes:
+            self._fill(scrap[:size_bytes])
+            size_bytes -= min(size_bytes, len(scrap))
+
+    def cut(self) -> None:
+        """End the stream, from any thread: whoever waits on it gets EOFError or OSError."""
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # It has ended already.
+
+    def close(self) -> None:
+        """Give the socket back."""
+        self._sock.close()
+
+    def _put(self, view: memoryview) -> None:
+        while view.nbytes:
+            try:
+                view = view[self._sock.send(view) :]
+            except BlockingIOError:
+                self._wait_on()
+
+    def _fill(self, view: memoryview) -> None:
+        while view.nbytes:
+            try:
+                # One call for all that is to come: no waking up for each packet of it.
+                came = self._sock.recv_into(view, view.nbytes, socket.MSG_WAITALL)
+            except BlockingIOError:
+                self._wait_on()
+                continue
+            if not came:
+                raise EOFError("the stream has ended")
+            view = view[came:]
+
+    def _wait_on(self) -> None:
+        if self._idle is not None:
+            self._idle()

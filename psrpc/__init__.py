@@ -49,6 +49,7 @@ ROOMS = (
     "exchange",
     "crew",
     "optimizer",
+    "untrained",
     "batches",
     "worker",
     "rendezvous",

@@ -106,6 +106,11 @@ def for_children(**variables: str) -> None:
     os.environ.update(variables)
 
 
+def with_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment, with `variables` set."""
+    return {**os.environ, **variables}
+
+
 def unless_set(variables: Mapping[str, str]) -> dict[str, str]:
     """Those of `variables` that the user has not set."""
     return {name: value for name, value in variables.items() if name not in os.environ}

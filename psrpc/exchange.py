@@ -21,6 +21,7 @@ class Ticket:
         self._finish: Callable[[], None] | None = finish
         self._error: Exception | None = None
         self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.fenced: Callable[[], None] = lambda: None  # called before `result` raises that
 
     def done(self) -> bool:
         """Whether `result` would return at once."""
@@ -39,7 +40,11 @@ class Ticket:
         if self._finish is None:
             return
         with self.waiting():
-            self._arrive(timeout_s)
+            try:
+                self._arrive(timeout_s)
+            except FencedError:
+                self.fenced()
+                raise
             for pending in self._pending:
                 pending.wait()
             self._finish()

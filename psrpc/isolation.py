@@ -8,7 +8,6 @@ starts that process again when it dies (`torchrun --standalone --max-restarts=N`
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -69,7 +68,7 @@ class Roles:
             environment.AGENT: json.dumps([self._restarts, self._command]),
         }
         agent = subprocess.Popen(
-            [sys.executable, "-m", "psrpc.isolation"], env=os.environ | variables
+            [sys.executable, "-m", "psrpc.isolation"], env=environment.with_variables(variables)
         )
         self._agents[agent] = place
 

@@ -95,7 +95,7 @@ class OnFailure(Enum):
 
 
 class OnPoison(Enum):
-    """What becomes of a lease that has killed three workers in a row."""
+    """What becomes of a lease at one step of which three workers in a row have died."""
 
     STOP = "stop"  # the job ends
     SKIP = "skip"  # its samples are given up, and counted as such

@@ -97,12 +97,8 @@ def run(
     With `overlap` a worker computes its next step while the last one's gradients travel; the
     mode's bound counts that step, so it must be 1 or more. `device` is "auto" (CUDA where
     there is any), "cpu" or "cuda"; servers compute on the CPU. `threads` are torch's threads
-    in this process. `elastic` says what happens when workers die, come late, or join,
-    `checkpointing` where checkpoints are written and whether the job goes on from one: epochs
-    that were over are then empty, and of the one under way the samples come that are missing.
-
-    SIGTERM and SIGINT let a worker finish its step, give its samples back and leave; then
-    `run` returns without a report, or raises KeyboardInterrupt.
+    in this process. `elastic` and `checkpointing` are as `Elastic` and `Checkpointing` say.
+    SIGTERM and SIGINT let a worker finish its step, give its samples back and leave.
 
     Raises UsageError outside torchrun, ConfigError, ModelError and OptimizerError,
     StartTimeoutError when somebody does not come, JobFailedError when another process

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,13 +18,12 @@ from psrpc.crew import Crew
 from psrpc.errors import ClosedError, FencedError
 from psrpc.exchange import Exchange, Ticket
 from psrpc.job import Job, NonFinite
-from psrpc.messages import GetBuffers, GetFrozen, GetState, Lease, Peek, PutBuffers, StateReply
+from psrpc.messages import Lease, Peek
 from psrpc.optimizer import DistributedOptimizer
 from psrpc.planes.base import Link
 from psrpc.store.binding import Binding
 from psrpc.store.blueprint import Blueprint
-from psrpc.store.buffers import buffers_of
-from psrpc.store.state import PieceState, join, unpack
+from psrpc.untrained import Untrained
 
 
 class Worker:
@@ -61,6 +60,7 @@ class Worker:
         self._links = links
         self._clock = clock or SystemClock()
         self._progress = Progress(-1)
+        self._untrained = Untrained(model, blueprint, links, self._progress)
         number = process if process is not None else self.rank
         self._crew = Crew(job, self._progress, links, number, rank)
         self.optimizer = DistributedOptimizer(
@@ -85,8 +85,8 @@ class Worker:
         buffers = [link.open(layout) for link, layout in zip(self._links, layouts, strict=True)]
         binding = Binding(self.model, self._blueprint, layouts, buffers)
         self._exchange = Exchange(self._links, binding, self._progress, int(self.job.overlap))
-        self._copy_in(GetFrozen(self.number), self._blueprint.untrained(self.model))
-        self._copy_in(GetBuffers(self.number), buffers_of(self.model))
+        self._untrained.take_frozen()
+        self._untrained.take_buffers()
         self._exchange.peek(Peek(self.number))
         self._began_s = self._clock.now()
 
@@ -188,18 +188,23 @@ class Worker:
         and the mode lets this worker start its next step; weights stay as they are.
 
         The gradients are handed over: `.grad` begins from zero. Waits for an earlier push
-        first.
+        first. If this worker was taken for dead, this or `result` raises FencedError when it
+        has come back: go on with the next batch, the push does not count.
         """
-        return self._push(pull=False, at_once=False)
+        return self._ticket(lambda: self._push(pull=False, at_once=False))
 
     def pull(self) -> Ticket:
         """Ask for weights; they are in the model when the ticket's `result` returns."""
-        self._ensure_active()
-        return self._exchange.pull(at_once=False)
+
+        def ask() -> Ticket:
+            self._ensure_active()
+            return self._exchange.pull(at_once=False)
+
+        return self._ticket(ask)
 
     def push_pull(self) -> Ticket:
         """Push the gradients, as `push` does, and ask for the weights of the next step."""
-        return self._push(pull=True, at_once=False)
+        return self._ticket(lambda: self._push(pull=True, at_once=False))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -208,12 +213,12 @@ class Worker:
         At the end a worker that was stepping before takes fresh weights and goes on,
         in synchronous mode when all workers are about to start.
         """
-        self._exchange.settle()
+        self._safely(self._exchange.settle)
         was_active = self._progress.active
-        self._crew.pause()
+        self._safely(self._crew.pause)
         yield
-        if was_active:
-            self._ensure_active()
+        while was_active and not self._progress.active:
+            self._safely(self._ensure_active)
 
     def leave(self, *, early: bool = False) -> None:
         """Leave the job. Blocks until all workers have left, then takes the final weights.
@@ -223,13 +228,13 @@ class Worker:
         while not self._closed:
             try:
                 self._exchange.settle()
-                self._put_buffers()
+                self._untrained.put_buffers(self._steps)
                 self.main = self._crew.leave(self.stats(), early=early)
                 self._closed = True
             except FencedError:
                 self._rejoin()
         if not early and not self._released:
-            self._copy_in(GetBuffers(self.number), buffers_of(self.model))
+            self._untrained.take_buffers()
             self._exchange.peek(Peek(self.number))
         self._exchange.release()
         self._released = True
@@ -285,7 +290,7 @@ class Worker:
             if not self.leaving:
                 self._flush()
             self._exchange.settle()
-            self._put_buffers()
+            self._untrained.put_buffers(self._steps)
             self._crew.pause()
             if self.leaving:
                 return False
@@ -320,7 +325,7 @@ class Worker:
         own again, and their gradients do not count.
         """
         if self._fetched is not None:
-            self._exchange.settle()
+            self._safely(self._exchange.settle)
             self._exchange.clear()
             self._progress.abandon()
             self._samples, self._loss, self._fetched = None, None, None
@@ -331,6 +336,23 @@ class Worker:
             self._push(pull=True, at_once=True).result()
             self._exchange.clear()
             self._flushed = True
+
+    def _ticket(self, ask: Callable[[], Ticket]) -> Ticket:
+        """A ticket for the caller to wait on; if this worker counts as dead, it comes back."""
+        try:
+            ticket = ask()
+        except FencedError:
+            self._rejoin()
+            raise
+        ticket.fenced = self._rejoin
+        return ticket
+
+    def _safely(self, act: Callable[[], object]) -> None:
+        """Do something; if this worker counts as dead, come back in place of it."""
+        try:
+            act()
+        except FencedError:
+            self._rejoin()
 
     def _rejoin(self) -> None:
         """This worker was taken for dead: others have its work. Begin anew."""
@@ -404,27 +426,6 @@ class Worker:
         finally:
             self._wait_s += self._clock.now() - began
 
-    # State other than trained parameters.
-
-    def _put_buffers(self) -> None:
-        tensors = [buffer.detach().cpu().clone() for buffer in buffers_of(self.model)]
-        if tensors:
-            self._links[0].call(PutBuffers(self.number, self._steps), tensors).wait()
-
-    def _copy_in(self, request: GetBuffers | GetFrozen, targets: Sequence[torch.Tensor]) -> None:
-        if targets:
-            _, tensors = self._links[0].call(request).wait()
-            with torch.no_grad():
-                for target, tensor in zip(targets, tensors, strict=True):
-                    target.copy_(tensor)
-
     def _fetch_state(self) -> dict[int, dict[str, Any]]:
-        self._exchange.settle()
-        pieces: list[PieceState] = []
-        for link in self._links:
-            reply, tensors = link.call(GetState(self.number)).wait()
-            assert isinstance(reply, StateReply)
-            pieces += unpack(reply, tensors)
-        state = join(self._blueprint, pieces)
-        names = [name for members in self._blueprint.members for name in members]
-        return {i: state[name] for i, name in enumerate(names) if state.get(name)}
+        self._safely(self._exchange.settle)
+        return self._untrained.optimizer_state()

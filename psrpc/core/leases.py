@@ -8,7 +8,6 @@ death costs little. What a worker leaves undone goes to the next one that asks.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -43,7 +42,7 @@ class _Epoch:
     done: Ranges = field(default_factory=Ranges)
     samples_done: int = 0
     samples_skipped: int = 0
-    deaths: Counter[int] = field(default_factory=Counter)
+    deaths: dict[int, tuple[int, int]] = field(default_factory=dict)  # how many, at which step
     broken_off: bool = False  # a worker went on to the next epoch before its end
 
     @property
@@ -136,10 +135,15 @@ class LeaseBook:
         return freed
 
     def died_of(self, lease: Lease) -> int:
-        """Note that `lease` was worked on by a worker that died; returns how many have now."""
+        """Note that `lease` was worked on by a worker that died; returns how many have now.
+
+        Those count that died one after another at the same step, or the one after it.
+        """
         deaths = self._epochs[lease.epoch].deaths
-        deaths[lease.index] += 1
-        return deaths[lease.index]
+        times, step = deaths.get(lease.index, (0, lease.first_step))
+        times = times + 1 if lease.first_step <= step + 1 else 1
+        deaths[lease.index] = (times, lease.first_step)
+        return times
 
     def skip(self, lease: Lease) -> None:
         """Give up what is left of a lease that was given back."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from psrpc.coordinator import Coordinator
 from psrpc.crew import stats_of
-from psrpc.errors import JobFailedError, encode
+from psrpc.errors import JobFailedError, JobOverError, encode
 from psrpc.job import Job
 from psrpc.messages import GetStats
 from psrpc.planes.base import Link, Service
@@ -90,6 +90,8 @@ class LocalJob:
             worker.start()
             train(worker)
             worker.leave(early=worker.leaving)
+        except JobOverError:
+            return  # it was taken for dead, and the others have done its work
         except BaseException as error:
             self.errors.append(error)
             worker.fail(encode(error))

@@ -50,6 +50,7 @@ ROOMS = (
     "crew",
     "optimizer",
     "untrained",
+    "tally",
     "batches",
     "worker",
     "rendezvous",

@@ -162,7 +162,7 @@ class Crew:
         reply, _ = self._links[0].call(request).wait()
         return isinstance(reply, Left) and reply.main
 
-    def fail(self, error: tuple[str, str], timeout_s: float) -> None:
+    def fail(self, error: tuple[str, str], timeout_s: float = 2.0) -> None:
         """Tell all servers why the job ends; those that are gone or ended it need not know.
 
         Waits for each no longer than `timeout_s`.

@@ -339,11 +339,11 @@ class WorkerNode:
                 return None  # the servers were told to end as well
             # JobFailedError too: one server may not know what another one answered.
             with hushed():  # torch logs it if a server has closed meanwhile
-                worker.fail(encode(error))
+                worker.crew.fail(encode(error))
             raise
         for link in links:
             link.close()
-        worker.bye()
+        worker.crew.bye()
         return report
 
 

@@ -100,9 +100,8 @@ def run(
     in this process. `elastic` and `checkpointing` are as `Elastic` and `Checkpointing` say.
     SIGTERM and SIGINT let a worker finish its step, give its samples back and leave.
 
-    Raises UsageError outside torchrun, ConfigError, ModelError and OptimizerError,
-    StartTimeoutError when somebody does not come, JobFailedError when another process
-    ended the job, and whatever `train` raises.
+    Raises UsageError outside torchrun, ConfigError, ModelError, OptimizerError, StartTimeoutError
+    (somebody does not come), JobFailedError (another process ended the job), what `train` raises.
     """
     try:
         place = _place()

@@ -1,4 +1,4 @@
-"""What a worker has of the job beside trained parameters: buffers, frozen ones, the optimizer's state.
+"""What a worker has of the job beside trained parameters: buffers, frozen ones, optimizer state.
 
 All of it is asked of the servers, or given to the first, outside of steps.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,7 @@ from psrpc.optimizer import DistributedOptimizer
 from psrpc.planes.base import Link
 from psrpc.store.binding import Binding
 from psrpc.store.blueprint import Blueprint
+from psrpc.tally import Tally
 from psrpc.untrained import Untrained
 
 
@@ -35,8 +37,8 @@ class Worker:
     started for), `device`, `seed`. `main` is true, after the end, of the one worker that
     reports the results.
 
-    A worker that was taken for dead (it stood still, or the network failed) and goes on comes
-    back by itself: the step under way does not count, its samples are done by others.
+    A worker that was taken for dead and goes on comes back by itself: the step under way does
+    not count, its samples are done by others.
     """
 
     def __init__(
@@ -58,29 +60,24 @@ class Worker:
         self.device = next(model.parameters()).device
         self._blueprint = blueprint
         self._links = links
-        self._clock = clock or SystemClock()
+        self._tally = Tally(clock or SystemClock())
         self._progress = Progress(-1)
         self._untrained = Untrained(model, blueprint, links, self._progress)
         number = process if process is not None else self.rank
-        self._crew = Crew(job, self._progress, links, number, rank)
-        self.optimizer = DistributedOptimizer(
-            model, blueprint, self._optimizer_step, self._clear, self._fetch_state
-        )
+        self.crew = Crew(job, self._progress, links, number, rank)
+        steps = (self._optimizer_step, lambda: self._exchange.clear(), self._fetch_state)
+        self.optimizer = DistributedOptimizer(model, blueprint, *steps)
         self._fetched: Lease | None = None
         self._samples: int | None = None
         self._loss: torch.Tensor | float | None = None
         self._epoch = -1
-        self._began_s = 0.0
-        self._wait_s = 0.0
-        self._steps = 0
-        self._samples_done = 0
         self._flushed = False
         self._closed = False
         self._released = False
 
     def start(self) -> None:
         """Come to the job and take its weights. Blocks until the job begins."""
-        self.rank = self._crew.register(self._blueprint.signature).rank
+        self.rank = self.crew.register(self._blueprint.signature).rank
         layouts = self._blueprint.layouts(len(self._links))
         buffers = [link.open(layout) for link, layout in zip(self._links, layouts, strict=True)]
         binding = Binding(self.model, self._blueprint, layouts, buffers)
@@ -88,7 +85,7 @@ class Worker:
         self._untrained.take_frozen()
         self._untrained.take_buffers()
         self._exchange.peek(Peek(self.number))
-        self._began_s = self._clock.now()
+        self._tally.begin()
 
     @property
     def number(self) -> int:
@@ -98,11 +95,11 @@ class Worker:
     @property
     def leaving(self) -> bool:
         """Whether this worker was asked to leave: `batches` end, and so should other loops."""
-        return self._crew.leave_soon.is_set()
+        return self.crew.leave_soon.is_set()
 
     def ask_to_leave(self) -> None:
         """Let `batches` end after the step under way; from any thread, or a signal handler."""
-        self._crew.leave_soon.set()
+        self.crew.leave_soon.set()
 
     @property
     def clock(self) -> int:
@@ -112,7 +109,7 @@ class Worker:
     @property
     def steps(self) -> int:
         """The number of steps that this worker has made itself."""
-        return self._steps
+        return self._tally.steps
 
     @property
     def epoch(self) -> int:
@@ -146,12 +143,10 @@ class Worker:
         self._abandon()
         self._epoch += 1
         self._progress.epoch = epoch = self._epoch
-        orders: dict[int, torch.Tensor] = {}
 
+        @functools.cache
         def positions(epoch: int) -> torch.Tensor:
-            if epoch not in orders:
-                orders[epoch] = order(samples, shuffle=shuffle, seed=self.seed, epoch=epoch)
-            return orders[epoch]
+            return order(samples, shuffle=shuffle, seed=self.seed, epoch=epoch)
 
         return batches(
             self,
@@ -215,7 +210,7 @@ class Worker:
         """
         self._safely(self._exchange.settle)
         was_active = self._progress.active
-        self._safely(self._crew.pause)
+        self._safely(self.crew.pause)
         yield
         while was_active and not self._progress.active:
             self._safely(self._ensure_active)
@@ -228,8 +223,8 @@ class Worker:
         while not self._closed:
             try:
                 self._exchange.settle()
-                self._untrained.put_buffers(self._steps)
-                self.main = self._crew.leave(self.stats(), early=early)
+                self._untrained.put_buffers(self._tally.steps)
+                self.main = self.crew.leave(self.stats(), early=early)
                 self._closed = True
             except FencedError:
                 self._rejoin()
@@ -239,32 +234,18 @@ class Worker:
         self._exchange.release()
         self._released = True
 
-    def bye(self) -> None:
-        """Tell the servers that this worker is gone; nothing can be asked of them any more."""
-        self._crew.bye()
-
-    def fail(self, error: tuple[str, str], timeout_s: float = 2.0) -> None:
-        """Tell the job why it ends: this worker's code failed, or a server did."""
-        self._crew.fail(error, timeout_s)
-
     def stats(self) -> WorkerStats:
         """What this worker has counted."""
-        return WorkerStats(
-            steps=self._steps,
-            samples=self._samples_done,
-            busy_s=self._clock.now() - self._began_s,
-            wait_s=self._wait_s,
-            nonfinite_skipped=self._exchange.skipped,
-        )
+        return self._tally.stats(self._exchange.skipped)
 
     # What `batches` asks of its source.
 
     def lease_batches(self, samples: int, batch_size: int) -> Iterator[tuple[Lease, int]]:
         """See `batches.Source`."""
-        leases = self._crew.lease_batches(samples, batch_size)
+        leases = self.crew.lease_batches(samples, batch_size)
         while True:
             try:
-                with self._waiting():
+                with self._tally.waiting():
                     item = next(leases, None)
             except FencedError:
                 self._rejoin()
@@ -275,7 +256,7 @@ class Worker:
 
     def take(self, lease: Lease, step: int) -> bool:
         """See `batches.Source`."""
-        if not self._crew.holds(lease) or self.leaving:
+        if not self.crew.holds(lease) or self.leaving:
             return False
         try:
             self._reach(lease, step)
@@ -290,12 +271,12 @@ class Worker:
             if not self.leaving:
                 self._flush()
             self._exchange.settle()
-            self._untrained.put_buffers(self._steps)
-            self._crew.pause()
+            self._untrained.put_buffers(self._tally.steps)
+            self.crew.pause()
             if self.leaving:
                 return False
-            with self._waiting():
-                return self._crew.rest(samples, batch_size)
+            with self._tally.waiting():
+                return self.crew.rest(samples, batch_size)
         except FencedError:
             self._rejoin()
             return True
@@ -358,8 +339,8 @@ class Worker:
         """This worker was taken for dead: others have its work. Begin anew."""
         self._exchange.drop()
         self._samples, self._loss, self._fetched = None, None, None
-        with self._waiting():
-            self._crew.register(self._blueprint.signature)
+        with self._tally.waiting():
+            self.crew.register(self._blueprint.signature)
 
     # Steps.
 
@@ -384,47 +365,34 @@ class Worker:
         samples = 1 if self._samples is None else self._samples
         key = self._progress.next_key() if leased else self._progress.own_key()
         loss = self._loss
-        began = self._clock.now()
-        ticket = self._exchange.push(
-            key,
-            read=read,
-            samples=samples,
-            pull=pull,
-            overrides=self.optimizer.overrides(),
-            loss=float(loss) if loss is not None else None,
-            skip_nonfinite=self.job.nonfinite is NonFinite.SKIP,
-            at_once=at_once,
-        )
-        self._wait_s += self._clock.now() - began
+        with self._tally.waiting():
+            ticket = self._exchange.push(
+                key,
+                read=read,
+                samples=samples,
+                pull=pull,
+                overrides=self.optimizer.overrides(),
+                loss=float(loss) if loss is not None else None,
+                skip_nonfinite=self.job.nonfinite is NonFinite.SKIP,
+                at_once=at_once,
+            )
         self.optimizer.note_push()
-        self._steps += 1
-        self._samples_done += samples
+        self._tally.stepped(samples)
         self._samples, self._loss, self._fetched = None, None, None
-        ticket.waiting = self._waiting
+        ticket.waiting = self._tally.waiting
         return ticket
-
-    def _clear(self) -> None:
-        self._exchange.clear()
 
     def _ensure_active(self) -> None:
         if not self._progress.active:
-            with self._waiting():
-                self._crew.enter()
+            with self._tally.waiting():
+                self.crew.enter()
             self._refresh()
 
     def _refresh(self) -> None:
         """After a pause, start from weights as the mode demands."""
         if self._exchange.stale:
-            with self._waiting():
+            with self._tally.waiting():
                 self._exchange.pull(at_once=True).result()
-
-    @contextmanager
-    def _waiting(self) -> Iterator[None]:
-        began = self._clock.now()
-        try:
-            yield
-        finally:
-            self._wait_s += self._clock.now() - began
 
     def _fetch_state(self) -> dict[int, dict[str, Any]]:
         self._safely(self._exchange.settle)

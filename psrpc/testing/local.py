@@ -94,4 +94,4 @@ class LocalJob:
             return  # it was taken for dead, and the others have done its work
         except BaseException as error:
             self.errors.append(error)
-            worker.fail(encode(error))
+            worker.crew.fail(encode(error))

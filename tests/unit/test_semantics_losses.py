@@ -71,7 +71,7 @@ class Losses:
         self.present.set()
         self.local = LocalJob(self.job, Tally, one_by_one)
         self.local.start()
-        crew = self.local.workers[-1]._crew
+        crew = self.local.workers[-1].crew
         register = crew.register
 
         def register_and_tell(*arguments: Any) -> Any:
@@ -363,7 +363,7 @@ def test_one_that_is_lost_while_it_waits_for_an_epochs_end_goes_on() -> None:
     """The other one has the epoch's last samples until then."""
     losses = Losses(job_of(Asynchronous()))
     rests = threading.Event()
-    crew = losses.victim._crew
+    crew = losses.victim.crew
     ask = crew._ask
 
     def ask_and_tell(request: Acquire) -> Any:

@@ -32,7 +32,7 @@ def test_every_benchmark_has_help_and_the_shared_options(name: str) -> None:
 
 
 def test_all_benchmarks_are_there() -> None:
-    names = {"convnet", "loader", "large", "startup", "memory", "latency", "checkpoint"}
+    names = {"convnet", "loader", "large", "startup", "memory", "latency", "checkpoint", "chaos"}
     assert set(cli.commands) == names
 
 

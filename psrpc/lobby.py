@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
@@ -57,6 +58,8 @@ def look_up(address: str) -> Lobby:
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UsageError(f"a job's address is HOST:PORT, such as 127.0.0.1:29500, not {address!r}")
     try:
+        # The store's own client asks for longer than anybody wants to wait.
+        socket.create_connection((host, int(port)), _PATIENCE_S).close()
         with hushed():
             store = TCPStore(
                 host,
@@ -66,7 +69,7 @@ def look_up(address: str) -> Lobby:
                 timeout=timedelta(seconds=_PATIENCE_S),
             )
             text = store.get(KEY).decode() if store.check([KEY]) else None
-    except (RuntimeError, dist.DistError) as error:
+    except (OSError, RuntimeError, dist.DistError) as error:
         raise AddressError(
             f"nobody answers for a job at {address}: is it running, and is this the address that "
             "it showed (with torchrun: MASTER_ADDR:MASTER_PORT)?"

@@ -9,10 +9,10 @@ import torch
 
 from psrpc.errors import (
     ConfigError,
+    FencedError,
     GradientError,
     JobFailedError,
     ModelMismatchError,
-    ProtocolError,
 )
 from psrpc.job import PROTOCOL, Job
 from psrpc.messages import (
@@ -151,7 +151,7 @@ def test_a_shard_of_nothing_is_served_as_well(launch: Callable[[Plan], Fleet]) -
 REFUSED: dict[type[Exception], Request] = {
     ModelMismatchError: Register(0, PROTOCOL, (("weight", (9, 9), "float32"),)),
     ConfigError: Register(0, PROTOCOL, (), (("mode", "other"), ("seed", "x"))),
-    ProtocolError: Push(0, 0, UpdateKey(Stream(StreamKind.WORKER, 0, 0), 0), 1, void=True),
+    FencedError: Push(0, 0, UpdateKey(Stream(StreamKind.WORKER, 0, 0), 0), 1, void=True),
 }
 
 
@@ -165,8 +165,8 @@ def test_refusals_are_raised_as_what_they_are(
     assert type(caught.value) is kind
     if isinstance(caught.value, ConfigError):
         assert len(caught.value.problems) == 2
-    if kind is ProtocolError:
-        with pytest.raises(ProtocolError, match="not among the stepping workers"):
+    if kind is FencedError:
+        with pytest.raises(FencedError, match="not among the stepping workers"):
             hand.link.exchange(REFUSED[kind], send=False, land=True).wait(WAIT_S)
     hand.link.call(Ping(0)).wait(WAIT_S)
 

@@ -136,11 +136,10 @@ def until_steps(bench: Bench, ranks: Ranks, rank: int, steps: int) -> None:
     )
 
 
-@pytest.mark.parametrize("plane", ["shm", "rpc"])
 @pytest.mark.parametrize(
-    ("mode", "point", "servers"),
-    [("sync", "between", 2), ("sync", "after", 1), ("bounded", "between", 2),
-     ("bounded", "before", 1), ("async", "between", 2), ("async", "after", 1)],
+    ("mode", "plane", "point", "servers"),
+    [("sync", "shm", "between", 2), ("sync", "rpc", "after", 1), ("bounded", "rpc", "between", 2),
+     ("bounded", "shm", "before", 1), ("async", "shm", "between", 2), ("async", "rpc", "after", 1)],
 )  # fmt: skip
 def test_kill_9_within_a_push(
     bench: Bench, mode: str, plane: str, point: str, servers: int

@@ -26,7 +26,7 @@ def isolated_rank(command: Command, rank: int) -> int:
 
 
 def test_a_crashed_worker_comes_back_and_another_joins(bench: Bench) -> None:
-    options = "--isolate --workers 2 --epochs 60 --batch-size 8 --json results.json"
+    options = "--isolate --workers 2 --epochs 25 --batch-size 8 --json results.json"
     command = bench.start(*PSRPC, "train", *options.split())
     wait_until(lambda: "step " in command.shown(), PATIENCE_S, command.shown)
     victim = isolated_rank(command, 2)

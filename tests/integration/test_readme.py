@@ -8,6 +8,7 @@ import shlex
 import torch
 from torch import nn
 
+from psrpc.cli import cli
 from psrpc.settings import parse
 from tests.processes import ROOT, TORCHRUN, Bench
 
@@ -55,12 +56,22 @@ def test_the_loop_with_an_optimizer(bench: Bench) -> None:
 def test_the_commands_have_options_that_exist() -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     commands = [line for line in lines if "psrpc train --" in line]
-    assert len(commands) >= 4
+    assert len(commands) >= 6
     for line in commands:
         words = shlex.split(line.split("psrpc train", 1)[1])
+        flags = [word for word in words if word == "--isolate"]
+        words = [word for word in words if word not in flags]
         texts = {
             option.removeprefix("--").replace("-", "_"): value
             for option, value in zip(words[::2], words[1::2], strict=True)
         }
         settings = parse(texts)
-        assert all(str(getattr(settings, name)) == value for name, value in texts.items()), line
+        plain = {name: value for name, value in texts.items() if name != "checkpoint_every"}
+        assert all(str(getattr(settings, name)) == value for name, value in plain.items()), line
+
+
+def test_psrpc_join_is_there() -> None:
+    line = next(x for block in blocks("sh") for x in block.splitlines() if "psrpc join" in x)
+    words = shlex.split(line.split("psrpc join", 1)[1])
+    context = cli.commands["join"].make_context("join", words)
+    assert context.params["workers"] == 2

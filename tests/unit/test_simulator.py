@@ -14,7 +14,7 @@ from psrpc.testing.schedule import MODES, Fate, Manner, Point, draw
 from psrpc.testing.simulator import main, simulate
 
 SEEDS = 2000
-CHURN_SEEDS = 900
+CHURN_SEEDS = 600
 BLOCK = 250
 CHURN_BLOCK = 150
 

@@ -40,6 +40,8 @@ def far_side(port: int) -> Iterator[str]:
         process = subprocess.Popen(
             ["ip", "netns", "exec", name, *command, "--port", str(port)],
             cwd=ROOT,
+            # torch logs a warning of each connection that ends.
+            env=os.environ | {"TORCH_CPP_LOG_LEVEL": "ERROR"},
             process_group=0,
         )
         made.callback(_end, process)

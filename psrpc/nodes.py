@@ -32,7 +32,7 @@ from psrpc.planes.collective import Alarm, CollectiveLink
 from psrpc.planes.conductor import Conductor
 from psrpc.planes.doorman import Doorman
 from psrpc.planes.groups import Fabric, Groups
-from psrpc.planes.porter import LEAST_BYTES, Porter
+from psrpc.planes.porter import Porter
 from psrpc.planes.rpc import Address, RpcLink, serve, withdraw
 from psrpc.planes.select import link_to, planes_of
 from psrpc.planes.staging import Staging
@@ -219,8 +219,7 @@ class ServerNode:
         return self.doorman.address
 
     def _open_berth(self) -> str:
-        small = self.layout.size_bytes < LEAST_BYTES
-        if small or self.job.plane in (PlaneChoice.SHM, PlaneChoice.COLLECTIVE):
+        if self.job.plane in (PlaneChoice.SHM, PlaneChoice.COLLECTIVE):
             return ""
         self.porter = Porter(self.coordinator or self.server, self.layout, self.agent.host)
         self.porter.start()

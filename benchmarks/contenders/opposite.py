@@ -59,7 +59,9 @@ def _start_iperf(address: str, stack: ExitStack) -> int | None:
         return None
     port = _free_port(address)
     process = subprocess.Popen(
-        ["iperf3", "-s", "-B", address, "-p", str(port)], stdout=subprocess.DEVNULL
+        ["iperf3", "-s", "-B", address, "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     stack.callback(process.wait)
     stack.callback(process.terminate)

@@ -1,4 +1,4 @@
-"""The RPC plane's way for large shards, a server's side: one thread for each worker's stream."""
+"""The RPC plane's streams, a server's side: one thread for each worker's."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from psrpc.planes.freight import Freight
 from psrpc.planes.wire import Ring
 from psrpc.store.layout import ShardLayout
 
-# Shards of fewer bytes are quicker in one RPC.
-LEAST_BYTES = 1 << 20
 _TOKEN_S = 30.0
 
 

@@ -35,6 +35,11 @@ from psrpc.store.state import Option
 
 _CUT_WITHIN_S = 60.0
 _LOOK_AGAIN_S = 0.1
+_TRIES = 5
+
+
+class _UnevenError(CheckpointError):
+    """The shards were not cut at one point, because one heard of the cut too late."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class PartWriter:
             try:
                 part = self._write(picture)
                 put = PutPart(self._index, picture.cut.number, part.to_json())
-            except CheckpointError as error:
+            except Exception as error:
                 put = PutPart(self._index, picture.cut.number, error=str(error))
             finally:
                 picture.image.release()
@@ -161,6 +166,7 @@ class Checkpointer:
         if self._plan.resume != "auto":
             found = open_checkpoint(Path(self._plan.resume))
             found.check(self._blueprint)
+            self._check_seed(found)
             return found
         self._checkpoints.start()
         found_or_none, passed = self._checkpoints.newest(self._blueprint)
@@ -172,8 +178,17 @@ class Checkpointer:
                 "away to start afresh"
             )
         if found_or_none is not None:
+            self._check_seed(found_or_none)
             _say(f"going on from {found_or_none.folder}")
         return found_or_none
+
+    def _check_seed(self, found: Checkpoint) -> None:
+        ours, theirs = str(self._job.seed), found.manifest.settings.get("seed", str(self._job.seed))
+        if ours != theirs:
+            raise CheckpointError(
+                f"{found.folder} is of a job with seed {theirs}, whose samples have another order "
+                f"than with seed {ours}: give the same seed"
+            )
 
     def make(self) -> None:
         """Make one checkpoint now. Blocks; raises CheckpointError."""
@@ -181,6 +196,7 @@ class Checkpointer:
         try:
             self._coordinator.cut(number, str(self._folder(number)))
             parts = self._collect(number)
+            _compare(parts)
             record = JobRecord(
                 self._blueprint,
                 names_of(self._model, self._blueprint),
@@ -190,7 +206,7 @@ class Checkpointer:
                 self._coordinator.record(),
             )
             self._checkpoints.finish(number, parts, record)
-        except CheckpointError:
+        except Exception:
             self._coordinator.give_up_cut(number)
             self._checkpoints.abandon(number)
             raise
@@ -199,13 +215,20 @@ class Checkpointer:
         return self._checkpoints.partial(number).absolute()
 
     def _run(self) -> None:
+        failures = 0
         due_s, due_updates = self._next()
         while not self._stop.wait(_LOOK_AGAIN_S):
             if time.monotonic() < due_s and self._updates() < due_updates:
                 continue
             try:
                 self.make()
-            except CheckpointError as error:
+                failures = 0
+            except _UnevenError as error:
+                failures += 1
+                if failures < _TRIES:
+                    continue
+                _say(f"a checkpoint failed, and training goes on: {error}")
+            except Exception as error:
                 if not self._stop.is_set():
                     _say(f"a checkpoint failed, and training goes on: {error}")
             due_s, due_updates = self._next()
@@ -240,6 +263,12 @@ class Checkpointer:
         return [parts[server] for server in range(self._job.servers)]
 
 
+def _compare(parts: Sequence[Part]) -> None:
+    """Raise _UnevenError unless all shards have the same updates."""
+    if any(part.facts["ledger"] != parts[0].facts["ledger"] for part in parts):
+        raise _UnevenError("its parts are of different updates, because a server heard of it late")
+
+
 def restore_server(
     checkpoint: Checkpoint, server: ParameterServer, store: ShardStore, blueprint: Blueprint
 ) -> None:
@@ -252,8 +281,8 @@ def restore_server(
         record = records[0]
     else:
         raise CheckpointError(
-            f"{checkpoint.folder} was cut while a worker died, and can only be gone on from with "
-            f"{len(records)} servers, as it was made; or resume from an older one"
+            f"{checkpoint.folder} has different updates on its {len(records)} servers, and can "
+            "only be gone on from with as many; or resume from an older one"
         )
     store.restore(checkpoint.shard(blueprint, store.layout))
     server.core.restore(record)

@@ -12,6 +12,7 @@ from torch import nn
 
 from psrpc.core.coordinator import CoordinatorCore
 from psrpc.core.decisions import Answer, Decision, Same, Token
+from psrpc.core.ledger import Ledger
 from psrpc.core.shard import ShardCore
 from psrpc.counts import EpochLeases
 from psrpc.errors import ConfigError, JobFailedError, ProtocolError, PsrpcError, encode
@@ -146,16 +147,18 @@ class Coordinator:
         """The own server's part of a checkpoint is written."""
         self.part_came(put)
 
-    def restore(self, record: Mapping[str, Any], rest: Mapping[str, Any]) -> None:
-        """Go on, before anybody comes, from what `record` gave; the server has been restored.
+    def restore(
+        self, record: Mapping[str, Any], rest: Mapping[str, Any], ledgers: Sequence[Ledger]
+    ) -> None:
+        """Go on, before anybody comes, from what `record` gave.
 
-        `rest` has the frozen parameters and buffers, by name.
+        `rest` has the frozen parameters and buffers, by name, `ledgers` are those of all shards.
         """
         self._model.load_state_dict(dict(rest), strict=False)
         self._take_rest()
         self.core.incarnation = int(record["incarnation"]) + 1
         epochs = [EpochLeases(**{**e, "stops": tuple(e["stops"])}) for e in record["epochs"]]
-        self.core.leases.restore(epochs, self.server.core.ledger)
+        self.core.leases.restore(epochs, ledgers)
 
     def buffers(self) -> list[torch.Tensor]:
         """The mean of all workers' buffers."""
@@ -166,7 +169,11 @@ class Coordinator:
         with self._lock:
             if self._failure is not None:
                 return
-            answers = self._convene(lambda shard: self.core.lose(process, why, shard))
+            try:
+                answers = self._convene(lambda shard: self.core.lose(process, why, shard))
+            except Exception as error:
+                # On the thread that hears of deaths, which must go on.
+                answers = self._end(JobFailedError(f"server 0: {type(error).__name__}: {error}"))
         resolve(answers)
         self.lost(process)
         self._tell()
@@ -254,6 +261,10 @@ class Coordinator:
         return [(call, (Done(), []))]
 
     def _fail(self, request: Fail, call: Call) -> Answers:
+        members = self.core.members
+        if members.started and request.worker not in members.live:
+            # One that was not let in, or is taken for dead: the job goes on without it.
+            return [(call, (Done(), []))]
         return [(call, (Done(), [])), *self._end(worker_failed(request))]
 
     def _end(self, error: PsrpcError) -> Answers:

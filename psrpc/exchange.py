@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from psrpc.core.progress import Progress
 from psrpc.errors import FencedError
@@ -49,6 +49,11 @@ class Ticket:
                 pending.wait()
             self._finish()
         self._finish = None
+
+    def arrive(self) -> None:
+        """Block until all shards have answered; nothing lands. Raises what they answered with."""
+        if self._finish is not None and self._error is None:
+            self._arrive(None)
 
     def _arrive(self, timeout_s: float | None) -> None:
         """Wait for all answers before the weights of any of them land."""
@@ -175,7 +180,13 @@ class Exchange:
         self._binding.scatter()
 
     def drop(self) -> None:
-        """Forget the gradients that were made, and what was read: this worker begins anew."""
+        """Forget the gradients that were made, and what was read: this worker begins anew.
+
+        Waits for the answers to what is under way, so that later ones are not taken for them.
+        """
+        if self._open is not None:
+            with suppress(FencedError):
+                self._open.arrive()
         self._open = None
         self._read_view = -1
         self.read_clock = None

@@ -14,8 +14,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from psrpc.lifeline import die_with_launcher
 
 _LOOK_AGAIN_S = 0.1
 _GRACE_S = 5.0  # from a failure, or the servers' end, until what still runs is ended
-_STOP_S = 3.0
+_STOP_S = 6.0  # the agents give their processes 3 s
 
 
 def place_of(address: str, port: int, job: str, *, world_size: int, rank: int = JOINS) -> Place:
@@ -47,9 +47,8 @@ def place_of(address: str, port: int, job: str, *, world_size: int, rank: int = 
 class Roles:
     """The agents of some roles. A context manager that leaves none of them running."""
 
-    def __init__(self, command: Sequence[str], restarts: int) -> None:
+    def __init__(self, command: Sequence[str]) -> None:
         self._command = list(command)
-        self._restarts = restarts
         self._folder = tempfile.TemporaryDirectory(prefix="psrpc-")
         self._failure = Path(self._folder.name) / "failure.json"
         self._agents: dict[subprocess.Popen[bytes], Place] = {}
@@ -61,11 +60,11 @@ class Roles:
         self._end(_STOP_S)
         self._folder.cleanup()
 
-    def start(self, place: Place) -> None:
-        """Start the agent of one role."""
+    def start(self, place: Place, *, restarts: int) -> None:
+        """Start the agent of one role, whose process comes back so often."""
         variables = child_variables(self._failure) | {
             environment.PLACE: json.dumps(asdict(place)),
-            environment.AGENT: json.dumps([self._restarts, self._command]),
+            environment.AGENT: json.dumps([restarts, self._command]),
         }
         agent = subprocess.Popen(
             [sys.executable, "-m", "psrpc.isolation"], env=environment.with_variables(variables)
@@ -126,6 +125,16 @@ class Roles:
                 agent.wait()
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end this block as Ctrl-C does, so that nothing is left running."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def launch_isolated(
     arguments: Sequence[str], servers: int, workers: int, port: int, restarts: int
 ) -> None:
@@ -148,9 +157,11 @@ def launch_isolated(
     )
     print(f"psrpc: more workers may come: psrpc join 127.0.0.1:{port}", file=sys.stderr, flush=True)
     first = place_of("127.0.0.1", port, uuid.uuid4().hex, world_size=servers + workers)
-    with Roles(["-m", "psrpc", *arguments], restarts) as roles:
+    with _terminable(), Roles(["-m", "psrpc", *arguments]) as roles:
         for rank in range(servers + workers):
-            roles.start(replace(first, rank=rank, local_rank=rank))
+            # A server that came back would begin afresh.
+            often = restarts if rank >= servers else 0
+            roles.start(replace(first, rank=rank, local_rank=rank), restarts=often)
         roles.wait(servers)
     del store
 
@@ -160,9 +171,9 @@ def launch_joiners(command: Sequence[str], place: Place, workers: int, restarts:
 
     Blocks. Raises what made the first of them fail, and KeyboardInterrupt; none is left.
     """
-    with Roles(command, restarts) as roles:
+    with _terminable(), Roles(command) as roles:
         for _ in range(workers):
-            roles.start(place)
+            roles.start(place, restarts=restarts)
         roles.wait(servers=0)
 
 

@@ -121,6 +121,12 @@ def confess(error: PsrpcError) -> bool:
     return True
 
 
+def failed_already() -> bool:
+    """Whether another process has written down why the job fails: nobody need begin again."""
+    path = environment.failure_file()
+    return path is not None and os.path.exists(path)
+
+
 def _read(path: Path) -> PsrpcError | None:
     try:
         name, text = json.loads(path.read_text(encoding="utf-8"))

@@ -42,7 +42,7 @@ class Lobby:
 def publish_lobby(rendezvous: Rendezvous, job: Job, place: Place) -> None:
     """Say at the store's door what this job is."""
     program = Path(sys.argv[0])
-    ours = program.parent.name == "psrpc" or program.name == "psrpc"
+    ours = program.name == "psrpc" or program.parts[-2:] == ("psrpc", "__main__.py")
     arguments = sys.argv[1:] if ours else None
     lobby = Lobby(place.job, place.world_size, job.servers, __version__, arguments, program.name)
     rendezvous.announce(KEY, json.dumps(vars(lobby)))

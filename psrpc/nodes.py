@@ -13,6 +13,7 @@ from torch import nn
 from psrpc.checkpointer import Checkpointer, PartWriter, restore_server
 from psrpc.checkpoints.reading import open_checkpoint
 from psrpc.coordinator import Coordinator
+from psrpc.core.ledger import Ledger
 from psrpc.crew import stats_of
 from psrpc.errors import (
     JobFailedError,
@@ -145,7 +146,8 @@ class ServerNode:
             return
         restore_server(found, self.server, self.store, self.blueprint)
         if self.coordinator is not None:
-            self.coordinator.restore(found.manifest.job.facts, found.rest())
+            ledgers = [Ledger.from_json(part.facts["ledger"]) for part in found.manifest.parts]
+            self.coordinator.restore(found.manifest.job.facts, found.rest(), ledgers)
 
     def _begin_checkpoints(self, coordinator: Link | None) -> None:
         """Be ready to be cut."""
@@ -192,7 +194,8 @@ class ServerNode:
             elif now_s - short_since_s > self.job.elastic.rejoin_timeout_s:
                 if self.checkpointer is not None and self.checkpointer.begun:
                     self.checkpointer.make_last()
-                coordinator.fail(self._deserted(len(members.live)))
+                if members.short:
+                    coordinator.fail(self._deserted(len(members.live)))
 
     def _nobody_came(self, coordinator: Coordinator) -> StartTimeoutError:
         missing = ", ".join(f"worker {w}" for w in coordinator.core.members.missing)

@@ -93,7 +93,7 @@ class Pulse:
                     return
                 if key.fileobj is self._listener:
                     self._admit()
-                else:
+                elif key.fd in self._lines:  # not one that a newer line has just replaced
                     self._listen(self._lines[key.fd])
             self._judge(now_s)
 
@@ -179,7 +179,13 @@ class Heart:
     def start(self) -> None:
         """Connect and say the first word; if that fails it is tried again, in the background."""
         self._sock = self._connect()
+        os.register_at_fork(after_in_child=self._let_go)
         self._thread.start()
+
+    def _let_go(self) -> None:
+        """In a forked process, such as a data loader's: the connection shall end without it."""
+        if self._sock is not None:
+            self._sock.close()
 
     def stop(self) -> None:
         """Fall silent, and hang up."""

@@ -260,6 +260,9 @@ class ParameterServer:
         return [(call, (StateReply(tuple(pieces)), tensors))]
 
     def _fail(self, request: Fail, call: Call) -> Answers:
+        if self.core.gate.epoch and request.worker not in self.core.gate.active:
+            # The coordinator knows whether it belongs here, and ends the job if it does.
+            return [(call, (Done(self.core.version), []))]
         self._failure = self._failure or worker_failed(request)
         held = [(each, _failure(self._failure)) for each in self._desk.clear()]
         self.ended.set()
@@ -276,8 +279,8 @@ class ParameterServer:
                     answers.append((call, (reply, self._granted(call, reply))))
                 case Same(token, first):
                     self._desk.attach(token, first)
-                case Image(cut):
-                    self.pictured(cut, self._store.image(), self.core.record())
+                case Image(cut, record):
+                    self.pictured(cut, self._store.image(), record)
         return answers
 
     def _apply(self, tokens: Sequence[Token], staleness: Sequence[int]) -> None:

@@ -102,7 +102,7 @@ def _train(worker: Worker, *, settings: TrainSettings, dataset: Dataset[Any]) ->
             loss.backward()
             worker.step(loss)
             warmup.step()
-            if limit is not None and worker.steps >= limit:
+            if limit is not None and max(worker.steps, worker.clock) >= limit:
                 return
 
 

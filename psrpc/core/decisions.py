@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from psrpc.messages import Cut, Reply
 
@@ -46,9 +47,13 @@ class Hold:
 
 @dataclass(frozen=True)
 class Image:
-    """Copy the shard as it is at this point: its part of the checkpoint `cut`."""
+    """Copy the shard as it is at this point: its part of the checkpoint `cut`.
+
+    `record` is what belongs to the copy of these decisions, as `ShardCore.record` gives it.
+    """
 
     cut: Cut
+    record: dict[str, Any]
     reason: str
 
 

@@ -167,10 +167,10 @@ class LeaseBook:
             for epoch, state in sorted(self._epochs.items())
         )
 
-    def restore(self, epochs: Sequence[EpochLeases], ledger: Ledger) -> None:
+    def restore(self, epochs: Sequence[EpochLeases], ledgers: Sequence[Ledger]) -> None:
         """Go on, before the first lease, from what a checkpoint says of all epochs.
 
-        What the ledger lacks is handed out again.
+        What the ledger of any shard lacks is handed out again.
         """
         for record in epochs:
             state = _Epoch(record.samples, record.batch_size, list(record.stops))
@@ -178,7 +178,7 @@ class LeaseBook:
             start = 0
             for index, stop in enumerate(record.stops):
                 lease = Lease(record.epoch, index, start, stop, record.batch_size)
-                start, there = stop, ledger.steps_in(lease)
+                start, there = stop, min(ledger.steps_in(lease) for ledger in ledgers)
                 if there >= lease.steps:
                     _finish(state, lease)
                 else:

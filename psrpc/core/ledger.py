@@ -54,6 +54,10 @@ class Ledger:
         low, high = next(iter(self._open.get(lease.key(0).stream, ())), (0, 0))
         return high if low == 0 else 0
 
+    def closed(self, epoch: int, lease: int) -> bool:
+        """Whether all updates of a lease are applied."""
+        return lease in self._closed.get(epoch, ())
+
     def coverage(self) -> tuple[Coverage, ...]:
         """Which leases' updates are applied, epoch by epoch."""
         leased = [s for s in self._open if s.kind is StreamKind.LEASE]
@@ -77,13 +81,13 @@ class Ledger:
     def to_json(self) -> LedgerRecord:
         """All of it as a value that JSON can hold; `from_json` takes it back."""
         return {
-            "open": [
+            "open": sorted(
                 [stream.kind.value, stream.major, stream.minor, [list(pair) for pair in marks]]
                 for stream, marks in self._open.items()
-            ],
-            "closed": [
+            ),
+            "closed": sorted(
                 [epoch, [list(pair) for pair in marks]] for epoch, marks in self._closed.items()
-            ],
+            ),
         }
 
     @classmethod

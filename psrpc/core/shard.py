@@ -25,6 +25,8 @@ from psrpc.messages import (
 )
 from psrpc.modes import Aggregation, Mode
 
+_MANY_FRONTS = 1024
+
 
 @dataclass(frozen=True)
 class _Entry:
@@ -90,7 +92,8 @@ class ShardCore:
     def push(self, push: Push, token: Token) -> list[Decision]:
         """A worker's gradients have come."""
         decisions = self.adopt(push.view)
-        if push.worker not in self.gate.active or self._seen(push):
+        is_open = (push.worker, push.clock) in self._open
+        if push.worker not in self.gate.active or is_open or self._seen(push):
             return [*decisions, self._repeat(push, token)]
         if self._cut is not None and push.clock >= dict(self._cut.clocks).get(push.worker, 0):
             self._open[push.worker, push.clock] = token
@@ -146,7 +149,9 @@ class ShardCore:
         ):
             return []
         self._cut = None
-        return [Image(cut, "all steps before it are made"), *self._unpark()]
+        # The record first: what was parked is applied after the image.
+        image = Image(cut, self.record(), "all steps before it are made")
+        return [image, *self._unpark()]
 
     def _unpark(self) -> list[Decision]:
         parked, self._parked = self._parked, []
@@ -254,6 +259,13 @@ class ShardCore:
                 pusher, steps = self._fronts.get(lease, (push.worker, 0))
                 steps = max(steps if pusher == push.worker else 0, key.sequence + 1)
                 self._fronts[lease] = (push.worker, steps)
+        if len(self._fronts) > _MANY_FRONTS:
+            # Only the coordinator's shard is told what nobody will ask for again.
+            self._fronts = {
+                lease: front
+                for lease, front in self._fronts.items()
+                if not self._ledger.closed(*lease)
+            }
 
     def _why_held(self, push: Push) -> str:
         if push.worker in self._rounds.get(push.clock, ()):

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -40,6 +41,7 @@ _NEEDED = {
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _MEMBERSHIP = "_update_group_membership"
+_HUSHING = threading.RLock()
 
 
 def check_torch() -> None:
@@ -148,15 +150,16 @@ def hushed() -> Iterator[None]:
     Torch logs every connection that it closes as a fault, and its level of logging
     can be set by the environment only, before torch is loaded.
     """
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    with _HUSHING:  # two threads would put each other's nothing back
+        sys.stderr.flush()
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nowhere)
 
 
 def _rpc() -> ModuleType:

@@ -25,21 +25,59 @@ def isolated_rank(command: Command, rank: int) -> int:
     return found[0]
 
 
+SLOW = """
+    import os, pathlib, time, torch
+
+    class Slow(torch.utils.data.Dataset):
+        classes = ("a", "b")
+        looked_at = 0
+
+        def __len__(self):
+            return 400
+
+        def __getitem__(self, index):
+            if self.looked_at:  # the first look is at what a sample is, before training
+                pathlib.Path(f"reads-{os.getpid()}").touch()
+                if not pathlib.Path("hurry").exists():
+                    time.sleep(0.1)
+            self.looked_at += 1
+            return torch.ones(4), index % 2
+
+    def model():
+        return torch.nn.Linear(4, 2)
+"""
+
+
 def test_a_crashed_worker_comes_back_and_another_joins(bench: Bench) -> None:
-    options = "--isolate --workers 2 --epochs 25 --batch-size 8 --json results.json"
-    command = bench.start(*PSRPC, "train", *options.split())
+    bench.write("slow.py", SLOW)
+    options = (
+        "--isolate --workers 2 --dataset slow:Slow --model slow:model --epochs 3 --batch-size 4"
+    )
+    command = bench.start(*PSRPC, "train", *options.split(), "--json", "results.json")
     wait_until(lambda: "step " in command.shown(), PATIENCE_S, command.shown)
-    victim = isolated_rank(command, 2)
-    os.kill(victim, signal.SIGKILL)
+    before = readers(bench)
+    os.kill(isolated_rank(command, 2), signal.SIGKILL)
     (address,) = re.findall(r"psrpc join (\S+)", command.shown())
-    joined = bench.run(*PSRPC, "join", address)
-    assert joined.code == 0, joined.err
+    joined = bench.start(*PSRPC, "join", address)
+    # The job takes a minute, until both of them read samples.
+    wait_until(
+        lambda: len(readers(bench) - before) >= 2,
+        PATIENCE_S,
+        lambda: command.shown() + joined.shown(),
+    )
+    (bench.folder / "hurry").touch()
     ended = command.finish()
-    assert ended.code == 0, ended.err
+    assert (ended.code, joined.finish().code) == (0, 0), ended.err + joined.shown()
     results = json.loads((bench.folder / "results.json").read_text())
     assert results["workers_lost"] == 1
     assert results["samples_counted_once"] is True
     command.leaves_nothing()
+    joined.leaves_nothing()
+
+
+def readers(bench: Bench) -> set[str]:
+    """The processes that have read a sample to train on it."""
+    return {path.name for path in bench.folder.glob("reads-*")}
 
 
 def test_a_server_that_dies_ends_the_job(bench: Bench) -> None:

@@ -89,13 +89,13 @@ def train(
             f"--workers {settings.workers} does not fit: torchrun has started {place.world_size} "
             f"processes, which leaves {workers} workers beside {settings.servers} server(s)"
         )
-    from psrpc.launch import confess, failed_already
+    from psrpc.launch import confess, failed_already, over_already
     from psrpc.lifeline import die_with_launcher
     from psrpc.trainer import take_part
 
     die_with_launcher()
-    if failed_already():
-        sys.exit(1)
+    if failed_already() or over_already():
+        sys.exit(0 if over_already() else 1)
     try:
         take_part(settings, place)
     except PsrpcError as error:

@@ -22,11 +22,11 @@ from pathlib import Path
 from psrpc import environment
 from psrpc.environment import JOINS, Place
 from psrpc.errors import JobFailedError, PsrpcError, decode
-from psrpc.launch import child_variables, run_agent
+from psrpc.launch import child_variables, over_file, run_agent
 from psrpc.lifeline import die_with_launcher
 
 _LOOK_AGAIN_S = 0.1
-_GRACE_S = 5.0  # from a failure, or the servers' end, until what still runs is ended
+_GRACE_S = 5.0  # from a failure until what still runs is ended
 _STOP_S = 6.0  # the agents give their processes 3 s
 
 
@@ -79,7 +79,11 @@ class Roles:
         deadline = None
         while any(agent.poll() is None for agent in self._agents):
             time.sleep(_LOOK_AGAIN_S)
-            if deadline is None and (self._failed(servers) or self._served(servers)):
+            if self._served(servers) and not self._failed(servers, confessed=False):
+                # Workers may still evaluate, as long as they like; none need begin again.
+                over_file(self._failure).touch()
+                continue
+            if deadline is None and self._failed(servers):
                 deadline = time.monotonic() + _GRACE_S
             if deadline is not None and time.monotonic() > deadline:
                 break

@@ -121,6 +121,17 @@ def confess(error: PsrpcError) -> bool:
     return True
 
 
+def over_file(failure: Path) -> Path:
+    """The file beside that of a failure that says: the job is over, nobody need begin again."""
+    return failure.with_name("over")
+
+
+def over_already() -> bool:
+    """Whether the job of this process was over before it began."""
+    path = environment.failure_file()
+    return path is not None and over_file(Path(path)).exists()
+
+
 def failed_already() -> bool:
     """Whether another process has written down why the job fails: nobody need begin again."""
     path = environment.failure_file()

@@ -71,6 +71,8 @@ class Chaos:
             process.wait()
         if process.returncode != 0:
             raise BenchmarkError(f"{self.name}: exit code {process.returncode}\n{err}")
+        if not out.strip():
+            raise BenchmarkError(f"{self.name}: the worker that reports was killed after training")
         results = json.loads(out)
         return Sample(
             {

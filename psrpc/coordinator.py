@@ -178,11 +178,6 @@ class Coordinator:
         self.lost(process)
         self._tell()
 
-    @property
-    def failure(self) -> PsrpcError | None:
-        """What ended the job before its time, if anything did."""
-        return self._failure
-
     def _take_rest(self) -> None:
         """What the model has that is not trained, as workers are to have it."""
         model = self._model

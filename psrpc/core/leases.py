@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from psrpc.core.ledger import Ledger
-from psrpc.core.ranges import Ranges
 from psrpc.counts import EpochLeases
 from psrpc.errors import UsageError
 from psrpc.messages import Lease, LeaseId
@@ -39,7 +38,6 @@ class _Epoch:
     stops: list[int] = field(default_factory=list)  # where each lease ends
     held: dict[int, _Held] = field(default_factory=dict)
     returned: list[Lease] = field(default_factory=list)
-    done: Ranges = field(default_factory=Ranges)
     samples_done: int = 0
     samples_skipped: int = 0
     deaths: dict[int, tuple[int, int]] = field(default_factory=dict)  # how many, at which step
@@ -193,7 +191,6 @@ class LeaseBook:
 
 
 def _finish(state: _Epoch, lease: Lease) -> None:
-    state.done.add(lease.index)
     state.deaths.pop(lease.index, None)
     state.samples_done += lease.stop - lease.start
 

@@ -53,7 +53,7 @@ class Report:
     samples_lost: int = 0
     samples_doubled: int = 0
     samples_skipped: int = 0
-    epoch_accounts: tuple[EpochAccount, ...] = ()
+    epoch_accounts: tuple[EpochAccount, ...] = field(default=(), repr=False)
 
 
 def summarize(replies: Sequence[StatsReply]) -> Report:

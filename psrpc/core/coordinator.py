@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from psrpc.core.decisions import Answer, Decision, Hold, Same, Token, some_workers
 from psrpc.core.leases import POISON, LeaseBook
 from psrpc.core.membership import Membership
+from psrpc.core.newsroom import Newsroom
 from psrpc.core.shard import ShardCore
 from psrpc.counts import WorkerStats
 from psrpc.errors import FencedError, JobFailedError, JobOverError, UsageError, encode
@@ -22,6 +23,7 @@ from psrpc.messages import (
     Left,
     Register,
     Reply,
+    StreamKind,
     Welcome,
 )
 from psrpc.modes import Aggregation, Mode, OnFailure, OnPoison
@@ -51,6 +53,7 @@ class CoordinatorCore:
     mode: Mode
     workers: int
     least: int | None = None
+    servers: int = 1
     on_failure: OnFailure = OnFailure.CONTINUE
     on_poison: OnPoison = OnPoison.STOP
     leases: LeaseBook = field(default_factory=LeaseBook)
@@ -66,8 +69,7 @@ class CoordinatorCore:
         self._asking: dict[int, Acquire] = {}
         self._fresh: set[int] = set()  # have never stepped
         self._leaving: dict[int, int] = {}  # those who wait for the others' leaving: their ranks
-        self._watching: dict[int, tuple[Token, Watch]] = {}  # by server
-        self._cuts: list[Cut] = []
+        self._newsroom = Newsroom(self.servers)
         self.incarnation = 0
         self._here: set[int] = set()  # workers that may still say something
 
@@ -185,38 +187,43 @@ class CoordinatorCore:
 
     # Servers.
 
-    def watch(self, request: Watch, token: Token) -> list[Decision]:
-        """A server wants the next view: it is answered when there is one."""
-        decisions: list[Decision] = []
-        if (before := self._watching.get(request.worker)) is not None:
-            if before[1] == request:
-                return [Same(token, before[0], "it has asked before")]
-            decisions.append(Answer(before[0], Done(), "it has asked anew"))
-        self._watching[request.worker] = (token, request)
-        told = self.news()
-        return [*decisions, *(told or [Hold(token, "nothing has changed")])]
+    def watch(self, request: Watch, token: Token, shard: ShardCore) -> list[Decision]:
+        """A server wants to know what is new: it is answered when something is."""
+        asked = self._newsroom.watch(request, token)
+        told = self.news(shard)
+        answered = {decision.token for decision in told if isinstance(decision, Answer)}
+        return [*(d for d in asked if not (isinstance(d, Hold) and d.token in answered)), *told]
 
-    def news(self) -> list[Decision]:
-        """What servers do not know that watch: the new view, a cut; the end, when it has come."""
+    def news(self, shard: ShardCore) -> list[Decision]:
+        """What servers do not know: the view, rounds, a cut; the end, when it has come."""
         if self.over:
-            watching, self._watching = self._watching, {}
-            return [Answer(token, Done(), "the job is over") for token, _ in watching.values()]
-        view = self.members.view
-        decisions: list[Decision] = []
-        for server, (token, watch) in list(self._watching.items()):
-            news: Reply | None = None
-            if watch.epoch < view.epoch:
-                news = Granted(view)
-            elif watch.cuts < len(self._cuts):
-                news = self._cuts[watch.cuts]
-            if news is not None:
-                del self._watching[server]
-                decisions.append(Answer(token, news, "there is news"))
-        return decisions
+            return self._newsroom.end()
+        return self._newsroom.news(self.members.view, shard.closed)
 
-    def cut(self, cut: Cut) -> None:
-        """Let all servers hear of a cut, after the views that came before it."""
-        self._cuts.append(cut)
+    def begin_cut(self, number: int, folder: str, shard: ShardCore) -> None:
+        """A checkpoint is to be made: all shards halt, and `take_cut` tells when they have."""
+        self._newsroom.begin_cut(number, folder, shard.halt(number))
+
+    def take_cut(self) -> Cut | None:
+        """Where all shards are to be cut, once, as soon as that is known."""
+        return self._newsroom.cut(self.members.view)
+
+    def give_up_cut(self, number: int) -> None:
+        """Let all servers hear that a cut is given up."""
+        self._newsroom.give_up_cut(number)
+
+    def take_back(self, shard: ShardCore) -> list[Decision]:
+        """Hand out again what came too late for its round."""
+        return self._proceed(shard) if self._take_back(shard) else []
+
+    def _take_back(self, shard: ShardCore) -> bool:
+        dropped, shard.dropped = shard.dropped, []
+        more = False
+        for worker, key in dropped:
+            if key.stream.kind is StreamKind.LEASE:
+                lease = (key.stream.major, key.stream.minor)
+                more |= self.leases.take_back(worker, *lease, key.sequence)
+        return more
 
     @property
     def processes(self) -> list[int]:
@@ -265,12 +272,15 @@ class CoordinatorCore:
         )
 
     def _finish(self, worker: int, leases: tuple[LeaseId, ...], shard: ShardCore) -> None:
+        self._take_back(shard)  # of a lease that is done, what came too late is not
         self.leases.finish(worker, leases)
-        shard.forget(leases)
+        shard.forget(worker, leases)
 
     def _give_back(
         self, worker: int, shard: ShardCore, *, settled: bool = False, before: int | None = None
     ) -> list[Lease]:
+        self._take_back(shard)
+
         def steps_done(lease: Lease) -> int:
             return shard.steps_done(lease, worker, settled=settled)
 

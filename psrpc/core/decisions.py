@@ -47,6 +47,15 @@ class Hold:
 
 
 @dataclass(frozen=True)
+class Close:
+    """The round of `clock` is over for all; it was made of these workers' pushes."""
+
+    clock: int
+    workers: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
 class Image:
     """Copy the shard as it is at this point: its part of the checkpoint `cut`.
 
@@ -67,7 +76,7 @@ class Same:
     reason: str
 
 
-Decision = Apply | Answer | Hold | Same | Image
+Decision = Apply | Answer | Hold | Same | Image | Close
 
 
 def some_workers(count: int, names: Callable[[], Iterable[int]]) -> str:

@@ -61,8 +61,9 @@ ROOMS = (
     "runtime",
     "testing",
     "settings",
+    "trainer",
+    "interpreter",
     "launch",
     "isolation",
-    "trainer",
     "cli",
 )

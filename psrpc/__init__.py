@@ -30,6 +30,7 @@ ROOMS = (
     "modes",
     "counts",
     "messages",
+    "orders",
     "core",
     "job",
     "importing",

@@ -26,7 +26,8 @@ from psrpc.errors import (
 )
 from psrpc.interrupts import Terminated
 from psrpc.job import Job, PlaneChoice
-from psrpc.messages import GetStats, PutPart
+from psrpc.messages import GetStats
+from psrpc.orders import PutPart
 from psrpc.planes.agent import Agent, hushed
 from psrpc.planes.base import Link
 from psrpc.planes.collective import Alarm, CollectiveLink

@@ -62,8 +62,9 @@ ROOMS = (
     "runtime",
     "testing",
     "settings",
+    "trainer",
+    "interpreter",
     "launch",
     "isolation",
-    "trainer",
     "cli",
 )

@@ -236,7 +236,8 @@ class Worker:
 
     def stats(self) -> WorkerStats:
         """What this worker has counted."""
-        return self._tally.stats(self._exchange.skipped)
+        exchange = self._exchange
+        return self._tally.stats(exchange.skipped, exchange.late, exchange.late_samples)
 
     # What `batches` asks of its source.
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from psrpc.core.decisions import Answer, Decision, Hold, Same, Token, some_workers
+from psrpc.core.decisions import Answer, Decision, Hold, Token, some_workers
 from psrpc.core.leases import POISON, LeaseBook
 from psrpc.core.membership import Membership
 from psrpc.core.newsroom import Newsroom
 from psrpc.core.shard import ShardCore
+from psrpc.core.words import Word, Words, refuse
 from psrpc.counts import WorkerStats
-from psrpc.errors import FencedError, JobFailedError, JobOverError, UsageError, encode
+from psrpc.errors import JobFailedError, JobOverError, UsageError, encode
 from psrpc.messages import (
     Acquire,
     Done,
@@ -30,15 +32,6 @@ from psrpc.modes import Aggregation, Mode, OnFailure, OnPoison
 from psrpc.orders import Cut, Watch
 
 _NOBODY: Token = -1
-
-
-@dataclass
-class _Word:
-    """A worker's latest numbered request, and its answer once there is one."""
-
-    serial: int
-    token: Token
-    reply: Reply | None = None
 
 
 @dataclass
@@ -63,9 +56,9 @@ class CoordinatorCore:
 
     def __post_init__(self) -> None:
         self.members = Membership(self.workers, self.least)
-        self._comings: dict[int, _Word] = {}  # by process
+        self._comings: dict[int, Word] = {}  # by process
         self._worker_of: dict[int, int] = {}  # by process, for as long as it belongs here
-        self._words: dict[int, _Word] = {}
+        self._words = Words()
         self._asking: dict[int, Acquire] = {}
         self._fresh: set[int] = set()  # have never stepped
         self._leaving: dict[int, int] = {}  # those who wait for the others' leaving: their ranks
@@ -85,10 +78,10 @@ class CoordinatorCore:
         process, before = request.worker, self._comings.get(request.worker)
         decisions: list[Decision] = []
         if before is not None and request.serial <= before.serial:
-            return [self._again(before, request.serial, token)]
+            return [before.again(request.serial, token)]
         if before is not None:
             decisions += self.lose(process, "it has come anew", shard)
-        self._comings[process] = _Word(request.serial, token)
+        self._comings[process] = Word(request.serial, token)
         if self.members.finished:
             over = Failure(encode(JobOverError("the job was over when this worker came")))
             self._comings[process].reply = over
@@ -108,8 +101,8 @@ class CoordinatorCore:
         """A process is dead, or counts as dead: nobody waits for its worker any more."""
         decisions: list[Decision] = []
         # What it said before counts no more, even if it arrives later.
-        coming = self._comings.setdefault(process, _Word(0, _NOBODY, Done()))
-        refusal = _refuse(process, coming.token, why)
+        coming = self._comings.setdefault(process, Word(0, _NOBODY, Done()))
+        refusal = refuse(process, coming.token, why)
         if coming.reply is None:
             decisions.append(refusal)
         coming.reply = refusal.reply
@@ -117,9 +110,7 @@ class CoordinatorCore:
         if worker is None:
             return decisions
         self._here.discard(worker)
-        word = self._words.pop(worker, None)
-        if word is not None and word.reply is None:
-            decisions.append(_refuse(worker, word.token, why))
+        decisions += self._words.lose(worker, why)
         was_live = worker in self.members.live
         rank = self.members.rank(worker) if was_live else 0
         self._forget(worker)
@@ -190,40 +181,40 @@ class CoordinatorCore:
     def watch(self, request: Watch, token: Token, shard: ShardCore) -> list[Decision]:
         """A server wants to know what is new: it is answered when something is."""
         asked = self._newsroom.watch(request, token)
-        told = self.news(shard)
+        told = self.news(shard.closed)
         answered = {decision.token for decision in told if isinstance(decision, Answer)}
         return [*(d for d in asked if not (isinstance(d, Hold) and d.token in answered)), *told]
 
-    def news(self, shard: ShardCore) -> list[Decision]:
-        """What servers do not know: the view, rounds, a cut; the end, when it has come."""
+    def news(self, rounds: Mapping[int, tuple[int, ...]]) -> list[Decision]:
+        """What servers do not know: the view, `rounds`, a cut; the end, when it has come."""
         if self.over:
             return self._newsroom.end()
-        return self._newsroom.news(self.members.view, shard.closed)
+        return self._newsroom.news(self.members.view, rounds)
 
-    def begin_cut(self, number: int, folder: str, shard: ShardCore) -> None:
+    def begin_cut(self, number: int, folder: str, shard: ShardCore) -> list[Decision]:
         """A checkpoint is to be made: all shards halt, and `take_cut` tells when they have."""
         self._newsroom.begin_cut(number, folder, shard.halt(number))
+        return []
 
     def take_cut(self) -> Cut | None:
         """Where all shards are to be cut, once, as soon as that is known."""
         return self._newsroom.cut(self.members.view)
 
-    def give_up_cut(self, number: int) -> None:
+    def give_up_cut(self, number: int) -> list[Decision]:
         """Let all servers hear that a cut is given up."""
         self._newsroom.give_up_cut(number)
+        return []
 
     def take_back(self, shard: ShardCore) -> list[Decision]:
         """Hand out again what came too late for its round."""
-        return self._proceed(shard) if self._take_back(shard) else []
+        self._take_back(shard)
+        return self._proceed(shard)
 
-    def _take_back(self, shard: ShardCore) -> bool:
+    def _take_back(self, shard: ShardCore) -> None:
         dropped, shard.dropped = shard.dropped, []
-        more = False
         for worker, key in dropped:
             if key.stream.kind is StreamKind.LEASE:
-                lease = (key.stream.major, key.stream.minor)
-                more |= self.leases.take_back(worker, *lease, key.sequence)
-        return more
+                self.leases.take_back(worker, key)
 
     @property
     def processes(self) -> list[int]:
@@ -234,23 +225,8 @@ class CoordinatorCore:
         """The number under which a process works, if it does."""
         return self._worker_of.get(process)
 
-    # What was said before.
-
     def _repeated(self, worker: int, serial: int, token: Token) -> Decision | None:
-        word = self._words.get(worker)
-        if word is None or serial > word.serial:
-            if worker not in self.members.live:
-                return _refuse(worker, token, "it is taken for dead")
-            self._words[worker] = _Word(serial, token)
-            return None
-        return self._again(word, serial, token)
-
-    def _again(self, word: _Word, serial: int, token: Token) -> Decision:
-        if serial < word.serial:
-            return Answer(token, Done(), "an old word, answered before")
-        if word.reply is None:
-            return Same(token, word.token, "said before, and still open")
-        return Answer(token, word.reply, "said before, and answered so")
+        return self._words.repeated(worker, serial, token, self.members.live)
 
     # What follows.
 
@@ -389,11 +365,4 @@ class CoordinatorCore:
         return self._answer(worker, Failure(encode(error)), str(error))
 
     def _answer(self, worker: int, reply: Reply, reason: str) -> Decision:
-        word = self._words[worker]
-        word.reply = reply
-        return Answer(word.token, reply, reason)
-
-
-def _refuse(number: int, token: Token, why: str) -> Answer:
-    text = f"worker {number} does not belong to the job any more ({why})"
-    return Answer(token, Failure(encode(FencedError(text))), why)
+        return self._words.answer(worker, reply, reason)

@@ -47,8 +47,11 @@ class Hold:
 
 
 @dataclass(frozen=True)
-class Close:
-    """The round of `clock` is over for all; it was made of these workers' pushes."""
+class Made:
+    """The step at `clock` is made: a round, of these workers' pushes, or one that carried nothing.
+
+    Of a single push that is applied `Apply` says as much.
+    """
 
     clock: int
     workers: tuple[int, ...]
@@ -76,7 +79,7 @@ class Same:
     reason: str
 
 
-Decision = Apply | Answer | Hold | Same | Image | Close
+Decision = Apply | Answer | Hold | Same | Image | Made
 
 
 def some_workers(count: int, names: Callable[[], Iterable[int]]) -> str:

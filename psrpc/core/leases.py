@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from psrpc.core.ledger import Ledger
 from psrpc.counts import EpochLeases
 from psrpc.errors import UsageError
-from psrpc.messages import Lease, LeaseId
+from psrpc.messages import Lease, LeaseId, UpdateKey
 
 MAX_BATCHES = 32
 POISON = 3  # workers that a lease may kill in a row
@@ -122,28 +122,25 @@ class LeaseBook:
             del state.held[lease]
             _finish(state, held.lease)
 
-    def take_back(self, worker: int, epoch: int, index: int, step: int) -> bool:
+    def take_back(self, worker: int, key: UpdateKey) -> None:
         """An update that `worker` made of a lease's batch came too late, and is dropped.
 
-        The batch becomes a part of its own, which is handed out again. Returns whether there is
-        one more to be had.
+        The batch becomes a part of its own, which is handed out again.
         """
+        epoch, index, step = key.stream.major, key.stream.minor, key.sequence
         state = self._epochs.get(epoch)
         if state is None:
-            return False
+            return
         single = state.held.get((epoch, index, step + 1))
         if single is not None and single.worker == worker:
-            del state.held[epoch, index, step + 1]
+            del state.held[single.lease.id]
             state.returned.append(single.lease)
-            return True
+            return
         held = state.held.get((epoch, index, 0))
         late = state.late.setdefault(index, set())
-        if held is None or held.worker != worker or step in late:
-            return False
-        late.add(step)
-        part = replace(held.lease, first_step=step, again=True, until=step + 1)
-        state.returned.append(part)
-        return True
+        if held is not None and held.worker == worker and step not in late:
+            late.add(step)
+            state.returned.append(replace(held.lease, first_step=step, again=True, until=step + 1))
 
     def give_back(
         self, worker: int, steps_done: StepsDone, *, before: int | None = None

@@ -113,7 +113,7 @@ class Progress:
         self.folded += (self.next_key(),)
         self._advance()
 
-    def answered(self, key: UpdateKey, replies: Sequence[Reply]) -> bool:
+    def answered(self, key: UpdateKey, replies: Sequence[Reply | None]) -> bool:
         """The push of `key` is answered by every shard; returns whether it was dropped as late.
 
         `apart` is then whether the shards' weights are of different rounds.
@@ -127,11 +127,11 @@ class Progress:
         self.clock = max(self.clock, *clocks)
         return late
 
-    def pulled(self, replies: Sequence[Reply]) -> None:
+    def pulled(self, replies: Sequence[Reply | None]) -> None:
         """A pull is answered by every shard."""
         self.clock = max(self._take_in(replies, self.clock))
 
-    def _take_in(self, replies: Sequence[Reply], usual: int) -> list[int]:
+    def _take_in(self, replies: Sequence[Reply | None], usual: int) -> list[int]:
         """Note new views; returns the clocks at which the shards expect the next step."""
         stepped = [reply for reply in replies if isinstance(reply, Stepped)]
         for reply in stepped:

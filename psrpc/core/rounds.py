@@ -50,6 +50,7 @@ class Rounds:
     def __init__(self, gate: Gate, backups: int, *, follows: bool) -> None:
         self.backups = backups
         self.follows = follows and backups > 0
+        self.decides = not follows and backups > 0
         self.closed: dict[int, tuple[int, ...]] = {}
         self._gate = gate
         self._rounds: dict[int, dict[int, Entry]] = {}  # by clock, then by worker

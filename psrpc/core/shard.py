@@ -11,10 +11,10 @@ from psrpc.core.cutting import Cutting
 from psrpc.core.decisions import (
     Answer,
     Apply,
-    Close,
     Decision,
     Hold,
     Image,
+    Made,
     Same,
     Token,
     some_workers,
@@ -40,6 +40,7 @@ class ShardCore:
         self.gate = Gate(mode.bound)
         self.version = 0
         self.dropped: list[tuple[int, UpdateKey]] = []  # that came too late, and are to be redone
+        self.eventful = False  # a round was closed or an update dropped, and nobody was told
         self._ledger = Ledger()
         self._rounds = Rounds(self.gate, mode.backups, follows=follows)
         self._counting = Counting()
@@ -76,7 +77,10 @@ class ShardCore:
             self._cutting.park(push, token)
             why = f"checkpoint {self._cutting.number} comes before it"
             return [*decisions, Hold(token, why)]
-        return [*decisions, *self._accept(push, token), *self._try_cut()]
+        decisions += [*self._accept(push, token), *self._try_cut()]
+        if (push.worker, push.clock) in self._open:
+            decisions.append(Hold(token, self._why_held(push)))
+        return decisions
 
     def halt(self, number: int) -> tuple[tuple[int, int], ...]:
         """Take no new step until `cut`; returns the clocks of the workers that are stepping."""
@@ -212,17 +216,15 @@ class ShardCore:
         self._heard[push.worker] = push.clock
         self._open[push.worker, push.clock] = token
         decisions = self._drop_late(push, token) if late else self._take_in(push, token)
-        decisions += self._release()
-        if (push.worker, push.clock) in self._open:
-            decisions.append(Hold(token, self._why_held(push)))
-        return decisions
+        return [*decisions, *self._release()]
 
     def _take_in(self, push: Push, token: Token) -> list[Decision]:
         carries = push.key not in self._ledger and not self._rounds.waits(push.key)
         self._counting.duplicates += not carries
         entry = Entry(token, push, carries)
         if self.mode.aggregation is Aggregation.PUSH:
-            return self._apply([entry], "it is applied as it comes")
+            applied = self._apply([entry], "it is applied as it comes")
+            return applied or [Made(push.clock, (push.worker,), "there is nothing to apply")]
         return self._close_rounds() if self._rounds.join(entry) else []
 
     def _drop_late(self, push: Push, token: Token) -> list[Decision]:
@@ -230,6 +232,7 @@ class ShardCore:
         self._counting.dropped_late += 1
         if not self._rounds.follows:
             self.dropped += [(push.worker, key) for key in (push.key, *push.also)]
+            self.eventful = True
         self._late[token] = push.clock
         clock = self.gate.clock(push.worker)
         self.gate.ask(token, Start(push.worker, clock, push.pull, push.ahead))
@@ -268,9 +271,9 @@ class ShardCore:
                 self.gate.finish(worker, now)
             for entry in round_.late:
                 self._drop_late(entry.push, entry.token)
-            if self._rounds.backups:
-                workers = tuple(entry.push.worker for entry in round_.entries)
-                decisions.append(Close(now, workers, "it goes on without the others"))
+            self.eventful |= self._rounds.decides
+            workers = tuple(entry.push.worker for entry in round_.entries)
+            decisions.append(Made(now, workers, "all go on from here"))
         return decisions
 
     def _apply(self, entries: list[Entry], reason: str) -> list[Decision]:
@@ -305,9 +308,8 @@ class ShardCore:
         start, token = ready.start, ready.token
         worker, lead = start.worker, ready.lead
         clock = start.clock
-        gone_on = self.gate.clock(worker) if self._rounds.backups else clock
-        if gone_on > clock:
-            clock, lead = gone_on, gone_on - self.gate.floor
+        if self._rounds.backups and clock < self.gate.clock(worker) == self.gate.floor:
+            clock, lead = self.gate.floor, 0  # others have gone on without it
         self._counting.begins(worker, clock, lead, ahead=start.ahead, reads=start.reads)
         late = self._late.pop(token, None)
         moved = clock if late is not None or clock > start.clock else None

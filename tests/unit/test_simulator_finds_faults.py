@@ -48,9 +48,9 @@ def overlook_what_has_begun(patch: Patch) -> None:
 
 
 def take_the_latest_weights_for_granted(patch: Patch) -> None:
-    original = ShardCore._began_with
+    original = Counting._began_with
     patch.setattr(
-        ShardCore, "_began_with", lambda self, push: original(self, replace(push, read=None))
+        Counting, "_began_with", lambda self, push: original(self, replace(push, read=None))
     )
 
 

@@ -58,6 +58,7 @@ ROOMS = (
     "report",
     "display",
     "nodes",
+    "working",
     "runtime",
     "testing",
     "settings",

@@ -30,6 +30,7 @@ ROOMS = (
     "modes",
     "counts",
     "messages",
+    "orders",
     "core",
     "job",
     "importing",
@@ -62,8 +63,9 @@ ROOMS = (
     "runtime",
     "testing",
     "settings",
+    "trainer",
+    "interpreter",
     "launch",
     "isolation",
-    "trainer",
     "cli",
 )

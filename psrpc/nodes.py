@@ -18,7 +18,7 @@ from psrpc.errors import (
     encode,
 )
 from psrpc.job import Job, PlaneChoice
-from psrpc.messages import PutPart
+from psrpc.orders import PutPart
 from psrpc.planes.agent import Agent
 from psrpc.planes.base import Link
 from psrpc.planes.conductor import Conductor

@@ -7,6 +7,7 @@ import click
 from benchmarks.commands import (
     chaos,
     checkpoint,
+    churn,
     convnet,
     hosts,
     large,
@@ -31,6 +32,7 @@ for command in (
     latency.latency,
     checkpoint.checkpoint,
     chaos.chaos,
+    churn.churn,
     hosts.hosts,
 ):
     cli.add_command(command)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from benchmarks import proc
 from benchmarks.contender import BenchmarkError
@@ -34,6 +34,22 @@ class Program:
         Blocks; leaves no process. Raises BenchmarkError, with its output, when it fails, and
         after a deadline.
         """
+        with self.open(arguments, variables) as process, meanwhile or nullcontext():
+            try:
+                out, err = process.communicate(timeout=self._longest_s)
+            except subprocess.TimeoutExpired:
+                raise BenchmarkError(
+                    f"{self.name}: not done within {self._longest_s:g} s"
+                ) from None
+        if process.returncode != 0:
+            raise BenchmarkError(f"{self.name}: exit code {process.returncode}\n{out}{err}")
+        return out
+
+    @contextmanager
+    def open(
+        self, arguments: Sequence[str], variables: Mapping[str, str]
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Start a command; at the end of the block it is killed, with all that it started."""
         process = subprocess.Popen(
             arguments,
             cwd=ROOT,
@@ -44,18 +60,12 @@ class Program:
             text=True,
             process_group=0,
         )
-        try:
-            with meanwhile or nullcontext():
-                out, err = process.communicate(timeout=self._longest_s)
-        except subprocess.TimeoutExpired:
-            raise BenchmarkError(f"{self.name}: not done within {self._longest_s:g} s") from None
-        finally:
-            self.kill()
-            process.kill()
-            process.wait()
-        if process.returncode != 0:
-            raise BenchmarkError(f"{self.name}: exit code {process.returncode}\n{out}{err}")
-        return out
+        with process:  # which waits for its end
+            try:
+                yield process
+            finally:
+                self.kill()
+                process.kill()
 
     def kill(self) -> None:
         """Kill all that is left."""

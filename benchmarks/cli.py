@@ -9,6 +9,7 @@ from benchmarks.commands import (
     checkpoint,
     churn,
     convnet,
+    cycles,
     hosts,
     large,
     latency,
@@ -33,6 +34,7 @@ for command in (
     checkpoint.checkpoint,
     chaos.chaos,
     churn.churn,
+    cycles.cycles,
     hosts.hosts,
 ):
     cli.add_command(command)

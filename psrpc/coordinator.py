@@ -246,8 +246,7 @@ class Coordinator:
         return self._carry_out(self.core.watch(request, self._desk.open(call)))
 
     def _bye(self, request: Bye, call: Call) -> Answers:
-        self.core.bye(request.worker)
-        return [(call, (Done(), [])), *self._convene(lambda shard: [])]
+        return [(call, (Done(), [])), *self._convene(lambda shard: self.core.bye(request.worker))]
 
     def _put_part(self, request: PutPart, call: Call) -> Answers:
         self.part_came(request)

@@ -18,7 +18,7 @@ from psrpc import environment
 from psrpc.display import ProgressLine
 from psrpc.environment import Place
 from psrpc.errors import ConfigError, ModelError, PsrpcError, UsageError
-from psrpc.interrupts import Departure, Interrupts
+from psrpc.interrupts import Interrupts
 from psrpc.job import Backend, Checkpointing, Elastic, Job, NonFinite, PlaneChoice
 from psrpc.lobby import publish_lobby
 from psrpc.modes import Mode, Reduction, Synchronous
@@ -99,7 +99,8 @@ def run(
     mode's bound counts that step, so it must be 1 or more. `device` is "auto" (CUDA where
     there is any), "cpu" or "cuda"; servers compute on the CPU. `threads` are torch's threads
     in this process. `elastic` and `checkpointing` are as `Elastic` and `Checkpointing` say.
-    SIGTERM and SIGINT let a worker finish its step, give its samples back and leave.
+    SIGTERM and SIGINT let a worker finish its step, give its samples back and leave; the second
+    one raises KeyboardInterrupt or SystemExit.
 
     Raises UsageError outside torchrun, ConfigError, ModelError, OptimizerError, StartTimeoutError
     (somebody does not come), JobFailedError (another process ended the job), what `train` raises.
@@ -135,12 +136,13 @@ def _take_part(
     target = _device(device, place, 0 if job.backend is Backend.NCCL else job.servers)
     built = _build(model, job.seed)
     blueprint = draw(built, optimizer, param_groups)
-    with Interrupts(), Rendezvous(place, job.start_timeout_s) as rendezvous:
+    with Interrupts() as interrupts, Rendezvous(place, job.start_timeout_s) as rendezvous:
         if place.rank == 0:
             publish_lobby(rendezvous, job, place)
         if place.serves(job.servers):
             return _serve(job, place, built, blueprint, fabric, rendezvous, watch)
-        return _work(train, job, place, built.to(target), blueprint, fabric, rendezvous)
+        built.to(target)
+        return _work(train, job, place, built, blueprint, fabric, rendezvous, interrupts)
 
 
 def _place() -> Place:
@@ -294,17 +296,16 @@ def _work(
     blueprint: Blueprint,
     fabric: Fabric,
     rendezvous: Rendezvous,
+    interrupts: Interrupts,
 ) -> Result:
     rank = None if place.joins else place.rank - job.servers
     # From here on workers draw their own random numbers (dropout, augmentation).
     torch.manual_seed(job.seed + 1 + (rank if rank is not None else os.getpid()))
     node = WorkerNode(job, rank, model, blueprint, fabric)
-    with Departure(node.ask_to_leave) as departure:
-        report = node.train(train, rendezvous)
+    interrupts.ask_first(node.ask_to_leave)
+    report = node.train(train, rendezvous)
     if node.came_too_late:
         print("psrpc: the job was over when this worker came", file=sys.stderr)
-    if departure.interrupted:
-        raise KeyboardInterrupt
     assert node.worker is not None
     return Result(Role.WORKER, node.worker.rank, model, report, node.plane, node.worker.main)
 

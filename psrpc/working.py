@@ -66,10 +66,16 @@ class WorkerNode:
         self.worker.ask_to_leave()
         return True
 
+    @property
+    def belongs(self) -> bool:
+        """Whether the coordinator has let this worker in."""
+        return self.worker is not None and self.worker.number >= 0
+
     def train(self, function: Callable[[Worker], Any], rendezvous: Rendezvous) -> Report | None:
         """Run the user's function as this worker. Blocks until all workers are done.
 
-        What `function` raises ends the job everywhere and is raised here again.
+        What `function` raises ends the job everywhere and is raised here again; that a server
+        is lost to this worker does not, if it still answers others.
         """
         names = [f"server{index}" for index in range(self.job.servers)]
         urls = rendezvous.read(names)
@@ -96,7 +102,11 @@ class WorkerNode:
             )
             return self._work(self.worker, function, links)
         except PeerLostError as error:
-            raise _last_words(rendezvous, names) or error from None
+            words = _last_words(rendezvous, names)
+            if words is None and not self.belongs and rendezvous.heard(gone(names[0])) is not None:
+                self.came_too_late = True
+                return None
+            raise words or error from None
         finally:
             if heart is not None:
                 heart.stop()
@@ -121,11 +131,15 @@ class WorkerNode:
     ) -> Report | None:
         report = None
         try:
-            worker.start()
-            function(worker)
-            early = worker.leaving
-            worker.leave(early=early)
-            if not early:
+            with worker.crew.unless_leaving():
+                worker.start()
+            with worker.crew.unless_leaving():
+                if self.belongs:
+                    function(worker)
+            if not self.belongs:
+                return None  # it was asked to leave before the job began
+            worker.leave(early=worker.leaving)
+            if worker.stayed:
                 report = summarize(stats_of(links, worker.number, GetStats))
         except JobOverError:
             self.came_too_late = True

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from psrpc.interrupts import GRACE_S, TERMINATED
 from tests.faults.test_failures import ours
 from tests.processes import PATIENCE_S, SOON_S, Bench, Command, Finished, Ranks, wait_until
 
@@ -37,6 +38,8 @@ SCRIPT = """
     def strike(number):
         pathlib.Path("struck").touch()
         os.kill(os.getpid(), number)
+        pathlib.Path("survived").touch()
+        time.sleep(float(os.environ.get("SLOW", "0")))
 
     def arm(worker, at):
         # Something happens to this process in its fifth push: before it, between two shards
@@ -65,6 +68,21 @@ SCRIPT = """
             strike(signal.SIGKILL)
 
         psrpc.crew.Crew.register = register_and_die
+
+    if os.environ.get("WAITS"):
+        # Rank 2 waits for the other worker, which holds back its last word, or does not come.
+        waits, call = os.environ["WAITS"], psrpc.planes.rpc.RpcLink.call
+
+        def call_and_tell(self, request, *tensors):
+            mine = type(request).__name__ == waits
+            while mine and rank == "1" and not pathlib.Path("go on").exists():
+                time.sleep(0.01)
+            pending = call(self, request, *tensors)
+            if mine and rank == "2":
+                pathlib.Path("waits").touch()
+            return pending
+
+        psrpc.planes.rpc.RpcLink.call = call_and_tell
 
     def train(worker):
         if "-" in at and rank == "2":
@@ -104,11 +122,13 @@ def begin(
     seconds: float = 0.0,
     rejoin_s: float = 60.0,
     workers: int = 3,
+    slow: float = 0.0,
+    **variables: str,
 ) -> Ranks:
     """Start a job whose rank 2 meets with something, at a point of its fifth push."""
     bench.write("script.py", SCRIPT)
     words = ("script.py", mode, plane, str(servers), at, str(epochs), str(seconds), str(rejoin_s))
-    return bench.ranks(*words, count=servers + workers)
+    return bench.ranks(*words, count=servers + workers, SLOW=str(slow), **variables)
 
 
 def report_of(ended: Sequence[Finished]) -> dict[str, object]:
@@ -231,12 +251,40 @@ def test_without_workers_a_job_waits_for_one(bench: Bench) -> None:
     assert counts_once(ended)["workers_lost"] == 3
 
 
-def test_sigterm_lets_a_worker_leave(bench: Bench) -> None:
-    ranks = begin(bench, "bounded", seconds=0.02)
-    until_steps(bench, ranks, 2, 5)
-    os.kill(ranks.pid(2), signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_a_worker_leave(bench: Bench, number: signal.Signals) -> None:
+    """However long its step takes: longer here than what is hung gets after Ctrl-C."""
+    ranks = begin(bench, "bounded", at=f"before-{number.value}", seconds=0.02, slow=GRACE_S + 0.5)
     ended = ranks.finish()
     assert [(each.code, ours(each)) for each in ended] == [(0, [])] * 4
     report = counts_once(ended)
     assert report["workers_lost"] == 0
     assert report["duplicates_dropped"] == 0, "it gave back exactly what it had not done"
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [("async", "Register"), ("sync", "Acquire"), ("async", "Leave")],
+)
+def test_a_signal_is_heard_by_one_that_waits_for_others(bench: Bench, mode: str, name: str) -> None:
+    """It waits in C++, as far as torch is concerned: until all come, step, or leave."""
+    ranks = begin(bench, mode, epochs=1, workers=2, WAITS=name)
+    wait_until((bench.folder / "waits").exists, PATIENCE_S, ranks.shown)
+    os.kill(ranks.pid(2), signal.SIGTERM)
+    ranks.commands[2].finish(SOON_S)
+    assert not ranks.over(0)
+    (bench.folder / "go on").touch()
+    if name == "Register":
+        bench.again(ranks, 2)
+    ended = ranks.finish()
+    assert [(each.code, ours(each)) for each in ended] == [(0, [])] * len(ended)
+    counts_once(ended, epochs=1)
+
+
+def test_a_second_signal_ends_at_once(bench: Bench) -> None:
+    ranks = begin(bench, "async", seconds=0.02, slow=PATIENCE_S, at=f"before-{signal.SIGINT.value}")
+    wait_until((bench.folder / "survived").exists, PATIENCE_S, ranks.shown)
+    os.kill(ranks.pid(2), signal.SIGTERM)
+    ended = ranks.finish()
+    assert [each.code for each in ended] == [0, 0, TERMINATED, 0]
+    assert counts_once(ended)["workers_lost"] == 1

@@ -88,7 +88,7 @@ class Binding:
         """The name of a parameter with NaN or Inf in its gathered gradient, if there is one."""
         for layout, flats in zip(self._layouts, self._gradients.flats, strict=True):
             # A sum may overflow where all of its parts are finite; a closer look tells.
-            if all(cmath.isfinite(flat.sum().item()) for flat in flats):
+            if all([cmath.isfinite(flat.sum().item()) for flat in flats]):
                 continue
             for piece in layout.pieces:
                 if not bool(torch.isfinite(piece.view(flats[piece.segment])).all()):

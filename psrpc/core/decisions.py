@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from psrpc.messages import Cut, Reply
+from psrpc.messages import Reply
+from psrpc.orders import Cut
 
 Token = int
 _FEW = 8

@@ -29,6 +29,7 @@ from psrpc.planes.rpc import Address, RpcLink, serve, withdraw
 from psrpc.planes.staging import Staging
 from psrpc.pulse import Pulse
 from psrpc.rendezvous import (
+    FAILED,
     FAREWELL_S,
     PULSE,
     Rendezvous,
@@ -78,13 +79,7 @@ class ServerNode:
         """Serve until all workers are gone. Blocks; raises JobFailedError if the job failed."""
         self.agent.start()
         try:
-            self._resume(rendezvous)
-            self.conductor = self._raise_conductor(rendezvous)
-            serve(self.agent, self.conductor or self.coordinator or self.server)
-            rendezvous.publish(shm_key(self.agent.name), self._open_door())
-            rendezvous.publish(stream_key(self.agent.name), self._open_berth())
-            self._listen_for_deaths(rendezvous)
-            rendezvous.publish(self.agent.name, self.agent.url)
+            self._begin(rendezvous)
             self._wait_for_end(rendezvous)
             # The last answers must have arrived before the agent cuts them off.
             if self.server.failure is not None:
@@ -106,6 +101,20 @@ class ServerNode:
             rendezvous.say(gone(self.agent.name))
         if self.server.failure is not None:
             raise self.server.failure
+
+    def _begin(self, rendezvous: Rendezvous) -> None:
+        """Be ready, and say so; or say why not, so that nobody waits for this server."""
+        try:
+            self._resume(rendezvous)
+            self.conductor = self._raise_conductor(rendezvous)
+            serve(self.agent, self.conductor or self.coordinator or self.server)
+            rendezvous.publish(shm_key(self.agent.name), self._open_door())
+            rendezvous.publish(stream_key(self.agent.name), self._open_berth())
+            self._listen_for_deaths(rendezvous)
+            rendezvous.publish(self.agent.name, self.agent.url)
+        except Exception as error:
+            rendezvous.say(FAILED, json.dumps(encode(error)))
+            raise
 
     def _listen_for_deaths(self, rendezvous: Rendezvous) -> None:
         if self.coordinator is None:

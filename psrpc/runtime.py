@@ -17,7 +17,7 @@ from torch import nn
 from psrpc import environment
 from psrpc.display import ProgressLine
 from psrpc.environment import Place
-from psrpc.errors import ConfigError, ModelError, PsrpcError, UsageError
+from psrpc.errors import ConfigError, JobOverError, ModelError, PsrpcError, UsageError
 from psrpc.interrupts import Interrupts
 from psrpc.job import Backend, Checkpointing, Elastic, Job, NonFinite, PlaneChoice
 from psrpc.lobby import publish_lobby
@@ -99,8 +99,7 @@ def run(
     mode's bound counts that step, so it must be 1 or more. `device` is "auto" (CUDA where
     there is any), "cpu" or "cuda"; servers compute on the CPU. `threads` are torch's threads
     in this process. `elastic` and `checkpointing` are as `Elastic` and `Checkpointing` say.
-    SIGTERM and SIGINT let a worker finish its step, give its samples back and leave; the second
-    one raises KeyboardInterrupt or SystemExit.
+    SIGTERM and SIGINT let a worker finish its step, give its samples back and leave.
 
     Raises UsageError outside torchrun, ConfigError, ModelError, OptimizerError, StartTimeoutError
     (somebody does not come), JobFailedError (another process ended the job), what `train` raises.
@@ -136,13 +135,17 @@ def _take_part(
     target = _device(device, place, 0 if job.backend is Backend.NCCL else job.servers)
     built = _build(model, job.seed)
     blueprint = draw(built, optimizer, param_groups)
-    with Interrupts() as interrupts, Rendezvous(place, job.start_timeout_s) as rendezvous:
-        if place.rank == 0:
-            publish_lobby(rendezvous, job, place)
-        if place.serves(job.servers):
-            return _serve(job, place, built, blueprint, fabric, rendezvous, watch)
-        built.to(target)
-        return _work(train, job, place, built, blueprint, fabric, rendezvous, interrupts)
+    try:
+        with Interrupts() as interrupts, Rendezvous(place, job.start_timeout_s) as rendezvous:
+            if place.rank == 0:
+                publish_lobby(rendezvous, job, place)
+            if place.serves(job.servers):
+                return _serve(job, place, built, blueprint, fabric, rendezvous, watch)
+            built.to(target)
+            return _work(train, job, place, built, blueprint, fabric, rendezvous, interrupts)
+    except JobOverError as over:
+        print(f"psrpc: the job has ended: {over}", file=sys.stderr)
+        return Result(Role.WORKER, place.rank, built)
 
 
 def _place() -> Place:
@@ -304,8 +307,6 @@ def _work(
     node = WorkerNode(job, rank, model, blueprint, fabric)
     interrupts.ask_first(node.ask_to_leave)
     report = node.train(train, rendezvous)
-    if node.came_too_late:
-        print("psrpc: the job was over when this worker came", file=sys.stderr)
     assert node.worker is not None
     return Result(Role.WORKER, node.worker.rank, model, report, node.plane, node.worker.main)
 

@@ -57,7 +57,6 @@ class WorkerNode:
         self.blueprint = blueprint
         self.plane = ""
         self.worker: Worker | None = None
-        self.came_too_late = False
 
     def ask_to_leave(self) -> bool:
         """Let the worker finish its step and leave; False if it does not train yet."""
@@ -67,7 +66,7 @@ class WorkerNode:
         return True
 
     @property
-    def belongs(self) -> bool:
+    def _belongs(self) -> bool:
         """Whether the coordinator has let this worker in."""
         return self.worker is not None and self.worker.number >= 0
 
@@ -75,9 +74,28 @@ class WorkerNode:
         """Run the user's function as this worker. Blocks until all workers are done.
 
         What `function` raises ends the job everywhere and is raised here again; that a server
-        is lost to this worker does not, if it still answers others.
+        is lost to this worker does not, if it still answers others. Raises JobOverError if the
+        job had ended when this worker came.
         """
         names = [f"server{index}" for index in range(self.job.servers)]
+        try:
+            return self._come(function, rendezvous, names)
+        except PeerLostError as error:
+            words = _last_words(rendezvous, names)
+            if words is None and not self._belongs and self._over(rendezvous, names[0]):
+                raise JobOverError("the servers had closed when this worker came") from None
+            raise words or error from None
+
+    def _over(self, rendezvous: Rendezvous, coordinator: str) -> bool:
+        """Whether the job has ended in order: the coordinator has closed, or its store has."""
+        rendezvous.await_or_give_up([gone(coordinator)], FAREWELL_S)
+        if rendezvous.heard(gone(coordinator)) is not None:
+            return True
+        return self.rank is None and not rendezvous.answers()
+
+    def _come(
+        self, function: Callable[[Worker], Any], rendezvous: Rendezvous, names: list[str]
+    ) -> Report | None:
         urls = rendezvous.read(names)
         doors = rendezvous.read([shm_key(name) for name in names])
         berths = rendezvous.read([stream_key(name) for name in names])
@@ -101,12 +119,6 @@ class WorkerNode:
                 self.job, self.rank, self.model, self.blueprint, links, process=process
             )
             return self._work(self.worker, function, links)
-        except PeerLostError as error:
-            words = _last_words(rendezvous, names)
-            if words is None and not self.belongs and rendezvous.heard(gone(names[0])) is not None:
-                self.came_too_late = True
-                return None
-            raise words or error from None
         finally:
             if heart is not None:
                 heart.stop()
@@ -134,17 +146,14 @@ class WorkerNode:
             with worker.crew.unless_leaving():
                 worker.start()
             with worker.crew.unless_leaving():
-                if self.belongs:
+                if self._belongs:
                     function(worker)
-            if not self.belongs:
+            if not self._belongs:
                 return None  # it was asked to leave before the job began
             worker.leave(early=worker.leaving)
             if worker.stayed:
                 report = summarize(stats_of(links, worker.number, GetStats))
-        except JobOverError:
-            self.came_too_late = True
-            return None
-        except (KeyboardInterrupt, Terminated):
+        except (JobOverError, KeyboardInterrupt, Terminated):
             raise  # the others see it by the connection, and go on
         except BaseException as error:
             if worker.leaving and isinstance(error, PeerLostError):

@@ -88,7 +88,7 @@ class CoordinatorCore:
             decisions += self.lose(process, "it has come anew", shard)
         self._comings[process] = _Word(request.serial, token)
         if self.members.finished:
-            over = Failure(encode(JobOverError("the job was over when this worker came")))
+            over = Failure(encode(JobOverError("all workers had left when this one came")))
             self._comings[process].reply = over
             return [*decisions, Answer(token, over, "the job is over")]
         began = self.members.started

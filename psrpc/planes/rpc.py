@@ -18,7 +18,7 @@ import torch
 from torch.distributed import rpc
 
 from psrpc.errors import PeerLostError, encode
-from psrpc.messages import Failure, Ping, Request
+from psrpc.messages import Done, Failure, Ping, Request
 from psrpc.planes.agent import Agent, answers_later
 from psrpc.planes.base import Payload, Pending, Service, checked, land
 from psrpc.store.flats import Buffers
@@ -68,6 +68,15 @@ def _handle(
     else:
         future.set_result((Failure(encode(PeerLostError(f"{key} is closed"))), []))
     return future
+
+
+def answers(name: str, timeout_s: float) -> bool:
+    """Whether a server that this agent has met answers. Blocks."""
+    try:
+        reply, _ = result_of(rpc.rpc_async(name, _handle, (name, Ping(-1), []), timeout=timeout_s))
+    except RuntimeError:
+        return False
+    return isinstance(reply, Done)
 
 
 @dataclass(frozen=True)

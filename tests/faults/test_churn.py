@@ -14,7 +14,8 @@ from tests.faults.test_failures import ours
 from tests.processes import PATIENCE_S, SOON_S, Bench, Command, Finished, Ranks, wait_until
 
 SCRIPT = """
-    import dataclasses, functools, json, os, pathlib, signal, sys, time, torch, psrpc
+    import contextlib, dataclasses, functools, json, os, pathlib, signal, socket, sys, time
+    import urllib.parse, torch, psrpc
     from torch.utils.data import TensorDataset
 
     mode, plane, servers, at = sys.argv[1:5]
@@ -35,6 +36,16 @@ SCRIPT = """
 
     psrpc.coordinator.Coordinator.lose = lose_and_tell
 
+    def sever(link):
+        # The connections to a server break, and it lives; so does the one to the coordinator's
+        # ear.
+        ports = {urllib.parse.urlsplit(link.control.peer.url).port, int(link._port)}
+        for fd in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                other = socket.socket(fileno=os.dup(int(fd)))
+                if other.family == socket.AF_INET and other.getpeername()[1] in ports:
+                    other.shutdown(socket.SHUT_RDWR)
+
     def strike(number):
         pathlib.Path("struck").touch()
         os.kill(os.getpid(), number)
@@ -51,7 +62,9 @@ SCRIPT = """
         def exchange(request, *, send, **more):
             calls.append(send)
             strikes = sum(calls) == 5 and send and not pathlib.Path("struck").exists()
-            if strikes and point != "after":
+            if strikes and point == "sever":
+                sever(link)
+            elif strikes and point != "after":
                 strike(int(number))
             pending = original(request, send=send, **more)
             if strikes and point == "after":
@@ -198,6 +211,18 @@ def test_a_killed_worker_is_replaced_and_another_joins(bench: Bench, mode: str) 
 def began(bench: Bench, rank: str, command: Command) -> bool:
     """Whether a process came to train."""
     return (bench.folder / f"began-{rank}-{command.process.pid}").exists()
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_worker_that_loses_a_living_server_is_lost_alone(bench: Bench, servers: int) -> None:
+    """With two of them it is the second one, of whose life the coordinator hears nothing else."""
+    ranks = begin(bench, "bounded", "rpc", servers=servers, at="sever-0")
+    ended = ranks.finish()
+    victim = ended.pop(2)
+    assert [each.code for each in ended] == [0] * len(ended)
+    assert victim.code == 1
+    assert f"server{servers - 1} at " in victim.err
+    assert counts_once(ended)["workers_lost"] == 1
 
 
 def test_many_kills_in_one_run(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""Processes that wait for what will not come: they are told so, and need not wait for a time-out."""
+"""Processes that wait for what will not come: they are told so at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_worker_that_joins_when_the_job_has_ended(bench: Bench) -> None:
 
 
 def test_a_server_that_cannot_begin_tells_all_others(bench: Bench) -> None:
-    options = "--servers 2 --checkpoint-dir folder --resume folder/step-1".split()
+    options = ["--servers", "2", "--checkpoint-dir", "folder", "--resume", "folder/step-1"]
     ended = bench.ranks(*PSRPC, "train", *options, count=4).finish()
     lines = {tuple(ours(each)) for each in ended}
     assert [each.code for each in ended] == [1] * 4

@@ -59,6 +59,7 @@ ROOMS = (
     "report",
     "display",
     "nodes",
+    "working",
     "runtime",
     "testing",
     "settings",

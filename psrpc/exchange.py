@@ -21,7 +21,7 @@ class Ticket:
         self._finish: Callable[[list[Reply]], None] | None = finish
         self._error: Exception | None = None
         self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext
-        self.fenced: Callable[[], None] = lambda: None  # called before `result` raises that
+        self.fenced: Callable[[], object] | None = None  # called by `result` in place of raising
 
     def done(self) -> bool:
         """Whether `result` would return at once."""
@@ -33,18 +33,25 @@ class Ticket:
         Raises TimeoutError if that takes longer than `timeout_s` seconds: the model is as it
         was, and `result` may be called again. Raises what a server answered with, and
         PeerLostError if one is gone: then the model is as it was, and every later call raises
-        the same.
+        the same. If this worker was taken for dead it has come back when this returns: a push did
+        not count, weights are fresh.
         """
+        try:
+            self.settle(timeout_s)
+        except FencedError:
+            if self.fenced is None:
+                raise
+            self._finish = self._error = None
+            self.fenced()
+
+    def settle(self, timeout_s: float | None = None) -> None:
+        """The same, but FencedError is raised like all others."""
         if self._error is not None:
             raise self._error
         if self._finish is None:
             return
         with self.waiting():
-            try:
-                self._arrive(timeout_s)
-            except FencedError:
-                self.fenced()
-                raise
+            self._arrive(timeout_s)
             self._finish([pending.wait()[0] for pending in self._pending])
         self._finish = None
 
@@ -86,14 +93,17 @@ class Exchange:
         self._open: Ticket | None = None
         self._read_view = -1
         self.read_clock: int | None = None
-        self.skipped = 0
-        self.late = 0  # pushes that were dropped, and their samples
-        self.late_samples = 0
+        self._skipped = 0
+        self._late = self._late_samples = 0
 
     @property
     def stale(self) -> bool:
         """Whether the worker has begun to step again since it last read weights in order."""
         return self._read_view < self._progress.started_in
+
+    def counts(self) -> tuple[int, int, int]:
+        """The steps that were skipped as not finite, those dropped as late, and their samples."""
+        return self._skipped, self._late, self._late_samples
 
     @property
     def empty(self) -> bool:
@@ -123,7 +133,7 @@ class Exchange:
         bad = self._binding.nonfinite()
         if bad is not None and not skip_nonfinite:
             raise_nonfinite(bad, self._progress.clock)
-        self.skipped += bad is not None
+        self._skipped += bad is not None
         pending = []
         for server, link in enumerate(self._links):
             request = Push(
@@ -147,8 +157,8 @@ class Exchange:
 
         def finish(replies: list[Reply]) -> None:
             late = self._progress.answered(key, replies)
-            self.late += late
-            self.late_samples += samples if late else 0
+            self._late += late
+            self._late_samples += samples if late else 0
             if pull:
                 self._landed()
 
@@ -214,7 +224,7 @@ class Exchange:
     def settle(self) -> None:
         """Finish what is under way: the buffers belong to one exchange at a time."""
         if self._open is not None:
-            self._open.result()
+            self._open.settle()
             self._open = None
 
     def _landed(self) -> None:

@@ -17,18 +17,19 @@ from torch import nn
 from psrpc import environment
 from psrpc.display import ProgressLine
 from psrpc.environment import Place
-from psrpc.errors import ConfigError, ModelError, PsrpcError, UsageError
-from psrpc.interrupts import Departure, Interrupts
+from psrpc.errors import ConfigError, JobOverError, ModelError, PsrpcError, UsageError
+from psrpc.interrupts import Interrupts
 from psrpc.job import Backend, Checkpointing, Elastic, Job, NonFinite, PlaneChoice
 from psrpc.lobby import publish_lobby
 from psrpc.modes import Mode, Reduction, Synchronous
-from psrpc.nodes import ServerNode, WorkerNode
+from psrpc.nodes import ServerNode
 from psrpc.planes import groups
 from psrpc.planes.groups import Fabric
 from psrpc.rendezvous import Rendezvous
 from psrpc.report import Report
 from psrpc.store.blueprint import Blueprint, GroupsFactory, OptimizerFactory, draw
 from psrpc.worker import Worker
+from psrpc.working import WorkerNode
 
 
 class Role(Enum):
@@ -134,12 +135,17 @@ def _take_part(
     target = _device(device, place, 0 if job.backend is Backend.NCCL else job.servers)
     built = _build(model, job.seed)
     blueprint = draw(built, optimizer, param_groups)
-    with Interrupts(), Rendezvous(place, job.start_timeout_s) as rendezvous:
-        if place.rank == 0:
-            publish_lobby(rendezvous, job, place)
-        if place.serves(job.servers):
-            return _serve(job, place, built, blueprint, fabric, rendezvous, watch)
-        return _work(train, job, place, built.to(target), blueprint, fabric, rendezvous)
+    try:
+        with Interrupts() as interrupts, Rendezvous(place, job.start_timeout_s) as rendezvous:
+            if place.rank == 0:
+                publish_lobby(rendezvous, job, place)
+            if place.serves(job.servers):
+                return _serve(job, place, built, blueprint, fabric, rendezvous, watch)
+            built.to(target)
+            return _work(train, job, place, built, blueprint, fabric, rendezvous, interrupts)
+    except JobOverError as over:
+        print(f"psrpc: the job has ended: {over}", file=sys.stderr)
+        return Result(Role.WORKER, place.rank, built)
 
 
 def _place() -> Place:
@@ -293,17 +299,14 @@ def _work(
     blueprint: Blueprint,
     fabric: Fabric,
     rendezvous: Rendezvous,
+    interrupts: Interrupts,
 ) -> Result:
     rank = None if place.joins else place.rank - job.servers
     # From here on workers draw their own random numbers (dropout, augmentation).
     torch.manual_seed(job.seed + 1 + (rank if rank is not None else os.getpid()))
     node = WorkerNode(job, rank, model, blueprint, fabric)
-    with Departure(node.ask_to_leave) as departure:
-        report = node.train(train, rendezvous)
-    if node.came_too_late:
-        print("psrpc: the job was over when this worker came", file=sys.stderr)
-    if departure.interrupted:
-        raise KeyboardInterrupt
+    interrupts.ask_first(node.ask_to_leave)
+    report = node.train(train, rendezvous)
     assert node.worker is not None
     return Result(Role.WORKER, node.worker.rank, model, report, node.plane, node.worker.main)
 

@@ -273,7 +273,7 @@ class Bench:
     def ranks(self, *words: str, count: int, **variables: str) -> Ranks:
         """Run Python as a launcher would that only sets variables."""
         shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", **variables}
-        shared["MASTER_PORT"] = str(free_port())
+        shared.setdefault("MASTER_PORT", str(free_port()))
         commands = [self.start(*words, **shared, RANK=str(rank)) for rank in range(count)]
         return Ranks(commands, words, shared)
 

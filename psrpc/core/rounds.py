@@ -8,7 +8,7 @@ others are told and wait for those.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from psrpc.core.consistency import Gate
 from psrpc.core.decisions import Token
@@ -17,8 +17,7 @@ from psrpc.messages import Push, UpdateKey
 _REMEMBERED = 8  # rounds: the other shards are at most one behind, see `Rounds.closed`
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A push that waits for its round; `carries` is False where its key is applied already."""
 
     token: Token
@@ -26,8 +25,7 @@ class Entry:
     carries: bool
 
 
-@dataclass(frozen=True)
-class Complete:
+class Complete(NamedTuple):
     """A round that is complete: the pushes that it is made of, and those that it does without.
 
     `absent` are workers that have not pushed, and that it does without as well.

@@ -45,6 +45,11 @@ class Words:
         self._words[worker] = Word(serial, token)
         return None
 
+    def open(self, worker: int) -> Token | None:
+        """The token of a worker's latest word, if that is not answered yet."""
+        word = self._words.get(worker)
+        return word.token if word is not None and word.reply is None else None
+
     def answer(self, worker: int, reply: Reply, reason: str) -> Decision:
         """Answer a worker's latest word."""
         word = self._words[worker]

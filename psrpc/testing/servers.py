@@ -66,7 +66,7 @@ class SimServer:
         self._witness.decided(self.index, token, decisions, self.shard)
         for decision in decisions:
             self._carry_out(decision)
-        if self.shard.eventful:
+        if self.coordinator is not None and self.shard.eventful:
             self._convene([], None)
 
     def lose(self, process: int, why: str) -> None:

@@ -145,9 +145,11 @@ class ShardCore:
 
     def _hear(self, request: Push | Pull) -> list[Decision]:
         """Take in the view that a worker brings, and note that it knows it."""
-        if request.view is not None:
-            told = self._told.get(request.worker, 0)
-            self._told[request.worker] = max(told, request.view.epoch)
+        if request.view is None:
+            self._told.setdefault(request.worker, self._view.epoch)
+            return []
+        told = self._told.get(request.worker, 0)
+        self._told[request.worker] = max(told, request.view.epoch)
         return self.adopt(request.view)
 
     def stats(self) -> ShardStats:

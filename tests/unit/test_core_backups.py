@@ -30,7 +30,7 @@ def shard(workers: int = 3, backups: int = 1, *, follows: bool = False) -> Shard
     core = ShardCore(Synchronous(backups), follows=follows)
     core.adopt(View(1, tuple((worker, 0) for worker in range(workers))))
     for worker in range(workers):
-        core.pull(Pull(worker, 0, View(1)), 1000 + worker)  # so that they know the view
+        core.pull(Pull(worker, 0), 1000 + worker)
     return core
 
 

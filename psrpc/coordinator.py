@@ -91,7 +91,7 @@ class Coordinator:
             Register: self._register,
             Acquire: self._word(self.core.acquire),
             Idle: self._word(self.core.idle),
-            Leave: self._word(self.core.leave),
+            Leave: self._leave,
             Watch: self._watch,
             PutPart: self._put_part,
             Bye: self._bye,
@@ -190,6 +190,9 @@ class Coordinator:
         with self._lock:
             if self._failure is not None:
                 return
+            worker = self.core.worker_of(process)
+            if worker is not None and worker in self.core.members.live:
+                self._buffers.drop(worker)
             try:
                 answers = self._convene(lambda shard: self.core.lose(process, why, shard))
             except Exception as error:
@@ -225,7 +228,11 @@ class Coordinator:
     def _register(self, request: Register, call: Call) -> Answers:
         self._check(request)
         self.expected(request.worker)
-        return self._word(self.core.register)(request, call)
+        before = self.core.worker_of(request.worker)
+        answers = self._word(self.core.register)(request, call)
+        if before is not None and before != self.core.worker_of(request.worker):
+            self._buffers.drop(before)
+        return answers
 
     def _check(self, request: Register) -> None:
         who = f"worker {request.worker if request.rank is None else request.rank}"
@@ -275,6 +282,12 @@ class Coordinator:
 
     def _bye(self, request: Bye, call: Call) -> Answers:
         return [(call, (Done(), [])), *self._convene(lambda shard: self.core.bye(request.worker))]
+
+    def _leave(self, request: Leave, call: Call) -> Answers:
+        answers = self._word(self.core.leave)(request, call)
+        if request.early:
+            self._buffers.retire(request.worker)
+        return answers
 
     def _put_part(self, request: PutPart, call: Call) -> Answers:
         self.part_came(request)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,8 @@ class Checkpointer:
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
+            with suppress(CheckpointError):  # a folder that cannot be read any more
+                self._checkpoints.clear()
 
     def make_last(self) -> None:
         """Make one more checkpoint, of a job that is about to end before its time. Blocks."""

@@ -81,7 +81,11 @@ class Checkpoints:
         return checkpoint, passed
 
     def begin(self) -> int:
-        """The next checkpoint's number, under which servers write their parts."""
+        """The next checkpoint's number, under which servers write their parts.
+
+        What a server has still written into one that was given up goes.
+        """
+        self.clear()
         self._last += 1
         with writing(partial_folder(self.directory, self._last)):
             partial_folder(self.directory, self._last).mkdir()
@@ -102,6 +106,11 @@ class Checkpoints:
     def abandon(self, number: int) -> None:
         """Give up a checkpoint that was begun."""
         shutil.rmtree(partial_folder(self.directory, number), ignore_errors=True)
+
+    def clear(self) -> None:
+        """Remove what is left of those that were given up; none is being made."""
+        for leftover in _numbered(self.directory, _PARTIAL).values():
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def _prune(self) -> None:
         good = [folder for folder in checkpoints_in(self.directory) if folder not in self._bad]

@@ -233,3 +233,17 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
 def test_partial_settings_of_an_optimizer_are_its_class(good: Path) -> None:
     model = Shards(OPTIMIZERS["adam"]).model
     open_checkpoint(good).check(draw(model, partial(optim.Adam, lr=0.5)))
+
+
+def test_what_is_still_written_into_one_that_was_given_up_goes(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.start()
+    number = checkpoints.begin()
+    checkpoints.abandon(number)
+    late = partial_folder(tmp_path, number)
+    late.mkdir()
+    (late / "server-1.distcp").write_text("late")
+    following = checkpoints.begin()
+    assert [path.name for path in tmp_path.iterdir()] == [partial_folder(tmp_path, following).name]
+    checkpoints.clear()
+    assert list(tmp_path.iterdir()) == []

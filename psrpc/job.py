@@ -8,7 +8,7 @@ from enum import Enum
 from psrpc.errors import ConfigError
 from psrpc.modes import Aggregation, Mode, OnFailure, OnPoison, Reduction, Synchronous
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 
 class NonFinite(Enum):

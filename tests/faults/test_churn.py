@@ -22,6 +22,7 @@ SCRIPT = """
     epochs, seconds = int(sys.argv[5]), float(sys.argv[6])
     modes = {
         "sync": psrpc.Synchronous(),
+        "backup": psrpc.Synchronous(backup_workers=1),
         "bounded": psrpc.BoundedStaleness(2),
         "async": psrpc.Asynchronous(),
     }
@@ -180,7 +181,8 @@ def until_steps(bench: Bench, ranks: Ranks, rank: int, steps: int) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "plane", "point", "servers"),
-    [("sync", "shm", "between", 2), ("sync", "rpc", "after", 1), ("bounded", "rpc", "between", 2),
+    [("sync", "shm", "between", 2), ("sync", "rpc", "after", 1), ("backup", "rpc", "between", 2),
+     ("backup", "shm", "after", 1), ("bounded", "rpc", "between", 2),
      ("bounded", "shm", "before", 1), ("async", "shm", "between", 2), ("async", "rpc", "after", 1)],
 )  # fmt: skip
 def test_kill_9_within_a_push(

@@ -12,7 +12,7 @@ import click
 
 from psrpc._version import __version__
 from psrpc.errors import ConfigError, PsrpcError, UsageError
-from psrpc.settings import OPTIONS, TrainSettings, parse, unwritable
+from psrpc.settings import OPTIONS, TrainSettings, of_the_launcher, parse, unwritable
 
 _INTERRUPTED = 130
 
@@ -75,7 +75,7 @@ def train(
     Called plainly, starts the servers and workers on this host itself. Under torchrun
     the first --servers ranks serve and the others work.
     """
-    settings = parse(texts, overlap=overlap, quiet=quiet)
+    settings = parse(texts, overlap=overlap, quiet=quiet, isolate=isolate)
     # Imported late, so that help and wrong options need not wait for torch.
     from psrpc import environment
 
@@ -83,6 +83,8 @@ def train(
     if place is None:
         _start(settings, argv, isolate=isolate)
         return
+    if environment.launcher() is None and (problems := of_the_launcher(texts, isolate=isolate)):
+        raise ConfigError(problems)
     workers = place.world_size - settings.servers
     if texts["workers"] is not None and settings.workers != workers:
         raise ConfigError(

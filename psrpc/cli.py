@@ -146,9 +146,11 @@ def join(address: str, script: tuple[str, ...], workers: int, max_restarts: int)
     itself; for one of a script of your own, give SCRIPT and its arguments.
     """
     from psrpc.isolation import launch_joiners, place_of
-    from psrpc.lobby import look_up
+    from psrpc.lobby import look_up, split
 
     lobby = look_up(address)
+    host, port = split(address)
+    one_host = lobby.admit(host)
     if lobby.arguments is None and not script:
         raise UsageError(
             f"the job at {address} runs a script: give it ({lobby.script}) and its arguments"
@@ -156,8 +158,7 @@ def join(address: str, script: tuple[str, ...], workers: int, max_restarts: int)
     if lobby.arguments is not None and script:
         raise UsageError(f"the job at {address} was started by psrpc train: give no script")
     command = list(script) if lobby.arguments is None else ["-m", "psrpc", *lobby.arguments]
-    host, _, port = address.rpartition(":")
-    place = place_of(host, int(port), lobby.job, world_size=lobby.world_size)
+    place = place_of(host, port, lobby.job, world_size=lobby.world_size, one_host=one_host)
     launch_joiners(command, place, workers, max_restarts)
 
 

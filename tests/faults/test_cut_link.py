@@ -114,7 +114,7 @@ def start(bench: Bench, hosts: Hosts, mode: str) -> Ranks:
 
 def test_a_worker_joins_from_another_host(bench: Bench, hosts: Hosts) -> None:
     bench.write("slow.py", SLOW)
-    options = "--isolate --workers 1 --dataset slow:Slow --model slow:model --batch-size 4 --epochs 1"
+    options = "--isolate --workers 1 --dataset slow:Slow --model slow:model --epochs 1"
     lab = {"RES_OPTIONS": "timeout:1 attempts:1"}  # torch asks for the names of all addresses
     inner = hosts.cable.replace("vb", "va", 1)
     first, second = ({**lab, "PSRPC_TEST_HOST": name} for name in hosts.names)

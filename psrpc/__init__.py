@@ -27,6 +27,7 @@ ROOMS = (
     "environment",
     "interrupts",
     "lifeline",
+    "forks",
     "modes",
     "counts",
     "messages",

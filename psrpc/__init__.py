@@ -55,6 +55,7 @@ ROOMS = (
     "tally",
     "batches",
     "worker",
+    "timely",
     "rendezvous",
     "lobby",
     "report",

@@ -81,6 +81,11 @@ def train(
 
     place = environment.place()
     if place is None:
+        if (settings.backup_workers or 0) >= settings.workers:
+            raise ConfigError(
+                f"--backup-workers {settings.backup_workers} leaves none of {settings.workers} "
+                "workers: give fewer, or more --workers"
+            )
         _start(settings, argv, isolate=isolate)
         return
     if environment.launcher() is None and (problems := of_the_launcher(texts, isolate=isolate)):

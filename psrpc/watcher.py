@@ -1,4 +1,4 @@
-"""How a server hears from the coordinator: it asks for the next view, again and again."""
+"""How a server hears from the coordinator: it asks what is new, again and again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 
 from psrpc.errors import PsrpcError
 from psrpc.messages import Granted
-from psrpc.orders import Cut, Watch
+from psrpc.orders import Closed, Cut, Halt, Watch
 from psrpc.planes.base import Link
 from psrpc.server import ParameterServer
 
@@ -24,10 +24,14 @@ class Watcher:
         self._thread.start()
 
     def _run(self) -> None:
-        server, cuts = self._server, 0
+        server, words, rounds = self._server, 0, 0
+        halted: int | None = None
+        clocks: tuple[tuple[int, int], ...] = ()
         while not server.ended.is_set():
+            gate = server.core.gate
+            rounds = max(rounds, gate.floor)
             try:
-                watch = Watch(server.index, server.core.gate.epoch, cuts)
+                watch = Watch(server.index, gate.epoch, words, rounds, halted, clocks)
                 reply, _ = self._coordinator.call(watch).wait()
             except PsrpcError as error:
                 if not server.ended.is_set():
@@ -35,8 +39,13 @@ class Watcher:
                 return
             if isinstance(reply, Granted):
                 server.adopt(reply.view)
+            elif isinstance(reply, Closed):
+                rounds = reply.clock + 1
+                server.tell(reply)
+            elif isinstance(reply, Halt):
+                words, halted, clocks = words + 1, reply.number, server.halt(reply.number)
             elif isinstance(reply, Cut):
-                cuts += 1
+                words, halted, clocks = words + 1, None, ()
                 server.cut(reply)
             else:
                 server.ended.set()

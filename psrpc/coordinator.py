@@ -98,7 +98,7 @@ class Coordinator:
             Register: self._register,
             Acquire: self._word(self.core.acquire),
             Idle: self._word(self.core.idle),
-            Leave: self._word(self.core.leave),
+            Leave: self._leave,
             Watch: self._watch,
             PutPart: self._put_part,
             Bye: self._bye,
@@ -197,6 +197,9 @@ class Coordinator:
         with self._lock:
             if self._failure is not None:
                 return
+            worker = self.core.worker_of(process)
+            if worker is not None and worker in self.core.members.live:
+                self._buffers.drop(worker)
             try:
                 answers = self._lose(process, why)
             except Exception as error:
@@ -239,7 +242,11 @@ class Coordinator:
     def _register(self, request: Register, call: Call) -> Answers:
         self._check(request)
         self.expected(request.worker)
-        return self._word(self.core.register)(request, call)
+        before = self.core.worker_of(request.worker)
+        answers = self._word(self.core.register)(request, call)
+        if before is not None and before != self.core.worker_of(request.worker):
+            self._buffers.drop(before)
+        return answers
 
     def _check(self, request: Register) -> None:
         who = f"worker {request.worker if request.rank is None else request.rank}"
@@ -289,6 +296,12 @@ class Coordinator:
 
     def _bye(self, request: Bye, call: Call) -> Answers:
         return [(call, (Done(), [])), *self._convene(lambda shard: self.core.bye(request.worker))]
+
+    def _leave(self, request: Leave, call: Call) -> Answers:
+        answers = self._word(self.core.leave)(request, call)
+        if request.early:
+            self._buffers.retire(request.worker)
+        return answers
 
     def _put_part(self, request: PutPart, call: Call) -> Answers:
         self.part_came(request)

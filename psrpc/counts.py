@@ -58,7 +58,8 @@ class EpochAccount:
     """How often an epoch's samples are in the weights, over all shards.
 
     `lost` are samples that some shard lacks, `doubled` those that some shard has more than
-    once, `skipped` those that were given up on purpose. `over` is whether the epoch was done.
+    once, `skipped` those that were given up on purpose, `skipped_at` where they are in the
+    epoch's order, as ranges [low, high). `over` is whether the epoch was done.
     """
 
     epoch: int
@@ -67,6 +68,7 @@ class EpochAccount:
     doubled: int = 0
     skipped: int = 0
     over: bool = True
+    skipped_at: Spans = ()
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,12 @@ class Exchange:
             self._late_samples += samples if late else 0
             if pull:
                 self._landed()
+            while self._progress.apart:  # no push may come before all shards are at its round
+                pulls = self._pulls()
+                asked = [
+                    link.call(request) for link, request in zip(self._links, pulls, strict=True)
+                ]
+                self._progress.pulled([each.wait()[0] for each in asked])
 
         return self._keep(pending, finish)
 
@@ -180,15 +186,16 @@ class Exchange:
         return self._keep(self._ask_for_weights(at_once), finish)
 
     def _ask_for_weights(self, at_once: bool) -> list[Pending]:
+        return [
+            link.exchange(request, send=False, land=True, at_once=at_once)
+            for link, request in zip(self._links, self._pulls(), strict=True)
+        ]
+
+    def _pulls(self) -> list[Pull]:
         progress = self._progress
         return [
-            link.exchange(
-                Pull(progress.worker, progress.clock, progress.news_for(server), self._ahead),
-                send=False,
-                land=True,
-                at_once=at_once,
-            )
-            for server, link in enumerate(self._links)
+            Pull(progress.worker, progress.clock, progress.news_for(server), self._ahead)
+            for server in range(len(self._links))
         ]
 
     def peek(self, request: Peek) -> None:

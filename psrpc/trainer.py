@@ -225,6 +225,7 @@ def _summary(results: dict[str, Any]) -> str:
         f"  waiting        {results['wait_share']:.0%} of the workers' time; largest clock gap "
         f"{results['max_clock_gap']}",
         f"  wall time      {results['wall_s']:.1f} s",
+        *_skipped(results),
     )
     return "\n".join(lines)
 
@@ -232,6 +233,16 @@ def _summary(results: dict[str, Any]) -> str:
 def _late(results: dict[str, Any]) -> str:
     late = results["updates_dropped_late"]
     return f", {late:,} came too late and were made again" if late else ""
+
+
+def _skipped(results: dict[str, Any]) -> list[str]:
+    """Which samples were given up because they had killed several workers."""
+    return [
+        f"  skipped        positions {low} to {high - 1} of epoch {account['epoch']}'s order: they "
+        "killed workers"
+        for account in results["epoch_accounts"]
+        for low, high in account["skipped_at"]
+    ]
 
 
 def _save(settings: TrainSettings, result: Result) -> None:

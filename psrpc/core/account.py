@@ -27,10 +27,19 @@ def account(
             if over:
                 lacking |= _lacking(leases, cover)
         lost = max(len(lacking) - leases.skipped, 0)
-        accounts.append(
-            EpochAccount(leases.epoch, leases.samples, lost, doubled, leases.skipped, over)
-        )
+        counts = (leases.samples, lost, doubled, leases.skipped, over)
+        accounts.append(EpochAccount(leases.epoch, *counts, _given_up(leases)))
     return tuple(accounts)
+
+
+def _given_up(leases: EpochLeases) -> tuple[tuple[int, int], ...]:
+    """The positions in the epoch's order that were skipped, as ranges."""
+    starts = (0, *leases.stops)
+    spans = []
+    for index, first, end in leases.given_up:
+        lease = Lease(leases.epoch, index, starts[index], starts[index + 1], leases.batch_size)
+        spans.append((lease.batch(first)[0], lease.batch(end - 1)[1]))
+    return tuple(sorted(spans))
 
 
 def _lacking(leases: EpochLeases, cover: Coverage) -> set[int]:

@@ -26,6 +26,7 @@ class Membership:
         self.lost = 0
         self._ranks: dict[int, int] = {}  # of the live
         self._used: set[int] = set()  # numbers given before the job began
+        self._reduced = False  # somebody died or left early
         self._done = False  # somebody has done all of its work
         self._active: dict[int, int] = {}
         self._since: dict[int, int] = {}
@@ -54,9 +55,8 @@ class Membership:
 
     @property
     def finished(self) -> bool:
-        """Whether the job has begun, and everybody has left: not all early, after a death."""
-        over = self._done or not self.lost
-        return self.started and not self._ranks and over
+        """Whether the job has begun, and everybody has left: not all of them early."""
+        return self.started and not self._ranks and self._done
 
     @property
     def deserted(self) -> bool:
@@ -65,8 +65,8 @@ class Membership:
 
     @property
     def short(self) -> bool:
-        """Whether deaths have left fewer workers than the job needs, or none."""
-        few = self.lost and not self._done and len(self._ranks) < self._enough
+        """Whether fewer workers are left than the job needs, or none."""
+        few = self._reduced and not self._done and len(self._ranks) < self._enough
         return self.deserted or bool(self.started and few)
 
     def rank(self, worker: int) -> int:
@@ -113,12 +113,14 @@ class Membership:
         self.deactivate(worker)
         self._ranks.pop(worker, None)
         self._done = self._done or not early
+        self._reduced = self._reduced or early
 
     def lose(self, worker: int) -> None:
         """`worker` is dead."""
         self.deactivate(worker)
         if self._ranks.pop(worker, None) is not None:
             self.lost += 1
+            self._reduced = True
 
     def _renew(self) -> None:
         self._view = View(self._view.epoch + 1, tuple(sorted(self._active.items())))

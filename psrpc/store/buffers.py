@@ -19,6 +19,9 @@ def buffers_of(model: nn.Module) -> list[torch.Tensor]:
     return [buffer for name, buffer in model.named_buffers() if name in state]
 
 
+_RETIRED = -1  # no worker's number
+
+
 class BufferMean:
     """The mean of the workers' buffers. Callers take turns."""
 
@@ -29,6 +32,27 @@ class BufferMean:
     def put(self, worker: int, steps: int, tensors: Sequence[torch.Tensor]) -> None:
         """Take `worker`'s buffers in place of its former ones."""
         self._of_worker[worker] = (steps, [tensor.clone() for tensor in tensors])
+
+    def drop(self, worker: int) -> None:
+        """`worker` is dead: it comes back, if it does, with buffers that include these.
+
+        The last ones are kept as what there is until others come.
+        """
+        mean = self.mean()
+        self._of_worker.pop(worker, None)
+        if not any(steps for steps, _ in self._of_worker.values()):
+            self._initial = mean
+
+    def retire(self, worker: int) -> None:
+        """`worker` has left early: what it sent stays in the mean, and takes no room of its own."""
+        mine = self._of_worker.pop(worker, None)
+        if mine is None or not mine[0]:
+            return
+        both = [mine, self._of_worker.pop(_RETIRED, (0, mine[1]))]
+        total = sum(steps for steps, _ in both)
+        columns = zip(*(tensors for _, tensors in both), strict=True)
+        weights = [steps / total for steps, _ in both]
+        self._of_worker[_RETIRED] = (total, [_mean(column, weights) for column in columns])
 
     def mean(self) -> list[torch.Tensor]:
         """The job's buffers now; the model's first ones before any worker sent its own."""

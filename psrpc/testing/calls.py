@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from psrpc.errors import FencedError, JobOverError
 from psrpc.messages import (
@@ -58,7 +59,7 @@ class Caller:
         retry_s: float,
         wake: Callable[[], None],
         trace: Trace | None = None,
-        cut: Callable[[], bool] = lambda: False,
+        cut: Callable[[int], bool] = lambda server: False,
     ) -> None:
         self.waits_for: list[Call] = []
         self._deliver = deliver
@@ -72,7 +73,7 @@ class Caller:
 
     def ask(self, server: int, request: Request) -> Call:
         """Send `request`; its reply comes into the call some time."""
-        call = Call(server, request, self._answered, self._cut)
+        call = Call(server, request, self._answered, partial(self._cut, server))
         self._calls = [each for each in self._calls if each.open]
         self._calls.append(call)
         self._say(call, self._retry_s)
@@ -91,7 +92,7 @@ class Caller:
 
     def _say(self, call: Call, patience_s: float) -> None:
         if call.open:
-            if not self._cut():
+            if not call.cut():
                 self._network.send(self._deliver[call.server], call)
             patience_s = min(patience_s, LONGEST_PATIENCE_S)
             self._events.after(patience_s, self._say, call, 2.0 * patience_s)

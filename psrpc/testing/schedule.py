@@ -49,8 +49,8 @@ class Point(Enum):
 class Mishap:
     """Something happens to the process of rank `rank` when it has made `after_steps` steps.
 
-    A stop or a cut lasts `seconds`. A killed worker is replaced after as many, if it
-    `returns`.
+    A stop or a cut lasts `seconds`; a cut is from `server` alone, if one is given. A killed
+    worker is replaced after as many, if it `returns`.
     """
 
     rank: int
@@ -59,6 +59,7 @@ class Mishap:
     point: Point
     seconds: float
     returns: bool
+    server: int | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,7 @@ def _mishap(random: Random, schedule: Schedule, usual: int, dead_after_s: float)
         point=random.choice(tuple(Point)),
         seconds=random.choice((0.1, 1.0, 3.0)) * dead_after_s * random.uniform(0.5, 1.5),
         returns=random.random() < 0.6,
+        server=random.choice((None, random.randrange(schedule.servers))),
     )
 
 

@@ -51,6 +51,8 @@ class ShardWitness:
         self._samples = 0
         self._steps = 0
         self._duplicates = 0
+        self._not_looked_at: set[_Step] = set()  # repeated updates that came during a halt
+        self._unsure = 0  # of those, dropped with their worker: counted, or never looked at
         self._max_lead = 0
         self._staleness: Counter[int] = Counter()
         self._lag: Counter[int] = Counter()
@@ -71,7 +73,7 @@ class ShardWitness:
                 if self._backups and request.clock < self._clocks[request.worker]:
                     self._late.add(step)
                 else:
-                    self._note_key(request)
+                    self._note_key(step, request)
 
     def decided(self, token: Token, decisions: list[Decision], core: ShardCore) -> None:
         """The shard has decided about what it received last."""
@@ -132,7 +134,9 @@ class ShardWitness:
         stats = core.stats()
         wanted = {
             "updates_applied": self._updates,
-            "duplicates_dropped": self._duplicates,
+            "duplicates_dropped": min(
+                max(stats.duplicates_dropped, self._duplicates - self._unsure), self._duplicates
+            ),
             "optimizer_steps": self._steps,
             "samples": self._samples,
             "max_clock_gap": self._max_lead,
@@ -166,9 +170,13 @@ class ShardWitness:
             if step[1] >= self._clocks.get(step[0], 0):
                 # Not applied, and now it never is: somebody else makes that update.
                 self._keys_held.discard(self._pushes[self._first.pop(step)].key)
+                self._unsure += step in self._not_looked_at
 
-    def _note_key(self, push: Push) -> None:
-        self._duplicates += push.key in self.applied or push.key in self._keys_held
+    def _note_key(self, step: _Step, push: Push) -> None:
+        if push.key in self.applied or push.key in self._keys_held:
+            self._duplicates += 1
+            if self.halted:
+                self._not_looked_at.add(step)
         self._keys_held.add(push.key)
 
     # What is decided.

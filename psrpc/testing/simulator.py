@@ -118,7 +118,10 @@ class Simulation:
         )
         self.workers.append(worker)
         worker.ended = self._ended
-        cut = lambda: self.clock.now() < worker.cut_until  # noqa: E731
+
+        def cut(server: int) -> bool:
+            return self.clock.now() < max(worker.cut_until[None], worker.cut_until[server])
+
         worker.start(self._caller_of(worker.go_on, cut))
 
     def _cut(self, number: int) -> None:
@@ -144,7 +147,9 @@ class Simulation:
     def _befall(self, worker: SimWorker, mishap: Mishap) -> None:
         """Something happens to a worker's process; the coordinator notices, sooner or later."""
         if self._trace is not None:
-            self._trace(f"process {worker.process}: {mishap.fate.value} for {mishap.seconds:.2f} s")
+            whom = "" if mishap.server is None else f" from server {mishap.server}"
+            what = f"{mishap.fate.value}{whom} for {mishap.seconds:.2f} s"
+            self._trace(f"process {worker.process}: {what}")
         lose = self.servers[0].lose
         if mishap.fate is Fate.KILL:
             if mishap.returns:
@@ -154,12 +159,15 @@ class Simulation:
             self.events.after(soon_s, lose, worker.process, "its connection was closed")
             return
         if mishap.fate is Fate.CUT:
-            worker.cut_until = max(worker.cut_until, self.clock.now() + mishap.seconds)
+            until = max(worker.cut_until[mishap.server], self.clock.now() + mishap.seconds)
+            worker.cut_until[mishap.server] = until
+            if mishap.server:
+                return  # the coordinator hears it as before
         if mishap.seconds > self.schedule.dead_after_s:
             self.events.after(self.schedule.dead_after_s, lose, worker.process, "it is silent")
 
     def _caller_of(
-        self, wake: Callable[[], None], cut: Callable[[], bool] = lambda: False
+        self, wake: Callable[[], None], cut: Callable[[int], bool] = lambda server: False
     ) -> Caller:
         deliver: list[Callable[[Call], None]] = [server.receive for server in self.servers]
         retry_s = self.schedule.retry_s

@@ -5,6 +5,7 @@ The generator yields what it waits for: seconds, or calls.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from random import Random
@@ -69,7 +70,8 @@ class SimWorker:
         self.progress = Progress(process)
         self.steps = 0
         self.samples = 0
-        self.cut_until = 0.0
+        # By server; None: from all of them.
+        self.cut_until: defaultdict[int | None, float] = defaultdict(float)
         self.finished = False
         self.ended: Callable[[], None] = lambda: None
         self._gathered = 0
@@ -233,9 +235,12 @@ class SimWorker:
         if self.progress.active and not was_active:
             # The first two steps of a worker that overlaps are of these weights.
             yield from self._pull()
-            yield from self._even_out()
+            while self.progress.apart:
+                yield from self._pull()
+            self._read = self.progress.clock
 
     def _pull(self) -> Life:
+        """Ask for weights; all must be of one round, and one shard may have begun the next."""
         progress = self.progress
         calls = self._ask_all(
             lambda server: Pull(
@@ -244,12 +249,6 @@ class SimWorker:
         )
         yield from self._hear(calls)
         progress.pulled([call.reply for call in calls])
-
-    def _even_out(self) -> Life:
-        """Weights must be of one round: one shard may have begun the next."""
-        while self.progress.apart:
-            yield from self._pull()
-        self._read = self.progress.clock
 
     def _step(self) -> Life:
         read = self._read
@@ -295,8 +294,10 @@ class SimWorker:
         yield from self._hear(flight.calls)
         late = self.progress.answered(flight.key, [call.reply for call in flight.calls])
         self.samples += 0 if late else flight.samples
+        while self.progress.apart:
+            yield from self._pull()
         if flight.pull:
-            yield from self._even_out()
+            self._read = self.progress.clock
 
     def _rest(self) -> Life:
         """Stop stepping, and let every shard know before anything else."""

@@ -171,7 +171,15 @@ def counts_once(ended: Sequence[Finished], epochs: int = 2) -> dict[str, object]
     report = report_of(ended)
     assert report["samples_counted_once"] is True, report
     assert report["epoch_accounts"] == [
-        {"epoch": e, "samples": 400, "lost": 0, "doubled": 0, "skipped": 0, "over": True}
+        {
+            "epoch": e,
+            "samples": 400,
+            "lost": 0,
+            "doubled": 0,
+            "skipped": 0,
+            "over": True,
+            "skipped_at": [],
+        }
         for e in range(epochs)
     ]
     return report
@@ -291,13 +299,17 @@ def test_two_at_once_and_one_that_comes(bench: Bench) -> None:
     assert counts_once(ended)["workers_lost"] == 3
 
 
-def test_without_workers_a_job_ends(bench: Bench) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_without_workers_a_job_ends(bench: Bench, number: signal.Signals) -> None:
+    """Whether they died or all were asked to leave."""
     ranks = begin(bench, "async", seconds=0.02, rejoin_s=0.5)
     until_steps(bench, ranks, 1, 5)
     for rank in (1, 2, 3):
-        os.kill(ranks.pid(rank), signal.SIGKILL)
-    server, *_ = ranks.finish()
+        os.kill(ranks.pid(rank), number)
+    server, *workers = ranks.finish()
     assert server.code == 1
+    if number == signal.SIGTERM:
+        assert [(each.code, ours(each)) for each in workers] == [(0, [])] * 3
     assert "0 workers are left of the 1 that the job needs" in server.err
     assert server.took_s < SOON_S
 

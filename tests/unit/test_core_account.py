@@ -55,6 +55,12 @@ def test_what_was_given_up_is_skipped_and_not_lost() -> None:
     assert of_one(skipping, there, less).lost == 1
 
 
+def test_what_was_given_up_is_named_by_its_places_in_the_order() -> None:
+    spans = ((1, 1, 2), (0, 1, 3))
+    skipping = EpochLeases(0, 10, 5, 5, batch_size=2, stops=(5, 9, 10), given_up=spans)
+    assert of_one(skipping).skipped_at == ((2, 5), (7, 9))
+
+
 def test_of_an_epoch_that_is_not_over_nothing_is_lost_but_it_says_so() -> None:
     broken = EpochLeases(0, 10, done=5, skipped=0, batch_size=2, stops=(5, 9))
     twice = Coverage(0, ((0, 1),), (), ((0, 1),))

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from psrpc.core.leases import MAX_BATCHES, LeaseBook
+from psrpc.core.ledger import Ledger
 from psrpc.counts import EpochLeases
 from psrpc.errors import UsageError
 from psrpc.messages import Lease
@@ -228,3 +229,58 @@ def test_what_is_given_up_is_what_was_left_of_it() -> None:
     assert lease.id not in [each.id for each in rest]
     book.finish(0, tuple(each.id for each in rest))
     assert book.closed(0)
+
+
+# After a checkpoint.
+
+
+def resumed(book: LeaseBook, applied: dict[int, int]) -> LeaseBook:
+    """The book that goes on from `book`'s record, with so many updates of each lease."""
+    ledger, start = Ledger(), 0
+    (record,) = book.export()
+    for index, stop in enumerate(record.stops):
+        lease = Lease(0, index, start, stop, record.batch_size)
+        start = stop
+        for step in range(applied.get(index, 0)):
+            ledger.record(lease.key(step))
+    again = LeaseBook()
+    again.restore([record], [ledger])
+    return again
+
+
+def test_what_was_given_up_stays_given_up() -> None:
+    book = LeaseBook()
+    lease = book.acquire(0, 0, 100, 5, 1)
+    assert lease is not None
+    assert lease.steps == 10
+    (freed,) = book.give_back(0, done(4))
+    book.skip(freed)
+    again = resumed(book, {0: 4})
+    assert export(again) == export(book) == [(0, 20, 30)]
+    assert again.export() == book.export()
+    assert lease.id not in [each.id for each in take_all(again, 100, 5, 1)]
+
+
+def test_what_was_given_up_after_the_cut_is_given_up_and_the_rest_done_again() -> None:
+    book = LeaseBook()
+    lease = book.acquire(0, 0, 20, 1, 1)
+    assert lease is not None
+    (freed,) = book.give_back(0, done(4))
+    book.skip(freed)
+    again = resumed(book, {0: 2})
+    assert export(again) == [(0, 2, lease.stop - 4)]
+    parts = [each for each in take_all(again, 20, 1, 1) if each.index == 0]
+    assert sorted((each.first_step, each.end) for each in parts) == [(2, 3), (3, 4)]
+    again.finish(0, [each.id for each in parts])
+    assert export(again) == [(0, 4, lease.stop - 4)]
+
+
+def test_an_epoch_that_was_broken_off_stays_so() -> None:
+    book = LeaseBook()
+    assert book.acquire(0, 0, 20, 1, 1) is not None
+    book.give_back(0, done(0), before=1)
+    again = resumed(book, {})
+    assert again.export()[0].broken_off
+    following = again.acquire(0, 1, 20, 1, 1)
+    assert following is not None
+    assert following.epoch == 1

@@ -110,11 +110,14 @@ def test_after_a_death_the_work_of_those_who_leave_early_may_be_left() -> None:
     assert members.finished, "it has seen the end"
 
 
-def test_without_a_death_all_may_leave_early() -> None:
+def test_a_job_that_all_leave_early_is_not_finished() -> None:
     members = started(2)
-    for worker in (0, 1):
-        members.leave(worker, early=True)
-    assert members.finished
+    members.leave(0, early=True)
+    assert not members.short
+    members.leave(1, early=True)
+    assert (members.finished, members.short) == (False, True)
+    members.join(None)
+    assert (members.finished, members.short) == (False, False)
 
 
 def test_the_last_ones_death_ends_a_job_that_another_has_finished() -> None:

@@ -80,6 +80,8 @@ def test_the_churn_seeds_cover_what_can_happen() -> None:
         drawn = [draw(mode, seed, churn=True) for seed in range(CHURN_SEEDS)]
         mishaps = [(each, s) for s in drawn for each in s.mishaps]
         assert {(m.fate, m.point) for m, _ in mishaps} == set(itertools.product(Fate, Point))
+        links = {(m.point, m.server) for m, _ in mishaps if m.fate is Fate.CUT}
+        assert links == set(itertools.product(Point, (None, 0, 1, 2, 3)))
         assert {m.returns for m, _ in mishaps if m.fate is Fate.KILL} == {True, False}
         for fate in (Fate.STOP, Fate.CUT):
             noticed = {m.seconds > s.dead_after_s for m, s in mishaps if m.fate is fate}

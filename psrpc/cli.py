@@ -12,7 +12,7 @@ import click
 
 from psrpc._version import __version__
 from psrpc.errors import ConfigError, PsrpcError, UsageError
-from psrpc.settings import OPTIONS, TrainSettings, parse, unwritable
+from psrpc.settings import OPTIONS, TrainSettings, of_the_launcher, parse, unwritable
 
 _INTERRUPTED = 130
 
@@ -75,7 +75,7 @@ def train(
     Called plainly, starts the servers and workers on this host itself. Under torchrun
     the first --servers ranks serve and the others work.
     """
-    settings = parse(texts, overlap=overlap, quiet=quiet)
+    settings = parse(texts, overlap=overlap, quiet=quiet, isolate=isolate)
     # Imported late, so that help and wrong options need not wait for torch.
     from psrpc import environment
 
@@ -88,6 +88,8 @@ def train(
             )
         _start(settings, argv, isolate=isolate)
         return
+    if environment.launcher() is None and (problems := of_the_launcher(texts, isolate=isolate)):
+        raise ConfigError(problems)
     workers = place.world_size - settings.servers
     if texts["workers"] is not None and settings.workers != workers:
         raise ConfigError(
@@ -149,9 +151,11 @@ def join(address: str, script: tuple[str, ...], workers: int, max_restarts: int)
     itself; for one of a script of your own, give SCRIPT and its arguments.
     """
     from psrpc.isolation import launch_joiners, place_of
-    from psrpc.lobby import look_up
+    from psrpc.lobby import look_up, split
 
     lobby = look_up(address)
+    host, port = split(address)
+    one_host = lobby.admit(host)
     if lobby.arguments is None and not script:
         raise UsageError(
             f"the job at {address} runs a script: give it ({lobby.script}) and its arguments"
@@ -159,8 +163,7 @@ def join(address: str, script: tuple[str, ...], workers: int, max_restarts: int)
     if lobby.arguments is not None and script:
         raise UsageError(f"the job at {address} was started by psrpc train: give no script")
     command = list(script) if lobby.arguments is None else ["-m", "psrpc", *lobby.arguments]
-    host, _, port = address.rpartition(":")
-    place = place_of(host, int(port), lobby.job, world_size=lobby.world_size)
+    place = place_of(host, port, lobby.job, world_size=lobby.world_size, one_host=one_host)
     launch_joiners(command, place, workers, max_restarts)
 
 

@@ -15,8 +15,15 @@ from psrpc.core.decisions import Answer, Decision, Same, Token
 from psrpc.core.ledger import Ledger
 from psrpc.core.shard import ShardCore
 from psrpc.counts import EpochLeases
-from psrpc.errors import ConfigError, JobFailedError, ProtocolError, PsrpcError, encode
-from psrpc.job import PROTOCOL, Job
+from psrpc.errors import (
+    ConfigError,
+    JobFailedError,
+    PeerLostError,
+    ProtocolError,
+    PsrpcError,
+    encode,
+)
+from psrpc.job import PROTOCOL, Job, PlaneChoice
 from psrpc.messages import (
     Acquire,
     Bye,
@@ -194,13 +201,20 @@ class Coordinator:
             if worker is not None and worker in self.core.members.live:
                 self._buffers.drop(worker)
             try:
-                answers = self._convene(lambda shard: self.core.lose(process, why, shard))
+                answers = self._lose(process, why)
             except Exception as error:
                 # On the thread that hears of deaths, which must go on.
                 answers = self._end(JobFailedError(f"server 0: {type(error).__name__}: {error}"))
         resolve(answers)
         self.lost(process)
         self._tell()
+
+    def _lose(self, process: int, why: str) -> Answers:
+        members, worker = self.core.members, self.core.worker_of(process)
+        if self.job.plane is PlaneChoice.COLLECTIVE and members.started and worker in members.live:
+            # Groups cannot go on without a member, and its next round would wait for it.
+            return self._end(PeerLostError(f"collective plane: worker {worker} is lost: {why}"))
+        return self._convene(lambda shard: self.core.lose(process, why, shard))
 
     def _take_rest(self) -> None:
         """What the model has that is not trained, as workers are to have it."""

@@ -11,6 +11,7 @@ from psrpc.clock import Clock, SystemClock
 from psrpc.meter import Meter
 
 _REDRAW_S = 0.2
+_LEAVE_S = 2.0
 _LOG_EVERY_S = 5.0
 _WINDOW = 15
 _WIDTH = 24
@@ -44,7 +45,7 @@ class ProgressLine:
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(_LEAVE_S)  # a terminal may be held
         if self._meter.steps:
             self._draw()
             if self._tty:

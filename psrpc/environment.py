@@ -101,6 +101,11 @@ def use_interface(name: str) -> None:
     os.environ.setdefault(INTERFACE, name)
 
 
+def interface() -> str | None:
+    """The network interface that the user chose to listen on, if any."""
+    return os.environ.get(INTERFACE)
+
+
 def for_children(**variables: str) -> None:
     """Set variables that child processes shall see."""
     os.environ.update(variables)

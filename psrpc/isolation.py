@@ -7,8 +7,11 @@ starts that process again when it dies (`torchrun --standalone --max-restarts=N`
 
 from __future__ import annotations
 
+import fcntl
 import json
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -21,27 +24,45 @@ from pathlib import Path
 
 from psrpc import environment
 from psrpc.environment import JOINS, Place
-from psrpc.errors import JobFailedError, PsrpcError, decode
+from psrpc.errors import ConfigError, JobFailedError, PsrpcError, decode
 from psrpc.launch import child_variables, over_file, run_agent
 from psrpc.lifeline import die_with_launcher
 
 _LOOK_AGAIN_S = 0.1
+_SIOCGIFADDR = 0x8915  # asks the kernel for an interface's address
 _GRACE_S = 5.0  # from a failure until what still runs is ended
 _STOP_S = 6.0  # the agents give their processes 3 s
 
 
-def place_of(address: str, port: int, job: str, *, world_size: int, rank: int = JOINS) -> Place:
-    """Where a process of an isolated role stands, on this host."""
+def place_of(address: str, port: int, job: str, *, world_size: int, one_host: bool = True) -> Place:
+    """Where a process that joins a job stands: on its one host, or on one of several."""
     return Place(
-        rank=rank,
+        rank=JOINS,
         world_size=world_size,
-        local_rank=max(rank, 0),
-        local_world_size=world_size,
+        local_rank=0,
+        local_world_size=world_size if one_host else 1,
         address=address,
         port=port,
         agent_keeps_store=True,
         job=job,
     )
+
+
+def own_address() -> str:
+    """Where this host's processes listen: on the interface that the user chose, or on loopback.
+
+    Raises ConfigError if that has no IPv4 address.
+    """
+    name = environment.interface() or "lo"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            found = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+        except OSError as error:
+            raise ConfigError(
+                f"{environment.INTERFACE} names {name!r}, which has no IPv4 address here "
+                f"({error.strerror}): ip addr lists what there is"
+            ) from None
+    return socket.inet_ntoa(found[20:24])
 
 
 class Roles:
@@ -150,17 +171,18 @@ def launch_isolated(
 
     from psrpc.rendezvous import listen
 
-    listener = listen("127.0.0.1", port)
+    host = own_address()
+    listener = listen(host, port)
     port = listener.getsockname()[1]
     store = TCPStore(
-        "127.0.0.1",
+        host,
         port,
         is_master=True,
         wait_for_workers=False,
         master_listen_fd=listener.detach(),
     )
-    print(f"psrpc: more workers may come: psrpc join 127.0.0.1:{port}", file=sys.stderr, flush=True)
-    first = place_of("127.0.0.1", port, uuid.uuid4().hex, world_size=servers + workers)
+    print(f"psrpc: more workers may come: psrpc join {host}:{port}", file=sys.stderr, flush=True)
+    first = place_of(host, port, uuid.uuid4().hex, world_size=servers + workers)
     with _terminable(), Roles(["-m", "psrpc", *arguments]) as roles:
         for rank in range(servers + workers):
             # A server that came back would begin afresh.

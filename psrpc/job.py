@@ -147,6 +147,11 @@ class Job:
                 f"the collective timeout must be above 0 s, not {self.collective_timeout_s}"
             )
         problems += self.elastic.problems(self.workers)
+        if self.plane is PlaneChoice.COLLECTIVE and self.elastic != Elastic():
+            problems.append(
+                "on the collective plane a worker's death ends the job, so elastic does nothing: "
+                "leave it out, or choose another plane (auto, rpc, shm)"
+            )
         if self.checkpointing is not None:
             problems += self.checkpointing.problems()
         if self.start_timeout_s <= 0:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from psrpc._version import __version__
-from psrpc.environment import Place
+from psrpc.environment import INTERFACE, Place, interface
 from psrpc.errors import AddressError, ConfigError, UsageError
 from psrpc.job import Job
 from psrpc.planes.agent import hushed
@@ -28,7 +28,8 @@ class Lobby:
     """What somebody who wants to join must know.
 
     `arguments` are those of `psrpc train` if that started the job, else None, and `script` is
-    the name of the user's. `world_size` and `servers` are what the job was started with.
+    the name of the user's. `world_size` and `servers` are what the job was started with. `one_host`
+    is whether all of that is on one host, `loopback` whether nobody else can reach it.
     """
 
     job: str
@@ -37,6 +38,21 @@ class Lobby:
     version: str
     arguments: list[str] | None
     script: str
+    one_host: bool
+    loopback: bool
+
+    def admit(self, host: str) -> bool:
+        """Whether a worker here is on the job's one host; `host` is the address of its store.
+
+        Raises ConfigError if it cannot reach the job's servers.
+        """
+        here = _is_own(host)
+        if self.loopback and not here:
+            raise ConfigError(
+                f"the job at {host} can be joined on its own host only, where its servers listen "
+                f"on the loopback interface: start it with {INTERFACE} naming another one (eth0)"
+            )
+        return self.one_host and here
 
 
 def publish_lobby(rendezvous: Rendezvous, job: Job, place: Place) -> None:
@@ -44,8 +60,40 @@ def publish_lobby(rendezvous: Rendezvous, job: Job, place: Place) -> None:
     program = Path(sys.argv[0])
     ours = program.name == "psrpc" or program.parts[-2:] == ("psrpc", "__main__.py")
     arguments = sys.argv[1:] if ours else None
-    lobby = Lobby(place.job, place.world_size, job.servers, __version__, arguments, program.name)
+    lobby = Lobby(
+        place.job,
+        place.world_size,
+        job.servers,
+        __version__,
+        arguments,
+        program.name,
+        place.one_host,
+        loopback=place.one_host and interface() in (None, "lo"),
+    )
     rendezvous.announce(KEY, json.dumps(vars(lobby)))
+
+
+def split(address: str) -> tuple[str, int]:
+    """The host and the port of HOST:PORT or [IPV6]:PORT. Raises UsageError if it is neither."""
+    host, _, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(
+            f"a job's address is HOST:PORT, such as 127.0.0.1:29500 or [::1]:29500, not {address!r}"
+        )
+    return host, int(port)
+
+
+def _is_own(host: str) -> bool:
+    """Whether this is an address of this host (or network namespace)."""
+    try:
+        family, kind, proto, _, where = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.bind(where)
+    except OSError:
+        return False
+    return True
 
 
 def look_up(address: str) -> Lobby:
@@ -54,25 +102,24 @@ def look_up(address: str) -> Lobby:
     Raises UsageError for something that is no address, AddressError if nobody is there,
     and ConfigError if it is no job of this version of psrpc.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UsageError(f"a job's address is HOST:PORT, such as 127.0.0.1:29500, not {address!r}")
+    host, port = split(address)
     try:
         # The store's own client asks for longer than anybody wants to wait.
-        socket.create_connection((host, int(port)), _PATIENCE_S).close()
+        socket.create_connection((host, port), _PATIENCE_S).close()
         with hushed():
             store = TCPStore(
                 host,
-                int(port),
+                port,
                 is_master=False,
                 wait_for_workers=False,
                 timeout=timedelta(seconds=_PATIENCE_S),
             )
             text = store.get(KEY).decode() if store.check([KEY]) else None
     except (OSError, RuntimeError, dist.DistError) as error:
+        hint = "" if _is_own(host) else f"; from another host, was it started with {INTERFACE} set"
         raise AddressError(
             f"nobody answers for a job at {address}: is it running, and is this the address that "
-            "it showed (with torchrun: MASTER_ADDR:MASTER_PORT)?"
+            f"it showed (with torchrun: MASTER_ADDR:MASTER_PORT){hint}?"
         ) from error
     if text is None:
         raise AddressError(f"a store is at {address}, but no psrpc job has begun there")

@@ -117,14 +117,15 @@ class ServerNode:
         if self.coordinator is None:
             return
         self.coordinator.lost = lambda process: rendezvous.say(gone(worker_name(process)))
-        # A collective tells of a death itself, and cannot go on after one.
-        if self.job.plane is not PlaneChoice.COLLECTIVE:
-            dead_after_s = self.job.elastic.dead_after_s
-            self.pulse = Pulse(self.agent.host, dead_after_s, self.coordinator.lose)
-            self.coordinator.expected = self.pulse.expect
-            self.pulse.start()
+        silence_s = self.job.elastic.dead_after_s
+        if self.job.plane is PlaneChoice.COLLECTIVE:
+            silence_s = max(silence_s, self.job.collective_timeout_s)
+        else:
             self.coordinator.suspect = self._look_after_servers
-        rendezvous.publish(PULSE, self.pulse.address if self.pulse is not None else "")
+        self.pulse = Pulse(self.agent.host, silence_s, self.coordinator.lose)
+        self.coordinator.expected = self.pulse.expect
+        self.pulse.start()
+        rendezvous.publish(PULSE, self.pulse.address)
 
     def _look_after_servers(self, error: PsrpcError) -> None:
         """A worker lost a server. That is the job's end if the server is dead; else its own."""

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from psrpc.forks import keep_from_children
+
 _HELLO = struct.Struct("!16sI")
 _BEAT = b"\x01"
 _BEATS_A_LIFE = 5
@@ -179,13 +181,7 @@ class Heart:
     def start(self) -> None:
         """Connect and say the first word; if that fails it is tried again, in the background."""
         self._sock = self._connect()
-        os.register_at_fork(after_in_child=self._let_go)
         self._thread.start()
-
-    def _let_go(self) -> None:
-        """In a forked process, such as a data loader's: the connection shall end without it."""
-        if self._sock is not None:
-            self._sock.close()
 
     def stop(self) -> None:
         """Fall silent, and hang up."""
@@ -224,4 +220,4 @@ class Heart:
             sock.close()
             return None
         sock.setblocking(False)
-        return sock
+        return keep_from_children(sock)

@@ -17,6 +17,7 @@ from psrpc.clock import Clock, SystemClock
 from psrpc.environment import Place
 from psrpc.errors import AddressError, JobOverError, PeerLostError, StartTimeoutError, decode
 from psrpc.planes.agent import hushed
+from psrpc.timely import TimelyStore
 
 _LOOK_AGAIN_S = 0.02
 _JOIN_S = 10.0
@@ -34,7 +35,7 @@ class Rendezvous:
         # A job that one joins runs already, or is over.
         self._connect_s = min(timeout_s, _JOIN_S) if place.joins else timeout_s
         self._clock = clock or SystemClock()
-        self._store: Store | None = None
+        self._store: TimelyStore | None = None
         self._root: Any = None
         self._keeps = place.rank == 0 and not place.agent_keeps_store
 
@@ -67,7 +68,7 @@ class Rendezvous:
         except (RuntimeError, dist.DistNetworkError) as error:
             raise self._no_store() from error
         self._root = store
-        self._store = PrefixStore(f"psrpc/{place.job}", store)
+        self._store = TimelyStore(PrefixStore(f"psrpc/{place.job}", store))
 
     def branch(self, name: str) -> Store:
         """A way to the store for another thread's own use, with its keys under `name`.
@@ -121,6 +122,8 @@ class Rendezvous:
         if self._keeps:
             everybody = [_left(rank) for rank in range(self._place.world_size)]
             self.await_or_give_up(everybody, FAREWELL_S)
+        if self._store is not None:
+            self._store.close()
 
     def number(self) -> int:
         """A number from 0 on that no process of the job has had before."""
@@ -135,13 +138,16 @@ class Rendezvous:
         self._root.set(key, value)
 
     def publish(self, key: str, value: str) -> None:
-        """Let the others read `value` under `key`."""
+        """Let the others read `value` under `key`. Raises PeerLostError if the store is gone."""
         assert self._store is not None
-        self._store.set(key, value)
+        try:
+            self._store.set(key, value)
+        except (RuntimeError, dist.DistError) as error:
+            raise self._lost_store() from error
 
     def say(self, key: str, value: str = "") -> None:
         """Publish, if the store is still there."""
-        with hushed(), contextlib.suppress(RuntimeError, dist.DistError):
+        with hushed(), contextlib.suppress(PeerLostError):
             self.publish(key, value)
 
     def heard(self, key: str) -> str | None:

@@ -215,7 +215,11 @@ class TrainSettings:
 
 
 def parse(
-    texts: Mapping[str, str | None], *, overlap: bool = False, quiet: bool = False
+    texts: Mapping[str, str | None],
+    *,
+    overlap: bool = False,
+    quiet: bool = False,
+    isolate: bool = False,
 ) -> TrainSettings:
     """Read the options' texts. Raises ConfigError with everything that is wrong, at once."""
     values: dict[str, Any] = {}
@@ -229,6 +233,7 @@ def parse(
         except ValueError as error:
             problems.append(f"--{option.name} must be {error}, not {text!r}")
     problems += _contradictions(values)
+    problems += _without_effect(texts, isolate=isolate)
     mode = values.get("mode")
     if overlap and (mode == "sync" or (mode == "bounded" and not values.get("staleness", 1))):
         problems.append(
@@ -283,6 +288,43 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
             if values.get(name) is not None
         ]
     return problems
+
+
+def _without_effect(texts: Mapping[str, str | None], *, isolate: bool) -> list[str]:
+    """Say of each option that was given, be it with its default, why it would do nothing."""
+    problems = []
+    if texts.get("plane") == "collective":
+        problems += [
+            f"--{name.replace('_', '-')} does nothing with --plane collective, where a worker's "
+            "death ends the job: leave it out, or choose another plane"
+            for name in _OF_WORKERS_THAT_COME_AND_GO
+            if texts.get(name) is not None
+        ]
+    if texts.get("max_restarts") is not None and not isolate:
+        problems.append(
+            "--max-restarts needs --isolate: without it a process that dies ends all others"
+        )
+    return problems
+
+
+_OF_WORKERS_THAT_COME_AND_GO = (
+    "min_workers",
+    "dead_after",
+    "rejoin_timeout",
+    "on_worker_failure",
+    "on_poison",
+)
+
+
+def of_the_launcher(texts: Mapping[str, str | None], *, isolate: bool) -> list[str]:
+    """Say of each option that is about starting processes that they were started otherwise."""
+    given = ["isolate"] if isolate else []
+    given += [name for name in ("port", "max_restarts") if texts.get(name) is not None]
+    return [
+        f"--{name.replace('_', '-')} is for processes that psrpc train starts itself; torchrun has "
+        "started these: leave it out"
+        for name in given
+    ]
 
 
 def _wrong_backups(values: Mapping[str, Any]) -> list[str]:

@@ -161,7 +161,8 @@ class Worker:
         weight in a synchronous round: by default the batch's size, or 1 for data that is not
         from `batches`.
         Raises GradientError (NonFiniteGradientError for NaN or Inf, unless they are to
-        be skipped), PeerLostError, or JobFailedError.
+        be skipped), JobFailedError, or PeerLostError: the weights may be torn then, and this
+        worker can neither step nor leave.
         """
         self._loss = loss.detach() if isinstance(loss, torch.Tensor) else loss
         if samples is not None:

@@ -103,11 +103,10 @@ class WorkerNode:
         process = rendezvous.number()
         number = self.job.servers + process
         agent = Agent(worker_name(process), number, threads=_THREADS, one_host=self.fabric.one_host)
-        heart = Heart(pulse, process, self.job.elastic.dead_after_s) if pulse else None
+        heart = Heart(pulse, process, self.job.elastic.dead_after_s)
         agent.start()
         try:
-            if heart is not None:
-                heart.start()
+            heart.start()
             links = [
                 self._link(RpcLink(agent, Address(name, index, url)), door, berth, rendezvous)
                 for index, (name, url, door, berth) in enumerate(
@@ -120,8 +119,7 @@ class WorkerNode:
             )
             return self._work(self.worker, function, links)
         finally:
-            if heart is not None:
-                heart.stop()
+            heart.stop()
             rendezvous.say(gone(agent.name))
             # A server that still listens would log the end of a worker as a fault.
             # It may itself wait that long, for a worker that never came.

@@ -18,6 +18,14 @@ _HEAD = struct.Struct("<IQ")  # the bytes of the message, and of the tensors
 _DRAIN_BYTES = 1 << 16
 _MOST_VIEWS = 512  # of one call of the kernel, which takes 1024
 _MOST_BYTES = 1 << 26
+# The kernel asks a silent peer's kernel whether it is there, and ends the stream after 60 s in
+# which that has said nothing, or has not taken what was sent. Processes may be silent for longer.
+_CUT_OFF = {
+    socket.TCP_KEEPIDLE: 20,
+    socket.TCP_KEEPINTVL: 10,
+    socket.TCP_KEEPCNT: 4,
+    socket.TCP_USER_TIMEOUT: 60_000,
+}
 
 
 def as_bytes(flat: torch.Tensor) -> memoryview:
@@ -44,6 +52,9 @@ class Freight:
         self._idle = idle
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        # A peer that the network cuts off: without this a thread waits for it for hours.
+        for option, value in _CUT_OFF.items():
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
         sock.settimeout(None)
         if idle is not None:
             whole = int(idle_s)

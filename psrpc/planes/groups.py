@@ -18,6 +18,7 @@ import torch
 from torch._C._distributed_c10d import PrefixStore, Store, Work
 
 from psrpc.errors import ConfigError, PeerLostError, TorchInterfaceError
+from psrpc.forks import Closable, keep_sockets_from_children
 from psrpc.job import Backend
 
 _LOOK_AGAIN_S = 0.001
@@ -59,8 +60,9 @@ class Group:
     Raises PeerLostError when a member dies, and when one does not go on for `timeout_s`.
     """
 
-    def __init__(self, processes: Any, name: str, timeout_s: float) -> None:
+    def __init__(self, processes: Any, sockets: Closable, name: str, timeout_s: float) -> None:
         self._processes = processes
+        self._sockets = sockets
         self._name = name
         self._timeout_s = timeout_s
 
@@ -131,10 +133,13 @@ class Groups:
             store = PrefixStore(str(number), self._store)
             try:
                 self._meet(store, workers, rank)
-                processes = self._make(store, rank, 1 + len(workers))
+                size = 1 + len(workers)
+                processes, sockets = keep_sockets_from_children(
+                    lambda: self._make(store, rank, size)
+                )
             except RuntimeError as error:
                 raise lost(name, _cause(error), self._fabric.timeout_s) from None
-            self._groups[number] = Group(processes, name, self._fabric.timeout_s)
+            self._groups[number] = Group(processes, sockets, name, self._fabric.timeout_s)
         return self._groups[number]
 
     def keep(self, numbers: Collection[int]) -> None:

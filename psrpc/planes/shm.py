@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 
 from psrpc.errors import AddressError, PeerLostError
+from psrpc.forks import keep_from_children
 from psrpc.messages import Reply, Request
 from psrpc.planes import wire
 from psrpc.planes.base import Payload, Pending, checked, land
@@ -65,7 +66,7 @@ class ShmLink:
         self.control = control
         self.peer_name = control.peer.name
         self._address = address
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._sock = keep_from_children(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         self._region: Region | None = None
         self._buffers = Buffers.none()
 
@@ -90,7 +91,7 @@ class ShmLink:
             raise self.lost(error.strerror or str(error)) from None
         if not fds:
             raise self.lost("it gave no memory")
-        region = Region(layout, fds[0])
+        region = keep_from_children(Region(layout, fds[0]))
         self._region = region
         self._buffers = Buffers(region.part(Part.WEIGHTS), lambda side: region.part(Part(side)))
         return self._buffers

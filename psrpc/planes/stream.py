@@ -20,6 +20,7 @@ from contextlib import suppress
 import torch
 
 from psrpc.errors import AddressError, PeerLostError, ProtocolError
+from psrpc.forks import keep_from_children
 from psrpc.messages import Request
 from psrpc.planes import wire
 from psrpc.planes.base import Payload, Pending, checked, land
@@ -86,7 +87,9 @@ class StreamLink:
             raise AddressError(
                 f"{self.control.peer.name} cannot be reached at {self._host}:{self._port} ({error})"
             ) from None
-        self._freight = Freight(sock, self.control.ping, self.control.patience.attempt_s)
+        self._freight = Freight(
+            keep_from_children(sock), self.control.ping, self.control.patience.attempt_s
+        )
         self._freight.send(self._token.encode())
 
     def open(self, layout: ShardLayout) -> Buffers:

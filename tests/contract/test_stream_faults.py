@@ -39,6 +39,7 @@ from psrpc.server import ParameterServer
 from tests.contract.fleet import Plan, until
 from tests.contract.hand import WAIT_S, stepped
 
+KEEPALIVE = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
 SIZE = {"rows": 1024, "columns": 1024}  # 4 MB: more than sockets hold by themselves
 
 
@@ -158,17 +159,42 @@ def test_a_worker_that_dies_within_a_push_leaves_nothing(quay: Quay) -> None:
     assert quay.server.core.stats().updates_applied == 0
 
 
-def test_a_push_that_breaks_half_way_is_sent_again_and_is_not_mixed(quay: Quay) -> None:
+def test_a_push_that_breaks_half_way_is_sent_again_and_is_not_mixed(
+    quay: Quay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the link itself; of what the server got first nothing is left."""
     before = quay.weights().clone()
-    freight, sock = quay.raw()
-    half_a_push(quay, sock)
     link = quay.link()
+    send, breaks = Freight.send, iter([True])
+
+    def break_once(freight: Freight, message: bytes, flats: Any = ()) -> None:
+        if freight is link._freight and next(breaks, False):
+            half_a_push(quay, freight._sock)
+            freight.cut()
+        send(freight, message, flats)
+
+    monkeypatch.setattr(Freight, "send", break_once)
     assert stepped(link.exchange(push(), send=True, land=True)).version == 1
-    freight.close()
+    assert quay.control.pings == 1, "it has asked whether the server lives"
     until(lambda: quay.porter.guests == 1)
     assert torch.equal(quay.weights(), before - 1.0)
     assert torch.equal(quay.buffers.weights[0], before - 1.0)
+    assert quay.server.core.stats().updates_applied == 1
     assert quay.all_given_back()
+
+
+def test_both_ends_give_up_a_peer_that_is_cut_off(quay: Quay) -> None:
+    """Nobody can cut loopback here; that the kernel does what it is told is its own matter."""
+    link = quay.link()
+    until(lambda: quay.porter.guests == 1)
+    (guest,) = quay.porter._guests
+    assert link._freight is not None
+    for freight in (guest._freight, link._freight):
+        sock = freight._sock
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        asked_s = [sock.getsockopt(socket.IPPROTO_TCP, option) for option in KEEPALIVE]
+        assert asked_s[0] + asked_s[1] * asked_s[2] <= 60
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
 
 
 def test_a_stream_that_breaks_while_the_answer_is_held_is_replaced(round_of_two: Quay) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -116,6 +117,37 @@ def test_all_wrong_options_are_reported_at_once(shell: Shell) -> None:
 )
 def test_options_that_do_not_go_together(shell: Shell, options: str, reason: str) -> None:
     assert shell.train(options) == (2, [f"Error: {reason}"])
+
+
+@pytest.mark.parametrize(
+    "option", ["min-workers 1", "dead-after 10", "rejoin-timeout 9", "on-worker-failure stop",
+               "on-poison stop"],
+)  # fmt: skip
+def test_options_of_workers_that_come_and_go_with_process_groups(shell: Shell, option: str) -> None:
+    name = option.split()[0]
+    assert shell.train(f"--mode sync --plane collective --{option}") == (
+        2,
+        [
+            f"Error: --{name} does nothing with --plane collective, where a worker's death ends "
+            "the job: leave it out, or choose another plane"
+        ],
+    )
+
+
+def test_restarts_without_a_launcher_of_its_own(shell: Shell) -> None:
+    assert shell.train("--max-restarts 3") == (
+        2,
+        ["Error: --max-restarts needs --isolate: without it a process that dies ends all others"],
+    )
+
+
+@pytest.mark.parametrize("options", ["--isolate", "--port 0", "--isolate --max-restarts 1"])
+def test_options_of_the_launcher_under_torchrun(shell: Shell, options: str) -> None:
+    shell.as_rank(0, 3)
+    code, lines = shell.train(options)
+    assert code == 2
+    for name, line in zip(re.findall("--[a-z-]+", options), lines, strict=True):
+        assert line.startswith(f"Error: {name} is for processes that psrpc train starts itself;")
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])

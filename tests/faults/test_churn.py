@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -98,7 +99,20 @@ SCRIPT = """
 
         psrpc.planes.rpc.RpcLink.call = call_and_tell
 
+    class Slow(torch.utils.data.Dataset):
+        def __len__(self):
+            return 100
+
+        def __getitem__(self, index):
+            while index and not pathlib.Path("go on").exists():
+                time.sleep(0.01)
+            return torch.ones(4)
+
     def train(worker):
+        if os.environ.get("LOADER") and rank == "2":
+            # Its process outlives this one, and reads the next sample all the while.
+            loader = iter(torch.utils.data.DataLoader(Slow(), num_workers=1))
+            next(loader)
         if "-" in at and rank == "2":
             arm(worker, at)
         pathlib.Path(f"began-{rank}-{os.getpid()}").touch()
@@ -110,7 +124,8 @@ SCRIPT = """
                 worker.step()
                 pathlib.Path(f"steps-{rank}").write_text(str(worker.steps))
 
-    elastic = psrpc.Elastic(dead_after_s=1.0, rejoin_timeout_s=float(sys.argv[7]))
+    dead_after_s = float(os.environ.get("DEAD_AFTER", "1.0"))
+    elastic = psrpc.Elastic(dead_after_s=dead_after_s, rejoin_timeout_s=float(sys.argv[7]))
     result = psrpc.run(
         train,
         model=functools.partial(torch.nn.Linear, 4, 3),
@@ -221,6 +236,28 @@ def test_a_killed_worker_is_replaced_and_another_joins(bench: Bench, mode: str) 
 def began(bench: Bench, rank: str, command: Command) -> bool:
     """Whether a process came to train."""
     return (bench.folder / f"began-{rank}-{command.process.pid}").exists()
+
+
+@pytest.mark.parametrize("plane", ["shm", "rpc"])
+def test_the_children_of_a_dead_worker_keep_nothing_alive(bench: Bench, plane: str) -> None:
+    """Its data loader lives on; nobody waits for as long as silence may last."""
+    slowly = {"LOADER": "1", "DEAD_AFTER": str(2 * PATIENCE_S)}
+    at = f"before-{signal.SIGKILL.value}"
+    ranks = begin(bench, "sync", plane, at=at, seconds=0.02, **slowly)
+    wait_until((bench.folder / "struck").exists, PATIENCE_S, ranks.shown)
+    wait_until((bench.folder / "lost").exists, SOON_S, ranks.shown)
+    if plane == "shm":
+        wait_until(lambda: len(slots(ranks.pid(0))) == 2, SOON_S, ranks.shown)
+    (bench.folder / "go on").touch()
+    ended = [command.finish() for command in ranks.commands]
+    assert [each.code for each in ended] == [0, 0, -9, 0]
+    assert counts_once(ended)["workers_lost"] == 1
+
+
+def slots(pid: int) -> set[int]:
+    """The workers' slots of shared memory that a server has open."""
+    descriptors = Path(f"/proc/{pid}/fd").iterdir()
+    return {each.stat().st_ino for each in descriptors if "memfd:psrpc" in os.readlink(each)}
 
 
 @pytest.mark.parametrize("servers", [1, 2])

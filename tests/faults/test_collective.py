@@ -13,20 +13,22 @@ from tests.processes import PATIENCE_S, Bench, wait_until
 FAULT = """
     import os, pathlib, signal, threading
     from psrpc.planes.groups import Group
+    from psrpc.worker import Worker
 
     def strike(operation, number):
-        plain, counted = getattr(Group, operation), []
+        owner = Worker if operation == "step" else Group
+        plain, counted = getattr(owner, operation), []
 
-        def fatal(group, tensor):
+        def fatal(*arguments):
             counted.append(1)
             if len(counted) == 20:
                 # The others are in this round already, or come to it now.
                 pathlib.Path("struck").touch()
                 # This thread, so that it does not go on before the signal takes effect.
                 signal.pthread_kill(threading.get_ident(), number)
-            plain(group, tensor)
+            plain(*arguments)
 
-        setattr(Group, operation, fatal)
+        setattr(owner, operation, fatal)
 
     if os.environ.get("RANK") == os.environ.get("STRUCK_RANK", ""):
         strike(os.environ["STRUCK_IN"], int(os.environ["STRUCK_BY"]))
@@ -51,6 +53,8 @@ SCRIPT = """
 # The time limit of a round where it must not matter, and where it ends the job.
 LONG_S, SHORT_S = 60.0, 2.0
 ROUND = r"collective plane: server\d+ and workers 0, 1 did not finish a round \(.+\): one of them "
+
+LOST = "collective plane: worker 1 is lost: "
 
 
 def struck(bench: Bench, rank: int, operation: str, number: int, servers: int) -> list[str]:
@@ -99,7 +103,14 @@ def test_a_worker_within_a_round(
 ) -> None:
     lines = struck(bench, servers + 1, operation, number, servers)
     for line in lines:
-        assert re.fullmatch(f"psrpc: (worker 0 failed: PeerLostError: )?{ROUND}.*", line), line
+        told = f"(worker 0 failed: PeerLostError: )?({ROUND}|{LOST}).*"
+        assert re.fullmatch(f"psrpc: {told}", line), line
+
+
+def test_a_worker_between_two_rounds(bench: Bench) -> None:
+    """The next round is not begun, so no group tells of the death."""
+    for line in struck(bench, 2, "step", signal.SIGKILL, 1):
+        assert re.fullmatch(f"psrpc: {LOST}its connection was closed", line), line
 
 
 @pytest.mark.parametrize("servers", [1, 2])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import re
 import shutil
 import subprocess
 import uuid
@@ -13,7 +15,8 @@ from dataclasses import dataclass
 import pytest
 
 from tests.faults.test_churn import SCRIPT, counts_once
-from tests.processes import PATIENCE_S, Bench, Command, Ranks, free_port, wait_until
+from tests.faults.test_isolation import SLOW, readers
+from tests.processes import PATIENCE_S, PSRPC, Bench, Command, Ranks, free_port, wait_until
 
 _numbers = itertools.count(os.getpid() % 200 * 256)
 
@@ -107,3 +110,25 @@ def start(bench: Bench, hosts: Hosts, mode: str) -> Ranks:
         variables = {**shared, **local, "RANK": str(rank), "TP_SOCKET_IFNAME": cable}
         commands.append(bench.start(*words, PSRPC_TEST_HOST=hosts.names[host], **variables))
     return Ranks(commands)
+
+
+def test_a_worker_joins_from_another_host(bench: Bench, hosts: Hosts) -> None:
+    bench.write("slow.py", SLOW)
+    options = "--isolate --workers 1 --dataset slow:Slow --model slow:model --epochs 1"
+    lab = {"RES_OPTIONS": "timeout:1 attempts:1"}  # torch asks for the names of all addresses
+    inner = hosts.cable.replace("vb", "va", 1)
+    first, second = ({**lab, "PSRPC_TEST_HOST": name} for name in hosts.names)
+    command = bench.start(
+        *PSRPC, "train", *options.split(), "--json", "-", **first, TP_SOCKET_IFNAME=inner
+    )
+    wait_until(lambda: readers(bench), PATIENCE_S, command.shown)
+    (address,) = re.findall(r"psrpc join (\S+)", command.shown())
+    assert address.startswith(hosts.addresses[0])
+    joined = bench.start(*PSRPC, "join", address, **second)
+    wait_until(lambda: len(readers(bench)) == 2, PATIENCE_S, joined.shown)
+    (bench.folder / "hurry").touch()
+    ended = command.finish()
+    assert (ended.code, joined.finish().code) == (0, 0), ended.err + joined.shown()
+    assert json.loads(ended.out)["samples_counted_once"] is True
+    command.leaves_nothing()
+    joined.leaves_nothing()

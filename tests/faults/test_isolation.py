@@ -170,6 +170,7 @@ def test_a_join_to_another_version_or_a_script(bench: Bench) -> None:
     address = f"127.0.0.1:{store.port}"
     assert "no psrpc job has begun there" in bench.run(*PSRPC, "join", address).err
     lobby = {"job": "x", "world_size": 2, "servers": 1, "arguments": None, "script": "mine.py"}
+    lobby |= {"one_host": True, "loopback": True}
     store.set("psrpc/lobby", json.dumps({**lobby, "version": "0.0.0"}))
     ended = bench.run(*PSRPC, "join", address)
     assert ended.code == 2

@@ -91,7 +91,8 @@ def test_quiet_asynchronous_steps_with_the_results_on_stdout(bench: Bench) -> No
     assert (ended.code, ended.err) == (0, "")
     results = json.loads(ended.out)
     check(results, epochs=None)
-    assert results["worker_steps"] == 80
+    # Whoever begins a moment later begins at the other one's clock.
+    assert 40 < results["worker_steps"] <= 80
     assert (results["mode"], results["staleness"], results["epochs"]) == ("async", None, None)
     assert (results["optimizer"], results["batch_size"], results["seed"]) == ("adam", 16, 7)
 

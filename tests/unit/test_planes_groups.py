@@ -14,6 +14,11 @@ from psrpc.errors import PeerLostError
 from psrpc.planes.groups import Group, Groups
 
 
+class Sockets:
+    def close(self) -> None:
+        """Nothing to close."""
+
+
 class Processes:
     """A process group in which somebody has died."""
 
@@ -48,7 +53,7 @@ def _no_collector() -> Iterator[None]:
 @pytest.mark.parametrize("operation", ["reduce", "broadcast"])
 def test_a_round_that_broke_keeps_no_group(operation: str) -> None:
     groups = Groups("server0", None, None)  # type: ignore[arg-type]
-    groups._groups[0] = Group(Processes(), "server0 and worker 0", 1.0)
+    groups._groups[0] = Group(Processes(), Sockets(), "server0 and worker 0", 1.0)
     alive = weakref.ref(groups._groups[0]._processes)
 
     def play() -> None:
@@ -64,7 +69,7 @@ def test_a_round_that_broke_keeps_no_group(operation: str) -> None:
 
 
 def test_who_has_left_takes_part_no_more() -> None:
-    group = Group(Processes(), "server0 and worker 0", 1.0)
+    group = Group(Processes(), Sockets(), "server0 and worker 0", 1.0)
     group.leave()
     with pytest.raises(PeerLostError, match="this member has left"):
         group.reduce(torch.zeros(1))

@@ -1,0 +1,75 @@
+"""A store that answers in time, or counts as gone.
+
+Torch's own store waits for ever for the answer of one whose host is cut off, or that is stopped,
+and is deaf to signals meanwhile.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from torch._C._distributed_c10d import Store
+
+_ANSWER_S = 30.0
+
+_Question = tuple[Callable[[], Any], Future[Any]]
+
+
+class TimelyStore:
+    """A store's `check`, `get`, `set` and `add`, by a thread of its own. Callers may be many.
+
+    Raises RuntimeError, as torch does for a store that is gone, if the answer takes longer than
+    `answer_s`; from then on at once.
+    """
+
+    def __init__(self, store: Store, answer_s: float = _ANSWER_S) -> None:
+        self._store = store
+        self._answer_s = answer_s
+        self._stuck = False
+        self._questions: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="psrpc-store", daemon=True)
+        self._thread.start()
+
+    def check(self, keys: list[str]) -> bool:
+        """Whether all keys are there."""
+        return bool(self._ask(lambda: self._store.check(keys)))
+
+    def get(self, key: str) -> bytes:
+        """The value of a key that is there."""
+        value: bytes = self._ask(lambda: self._store.get(key))
+        return value
+
+    def set(self, key: str, value: str) -> None:
+        """Give a key a value."""
+        self._ask(lambda: self._store.set(key, value))
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a key's number, and return the sum."""
+        return int(self._ask(lambda: self._store.add(key, amount)))
+
+    def close(self) -> None:
+        """Ask no more: the thread ends, if it can, and lets go of the store."""
+        self._stuck = True
+        self._questions.put(None)
+
+    def _ask(self, question: Callable[[], Any]) -> Any:
+        if not self._stuck:
+            answer: Future[Any] = Future()
+            self._questions.put((question, answer))
+            try:
+                return answer.result(self._answer_s)
+            except TimeoutError:
+                self._stuck = True
+        raise RuntimeError(f"the store has not answered for {self._answer_s:g} s")
+
+    def _run(self) -> None:
+        while (asked := self._questions.get()) is not None:
+            question, answer = asked
+            try:
+                answer.set_result(question())
+            except Exception as error:
+                answer.set_exception(error)

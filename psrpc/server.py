@@ -108,7 +108,7 @@ class ParameterServer:
     def __init__(self, job: Job, index: int, blueprint: Blueprint, store: ShardStore) -> None:
         self.job = job
         self.index = index
-        self.core = ShardCore(job.mode, follows=index > 0)
+        self.core = ShardCore(job.mode, follows=index > 0, explains=False)
         self.observe: Callable[[Push, int], None] = lambda push, staleness: None
         # Called while the shard stands still; takes the image over, and must release it.
         self.pictured: Callable[[Cut, ShardImage, dict[str, Any]], None] = (
@@ -248,7 +248,12 @@ class ParameterServer:
     def _push(self, push: Push, call: Call) -> Answers:
         if not push.void:
             self._store.check(call.tensors, f"worker {push.worker}")
-        return self._carry_out(self.core.push(push, self._desk.open(call)))
+        usual = self.core.quick(push)
+        if usual is None:
+            return self._carry_out(self.core.push(push, self._desk.open(call)))
+        reply, staleness = usual
+        self._step([call], [staleness])
+        return [(call, (reply, self._granted(call, reply)))]
 
     def _pull(self, pull: Pull, call: Call) -> Answers:
         return self._carry_out(self.core.pull(pull, self._desk.open(call)))
@@ -293,7 +298,7 @@ class ParameterServer:
         for decision in decisions:
             match decision:
                 case Apply(tokens, _, staleness):
-                    self._apply(tokens, staleness)
+                    self._step([self._desk.look(token) for token in tokens], staleness)
                 case Answer(token, reply):
                     call = self._desk.close(token)
                     answers.append((call, (reply, self._granted(call, reply))))
@@ -303,8 +308,7 @@ class ParameterServer:
                     self.pictured(cut, self._store.image(), record)
         return answers
 
-    def _apply(self, tokens: Sequence[Token], staleness: Sequence[int]) -> None:
-        calls = [self._desk.look(token) for token in tokens]
+    def _step(self, calls: Sequence[Call], staleness: Sequence[int]) -> None:
         pushes = [call.request for call in calls if isinstance(call.request, Push)]
         contributions = [
             Contribution(call.tensors, push.samples, push.absent, push.overrides)

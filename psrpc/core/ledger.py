@@ -47,6 +47,13 @@ class Ledger:
             del self._open[key.stream]
             self._closed.setdefault(key.stream.major, Ranges()).add(key.stream.minor)
 
+    def next_in(self, key: UpdateKey) -> Ranges | None:
+        """The open stream's ranges which `key` continues and does not complete, or None."""
+        marks = self._open.get(key.stream)
+        if marks is None or key.sequence + 1 == key.total:
+            return None
+        return marks if marks.continued_by(key.sequence) else None
+
     def steps_in(self, lease: Lease) -> int:
         """How many of a lease's updates are applied, up to the first that is not."""
         if lease.index in self._closed.get(lease.epoch, ()):

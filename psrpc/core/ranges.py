@@ -32,6 +32,14 @@ class Ranges:
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return zip(tuple(self._lows), tuple(self._highs), strict=True)
 
+    def continued_by(self, number: int) -> bool:
+        """Whether `number` follows the last range at once."""
+        return bool(self._highs) and self._highs[-1] == number
+
+    def extend(self) -> None:
+        """Put the number in that follows the last range."""
+        self._highs[-1] += 1
+
     def add(self, number: int) -> None:
         """Put `number` in; nothing happens where it is in already."""
         i = bisect_right(self._lows, number) - 1

@@ -1,0 +1,122 @@
+"""A usual push decided in one look leaves a shard as the same push decided in full."""
+
+import random
+
+import pytest
+
+from psrpc.core.decisions import Answer, Apply
+from psrpc.core.shard import ShardCore
+from psrpc.messages import Lease, Pull, Push, Stepped, UpdateKey, View
+from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
+from psrpc.orders import Cut
+
+WORKERS = 3
+LEASE = 5  # updates
+
+
+def pushes(seed: int, count: int = 200) -> list[Push]:
+    """Steps of three workers in a random order, some of them sent twice."""
+    chance = random.Random(seed)
+    clocks = [0] * WORKERS
+    made: list[Push] = []
+    for _ in range(count):
+        worker = chance.randrange(WORKERS)
+        if min(clocks) + 2 < clocks[worker]:
+            worker = clocks.index(min(clocks))
+        clock = clocks[worker]
+        key = key_of(worker, clock)
+        push = Push(worker, clock, key, samples=8, pull=chance.random() < 0.9)
+        made += [push] * (1 + (chance.random() < 0.1))
+        clocks[worker] += 1
+    return made
+
+
+def key_of(worker: int, clock: int) -> UpdateKey:
+    index, step = divmod(clock, LEASE)
+    return Lease(0, WORKERS * index + worker, 0, 8 * LEASE, 8).key(step)
+
+
+def shard(mode: Mode) -> ShardCore:
+    core = ShardCore(mode)
+    core.adopt(View(1, tuple((worker, 0) for worker in range(WORKERS))))
+    return core
+
+
+@pytest.mark.parametrize("mode", [Asynchronous(), BoundedStaleness(3)])
+@pytest.mark.parametrize("seed", range(20))
+def test_both_ways_leave_the_same(mode: Mode, seed: int) -> None:
+    full, quick = shard(mode), shard(mode)
+    looks = 0
+    for token, push in enumerate(pushes(seed)):
+        decisions = full.push(push, token)
+        usual = quick.quick(push)
+        if usual is None:
+            assert [d[:1] for d in quick.push(push, token)] == [d[:1] for d in decisions]
+        else:
+            looks += 1
+            apply, answer = decisions
+            assert isinstance(apply, Apply)
+            assert isinstance(answer, Answer)
+            assert (answer.reply, apply.staleness[0]) == usual
+        assert quick.record() == full.record()
+        assert quick.stats() == full.stats()
+        assert quick.gate.floor == full.gate.floor
+    assert looks > 80, "most pushes are usual"
+
+
+def unusual() -> dict[str, Push]:
+    usual = Push(0, 1, key_of(0, 1), samples=8)
+    return {
+        "repeated": Push(0, 0, key_of(0, 0), samples=8),
+        "of a step to come": Push(0, 2, key_of(0, 2), samples=8),
+        "of another stream": Push(0, 1, key_of(0, LEASE), samples=8),
+        "that skips an update": Push(0, 1, key_of(0, 2), samples=8),
+        "of an unknown worker": Push(7, 1, usual.key, samples=8),
+        "without gradients": Push(0, 1, usual.key, samples=8, void=True),
+        "with others in it": Push(0, 1, usual.key, samples=8, also=(key_of(0, 2),)),
+        "with news": Push(0, 1, usual.key, samples=8, view=View(2, ((0, 0),))),
+    }
+
+
+@pytest.mark.parametrize("kind", unusual())
+def test_an_unusual_push_is_not_decided_and_changes_nothing(kind: str) -> None:
+    core = shard(Asynchronous())
+    core.push(Push(0, 0, key_of(0, 0), samples=8), 0)
+    before = core.record(), core.stats(), core.gate.clock(0)
+    assert core.quick(unusual()[kind]) is None
+    assert (core.record(), core.stats(), core.gate.clock(0)) == before
+    assert core.quick(Push(0, 1, key_of(0, 1), samples=8)) is not None
+
+
+def test_the_last_update_of_a_lease_is_decided_in_full() -> None:
+    core = shard(Asynchronous())
+    core.push(Push(0, 0, key_of(0, 0), samples=8), 0)
+    for clock in range(1, LEASE - 1):
+        assert core.quick(Push(0, clock, key_of(0, clock), samples=8)) is not None
+    assert core.quick(Push(0, LEASE - 1, key_of(0, LEASE - 1), samples=8)) is None
+
+
+def test_a_push_that_would_wait_or_let_others_go_is_decided_in_full() -> None:
+    core = shard(BoundedStaleness(1))
+    for worker in range(WORKERS):
+        core.push(Push(worker, 0, key_of(worker, 0), samples=8), worker)
+    assert core.quick(Push(0, 1, key_of(0, 1), samples=8)) is not None
+    assert core.quick(Push(0, 2, key_of(0, 2), samples=8)) is None, "it would be 2 ahead"
+    core.pull(Pull(0, 3), 10)
+    assert core.quick(Push(1, 1, key_of(1, 1), samples=8)) is None, "somebody waits"
+
+
+def test_nothing_is_decided_in_one_look_before_a_checkpoint_is_cut() -> None:
+    core = shard(Asynchronous())
+    core.push(Push(0, 0, key_of(0, 0), samples=8), 0)
+    push = Push(0, 1, key_of(0, 1), samples=8)
+    core.halt(1)
+    assert core.quick(push) is None
+    core.cut(Cut(1))
+    assert core.quick(push) == (Stepped(2, 2), 1)
+
+
+def test_synchronous_steps_are_decided_in_full() -> None:
+    core = shard(Synchronous())
+    core.push(Push(0, 0, key_of(0, 0), samples=8), 0)
+    assert core.quick(Push(1, 0, key_of(1, 0), samples=8)) is None

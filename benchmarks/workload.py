@@ -36,12 +36,19 @@ class Workload(Protocol):
         ...
 
     def gradients(
-        self, model: nn.Module, rank: int, workers: int, *, autograd: bool = False
+        self,
+        model: nn.Module,
+        rank: int,
+        workers: int,
+        *,
+        autograd: bool = False,
+        cleared: bool = False,
     ) -> Gradients:
         """A function that puts the next batch's gradients into `model`, in place of older ones.
 
         It returns the loss, if there is one. `autograd` says that the contender sees
-        gradients only if autograd makes them.
+        gradients only if autograd makes them, `cleared` that its step lets them begin from
+        zero, so that a loop need not.
         """
         ...
 
@@ -65,14 +72,21 @@ class Images:
         return models.build("convnet", input_shape=(1, 28, 28), num_classes=10)
 
     def gradients(
-        self, model: nn.Module, rank: int, workers: int, *, autograd: bool = False
+        self,
+        model: nn.Module,
+        rank: int,
+        workers: int,
+        *,
+        autograd: bool = False,
+        cleared: bool = False,
     ) -> Gradients:
         """See `Workload`."""
         batches = self._loaded() if self.per_sample else self._held(rank, workers)
 
         def make() -> Tensor:
             images, labels = next(batches)
-            model.zero_grad()
+            if not cleared:
+                model.zero_grad()
             loss = F.cross_entropy(model(images), labels)
             loss.backward()
             return loss
@@ -121,12 +135,19 @@ class Cheap:
         return Tensors(self.parameters)
 
     def gradients(
-        self, model: nn.Module, rank: int, workers: int, *, autograd: bool = False
+        self,
+        model: nn.Module,
+        rank: int,
+        workers: int,
+        *,
+        autograd: bool = False,
+        cleared: bool = False,
     ) -> Gradients:
         """See `Workload`."""
 
         def by_autograd() -> None:
-            model.zero_grad()
+            if not cleared:
+                model.zero_grad()
             model().backward()
 
         def in_place() -> None:

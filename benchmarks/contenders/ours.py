@@ -62,7 +62,9 @@ def play(
 
 
 def _train(worker: Worker, *, stage: Stage, workload: Workload, autograd: bool) -> None:
-    gradients = workload.gradients(worker.model, worker.rank, worker.num_workers, autograd=autograd)
+    gradients = workload.gradients(
+        worker.model, worker.rank, worker.num_workers, autograd=autograd, cleared=True
+    )
 
     def step() -> None:
         worker.step(gradients())

@@ -55,6 +55,7 @@ def play(stage: Stage, workload: Cheap, variant: Variant, call: str) -> None:
         functools.partial(_train, stage=stage, workload=workload, call=call),
         model=workload.model,
         optimizer=functools.partial(torch.optim.SGD, lr=workload.lr),
+        mode=psrpc.Asynchronous(),
         device="cpu",
         threads=1,
         **variant.arguments,

@@ -39,6 +39,7 @@ ROOMS = (
     "datasets",
     "models",
     "tree",
+    "seeds",
     "store",
     "checkpoints",
     "planes",

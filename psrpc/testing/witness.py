@@ -83,6 +83,10 @@ class Witness:
         """The coordinator takes `worker` for dead."""
         self._give_back(worker)
 
+    def take_leases(self, other: Witness) -> None:
+        """Know of leases what `other` knows."""
+        self._epochs = other._epochs
+
     def job_ended(self, cores: list[ShardCore]) -> None:
         """Everybody has left and nothing is on its way any more."""
         calm = self.schedule.departure is None and not self.schedule.mishaps

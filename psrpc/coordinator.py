@@ -76,13 +76,13 @@ class Coordinator:
         self._model, self._blueprint = model, blueprint
         self._take_rest()
         self._lock = threading.Lock()
-        self._desk = Desk()
+        self.desk = Desk()
         self._failure: PsrpcError | None = None
         self._handlers: dict[type[Request], Callable[[Any, Call], Answers]] = {
             Register: self._register,
-            Acquire: self._word(self.core.acquire),
-            Idle: self._word(self.core.idle),
-            Leave: self._word(self.core.leave),
+            Acquire: self._word(lambda *word: self.core.acquire(*word)),
+            Idle: self._word(lambda *word: self.core.idle(*word)),
+            Leave: self._word(lambda *word: self.core.leave(*word)),
             Watch: self._watch,
             PutPart: self._put_part,
             Bye: self._bye,
@@ -229,7 +229,7 @@ class Coordinator:
         """A handler of what workers say about themselves."""
 
         def handle(request: Request, call: Call) -> Answers:
-            token = self._desk.open(call)
+            token = self.desk.open(call)
             return self._convene(lambda shard: decide(request, token, shard))
 
         return handle
@@ -245,7 +245,7 @@ class Coordinator:
         return answers
 
     def _watch(self, request: Watch, call: Call) -> Answers:
-        return self._carry_out(self.core.watch(request, self._desk.open(call)))
+        return self._carry_out(self.core.watch(request, self.desk.open(call)))
 
     def _bye(self, request: Bye, call: Call) -> Answers:
         self.core.bye(request.worker)
@@ -265,7 +265,7 @@ class Coordinator:
     def _end(self, error: PsrpcError) -> Answers:
         self._failure = self._failure or error
         self.server.fail(self._failure)
-        return [(each, (Failure(encode(self._failure)), [])) for each in self._desk.clear()]
+        return [(each, (Failure(encode(self._failure)), [])) for each in self.desk.clear()]
 
     def _put_buffers(self, request: PutBuffers, call: Call) -> Answers:
         self._buffers.put(request.worker, request.steps, call.tensors)
@@ -286,7 +286,7 @@ class Coordinator:
         for decision in decisions:
             match decision:
                 case Answer(token, reply):
-                    answers.append((self._desk.close(token), (reply, [])))
+                    answers.append((self.desk.close(token), (reply, [])))
                 case Same(token, first):
-                    self._desk.attach(token, first)
+                    self.desk.attach(token, first)
         return answers

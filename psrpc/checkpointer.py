@@ -26,7 +26,7 @@ from psrpc.checkpoints.writing import JobRecord, write_part
 from psrpc.coordinator import Coordinator
 from psrpc.errors import CheckpointError, PsrpcError
 from psrpc.job import Checkpointing, Job
-from psrpc.messages import Cut, PutPart
+from psrpc.orders import Cut, PutPart
 from psrpc.server import ParameterServer
 from psrpc.store.blueprint import Blueprint
 from psrpc.store.image import ShardImage

@@ -20,7 +20,6 @@ from psrpc.job import PROTOCOL, Job
 from psrpc.messages import (
     Acquire,
     Bye,
-    Cut,
     Done,
     Fail,
     Failure,
@@ -30,14 +29,13 @@ from psrpc.messages import (
     Idle,
     Leave,
     PutBuffers,
-    PutPart,
     Register,
     Request,
     StatsReply,
-    Watch,
 )
 from psrpc.meter import Meter
 from psrpc.modes import OnFailure, OnPoison
+from psrpc.orders import Cut, PutPart, Watch
 from psrpc.planes import base
 from psrpc.planes.base import Landing
 from psrpc.server import Answers, Call, Desk, ParameterServer, resolve, worker_failed

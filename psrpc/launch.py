@@ -64,7 +64,12 @@ def child_variables(failure: Path) -> dict[str, str]:
 
 
 def run_agent(command: Sequence[str], restarts: int) -> int:
-    """Run `python COMMAND` in one process, again when it dies. Blocks; returns an exit code."""
+    """Run `python COMMAND` in one process, again when it dies. Blocks; returns an exit code.
+
+    Of psrpc's own commands each process is a fork of this one, which has imported all they need:
+    one that died is back at once, where a new interpreter spends over a second of a core. A
+    user's script gets a new one, for it may count on what happens before torch is imported.
+    """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
@@ -72,8 +77,16 @@ def run_agent(command: Sequence[str], restarts: int) -> int:
     _silence("torch.distributed.elastic", "torch.distributed.launcher")
     environment.for_children(**{environment.LAUNCHER: str(os.getpid())})
     with tempfile.TemporaryDirectory(prefix="psrpc-") as folder:
+        config = _config(1, 0, folder, restarts)
         try:
-            elastic_launch(_config(1, 0, folder, restarts), sys.executable)(*command)
+            if list(command[:2]) == ["-m", "psrpc"]:
+                from psrpc import interpreter
+
+                config.start_method = "fork"
+                interpreter.prepare()
+                elastic_launch(config, interpreter.become)(*command)
+            else:
+                elastic_launch(config, sys.executable)(*command)
         except SignalException:
             return 128 + signal.SIGTERM
         except ChildFailedError as failed:

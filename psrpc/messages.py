@@ -218,17 +218,6 @@ class Leave(Request):
 
 
 @dataclass(frozen=True)
-class Watch(Request):
-    """A server's word: what is new, please? `worker` is the server.
-
-    It knows the view numbered `epoch`, and has heard of `cuts` cuts.
-    """
-
-    epoch: int
-    cuts: int = 0
-
-
-@dataclass(frozen=True)
 class Fail(Request):
     """The worker's own code failed; the job ends with this error."""
 
@@ -273,18 +262,6 @@ class Ping(Request):
 
 
 @dataclass(frozen=True)
-class PutPart(Request):
-    """A server's part of a checkpoint is written, or (`error`) cannot be. `worker` is the server.
-
-    `part` is what `Part.to_json` gave.
-    """
-
-    number: int
-    part: object = None
-    error: str = ""
-
-
-@dataclass(frozen=True)
 class Reply:
     """Base of answers; a failed request is answered with `Failure`."""
 
@@ -326,19 +303,6 @@ class Welcome(Reply):
     worker: int
     rank: int
     incarnation: int = 0
-
-
-@dataclass(frozen=True)
-class Cut(Reply):
-    """Where a checkpoint cuts the job: of each stepping worker, the steps before its clock here.
-
-    `number` is the checkpoint's, `folder` where it is written. Without a folder, a cut of this
-    number that is not made yet is given up.
-    """
-
-    number: int
-    clocks: tuple[tuple[int, int], ...] = ()
-    folder: str = ""
 
 
 @dataclass(frozen=True)

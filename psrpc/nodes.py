@@ -1,12 +1,10 @@
-"""The two roles of a process: each starts, does its work, and closes, as its phases say."""
+"""A process that serves: it starts, does its work, and closes, as its phases say."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -14,45 +12,42 @@ from psrpc.checkpointer import Checkpointer, PartWriter, restore_server
 from psrpc.checkpoints.reading import open_checkpoint
 from psrpc.coordinator import Coordinator
 from psrpc.core.ledger import Ledger
-from psrpc.crew import stats_of
 from psrpc.errors import (
     JobFailedError,
-    JobOverError,
-    PeerLostError,
-    PsrpcError,
     StartTimeoutError,
-    decode,
     encode,
 )
-from psrpc.interrupts import Terminated
 from psrpc.job import Job, PlaneChoice
-from psrpc.messages import GetStats, PutPart
-from psrpc.planes.agent import Agent, hushed
+from psrpc.orders import PutPart
+from psrpc.planes.agent import Agent
 from psrpc.planes.base import Link
-from psrpc.planes.collective import Alarm, CollectiveLink
 from psrpc.planes.conductor import Conductor
 from psrpc.planes.doorman import Doorman
 from psrpc.planes.groups import Fabric, Groups
 from psrpc.planes.porter import Porter
 from psrpc.planes.rpc import Address, RpcLink, serve, withdraw
-from psrpc.planes.select import link_to, planes_of
 from psrpc.planes.staging import Staging
-from psrpc.pulse import Heart, Pulse
-from psrpc.rendezvous import Rendezvous
-from psrpc.report import Report, summarize
+from psrpc.pulse import Pulse
+from psrpc.rendezvous import (
+    FAREWELL_S,
+    PULSE,
+    Rendezvous,
+    gone,
+    groups_key,
+    reason,
+    shm_key,
+    stream_key,
+    worker_name,
+)
 from psrpc.server import ParameterServer
 from psrpc.store.blueprint import Blueprint
 from psrpc.store.shard import ShardStore
 from psrpc.watcher import Watcher
-from psrpc.worker import Worker
 
 _SERVER_THREADS = 4
-_WORKER_THREADS = 1
-_FAREWELL_S = 2.0
 _LOOK_AGAIN_S = 0.25
 _COORDINATOR = "server0"
 _RESUME = "resume"  # the key of the checkpoint's folder from which all servers go on, or ""
-PULSE = "pulse"  # the key under which the coordinator says where it hears who is alive
 
 
 class ServerNode:
@@ -94,7 +89,7 @@ class ServerNode:
             # The last answers must have arrived before the agent cuts them off.
             if self.server.failure is not None:
                 rendezvous.say(reason(self.agent.name), json.dumps(encode(self.server.failure)))
-            rendezvous.await_or_give_up(self._last_to_leave(), _FAREWELL_S)
+            rendezvous.await_or_give_up(self._last_to_leave(), FAREWELL_S)
         finally:
             for helper in (self.checkpointer, self.part_writer):
                 if helper is not None:
@@ -240,151 +235,5 @@ class ServerNode:
         return conductor
 
 
-class WorkerNode:
-    """A process that trains."""
-
-    def __init__(
-        self,
-        job: Job,
-        rank: int | None,
-        model: nn.Module,
-        blueprint: Blueprint,
-        fabric: Fabric,
-    ) -> None:
-        self.job = job
-        self.rank = rank
-        self.fabric = fabric
-        self.alarm = Alarm()
-        self.model = model
-        self.blueprint = blueprint
-        self.plane = ""
-        self.worker: Worker | None = None
-        self.came_too_late = False
-
-    def ask_to_leave(self) -> bool:
-        """Let the worker finish its step and leave; False if it does not train yet."""
-        if self.worker is None:
-            return False
-        self.worker.ask_to_leave()
-        return True
-
-    def train(self, function: Callable[[Worker], Any], rendezvous: Rendezvous) -> Report | None:
-        """Run the user's function as this worker. Blocks until all workers are done.
-
-        What `function` raises ends the job everywhere and is raised here again.
-        """
-        names = [f"server{index}" for index in range(self.job.servers)]
-        urls = rendezvous.read(names)
-        doors = rendezvous.read([shm_key(name) for name in names])
-        berths = rendezvous.read([stream_key(name) for name in names])
-        (pulse,) = rendezvous.read([PULSE])
-        process = rendezvous.number()
-        number = self.job.servers + process
-        agent = Agent(
-            worker_name(process), number, threads=_WORKER_THREADS, one_host=self.fabric.one_host
-        )
-        heart = Heart(pulse, process, self.job.elastic.dead_after_s) if pulse else None
-        agent.start()
-        try:
-            if heart is not None:
-                heart.start()
-            links = [
-                self._link(RpcLink(agent, Address(name, index, url)), door, berth, rendezvous)
-                for index, (name, url, door, berth) in enumerate(
-                    zip(names, urls, doors, berths, strict=True)
-                )
-            ]
-            self.plane = planes_of(links)
-            self.worker = Worker(
-                self.job, self.rank, self.model, self.blueprint, links, process=process
-            )
-            return self._work(self.worker, function, links)
-        except PeerLostError as error:
-            raise _last_words(rendezvous, names) or error from None
-        finally:
-            if heart is not None:
-                heart.stop()
-            rendezvous.say(gone(agent.name))
-            # A server that still listens would log the end of a worker as a fault.
-            # It may itself wait that long, for a worker that never came.
-            if self.worker is None or not self.worker.leaving:
-                rendezvous.await_or_give_up([gone(name) for name in names], 2 * _FAREWELL_S)
-            agent.close()
-
-    def _link(self, control: RpcLink, door: str, berth: str, rendezvous: Rendezvous) -> Link:
-        if self.job.plane is not PlaneChoice.COLLECTIVE:
-            return link_to(control, door, berth, self.job.plane)
-        control.connect()
-        name = control.peer.name
-        groups = Groups(name, rendezvous.branch(groups_key(name)), self.fabric)
-        device, workers = self.fabric.device, self.job.workers
-        return CollectiveLink(control, groups, device, workers, self.alarm)
-
-    def _work(
-        self, worker: Worker, function: Callable[[Worker], Any], links: list[Link]
-    ) -> Report | None:
-        report = None
-        try:
-            worker.start()
-            function(worker)
-            early = worker.leaving
-            worker.leave(early=early)
-            if not early:
-                report = summarize(stats_of(links, worker.number, GetStats))
-        except JobOverError:
-            self.came_too_late = True
-            return None
-        except (KeyboardInterrupt, Terminated):
-            raise  # the others see it by the connection, and go on
-        except BaseException as error:
-            if worker.leaving and isinstance(error, PeerLostError):
-                return None  # the servers were told to end as well
-            # JobFailedError too: one server may not know what another one answered.
-            with hushed():  # torch logs it if a server has closed meanwhile
-                worker.crew.fail(encode(error))
-            raise
-        for link in links:
-            link.close()
-        worker.crew.bye()
-        return report
-
-
 def _deliver(coordinator: Link, put: PutPart) -> None:
     coordinator.call(put).wait()
-
-
-def worker_name(process: int) -> str:
-    """The name of a worker process's agent."""
-    return f"worker{process}"
-
-
-def shm_key(name: str) -> str:
-    """The key under which a server says where it shares memory; empty if it does not."""
-    return f"{name}/shm"
-
-
-def stream_key(name: str) -> str:
-    """The key under which a server says where it takes streams; empty if it does not."""
-    return f"{name}/stream"
-
-
-def groups_key(name: str) -> str:
-    """Where the members of a server's process groups find each other."""
-    return f"{name}/groups"
-
-
-def reason(name: str) -> str:
-    """The key under which a server says why it leaves before the job is done."""
-    return f"{name}/reason"
-
-
-def _last_words(rendezvous: Rendezvous, servers: Sequence[str]) -> PsrpcError | None:
-    """Why the job failed, if a server still said so to a worker that came too late to be told."""
-    said = [rendezvous.heard(reason(name)) for name in servers]
-    words = next((text for text in said if text is not None), None)
-    return None if words is None else decode(*json.loads(words))
-
-
-def gone(name: str) -> str:
-    """The key under which a node says that it calls and answers no more."""
-    return f"{name}/gone"

@@ -18,7 +18,8 @@ from psrpc.errors import AddressError, PeerLostError, StartTimeoutError
 from psrpc.planes.agent import hushed
 
 _LOOK_AGAIN_S = 0.02
-_FAREWELL_S = 2.0
+FAREWELL_S = 2.0
+PULSE = "pulse"  # the key under which the coordinator says where it hears who is alive
 
 
 class Rendezvous:
@@ -112,7 +113,7 @@ class Rendezvous:
         self.say(_left(self._place.rank))
         if self._keeps:
             everybody = [_left(rank) for rank in range(self._place.world_size)]
-            self.await_or_give_up(everybody, _FAREWELL_S)
+            self.await_or_give_up(everybody, FAREWELL_S)
 
     def number(self) -> int:
         """A number from 0 on that no process of the job has had before."""
@@ -176,6 +177,36 @@ class Rendezvous:
                 return False
             time.sleep(_LOOK_AGAIN_S)
         return True
+
+
+def worker_name(process: int) -> str:
+    """The name of a worker process's agent."""
+    return f"worker{process}"
+
+
+def shm_key(name: str) -> str:
+    """The key under which a server says where it shares memory; empty if it does not."""
+    return f"{name}/shm"
+
+
+def stream_key(name: str) -> str:
+    """The key under which a server says where it takes streams; empty if it does not."""
+    return f"{name}/stream"
+
+
+def groups_key(name: str) -> str:
+    """Where the members of a server's process groups find each other."""
+    return f"{name}/groups"
+
+
+def reason(name: str) -> str:
+    """The key under which a server says why it leaves before the job is done."""
+    return f"{name}/reason"
+
+
+def gone(name: str) -> str:
+    """The key under which a node says that it calls and answers no more."""
+    return f"{name}/gone"
 
 
 def _left(rank: int) -> str:

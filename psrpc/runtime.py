@@ -22,13 +22,14 @@ from psrpc.interrupts import Departure, Interrupts
 from psrpc.job import Backend, Checkpointing, Elastic, Job, NonFinite, PlaneChoice
 from psrpc.lobby import publish_lobby
 from psrpc.modes import Mode, Reduction, Synchronous
-from psrpc.nodes import ServerNode, WorkerNode
+from psrpc.nodes import ServerNode
 from psrpc.planes import groups
 from psrpc.planes.groups import Fabric
 from psrpc.rendezvous import Rendezvous
 from psrpc.report import Report
 from psrpc.store.blueprint import Blueprint, GroupsFactory, OptimizerFactory, draw
 from psrpc.worker import Worker
+from psrpc.working import WorkerNode
 
 
 class Role(Enum):

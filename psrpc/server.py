@@ -16,7 +16,6 @@ from psrpc.job import Job
 from psrpc.messages import (
     Adopt,
     Bye,
-    Cut,
     Done,
     Fail,
     Failure,
@@ -33,6 +32,7 @@ from psrpc.messages import (
     Stepped,
     View,
 )
+from psrpc.orders import Cut
 from psrpc.planes import base
 from psrpc.planes.base import Landing, Payload
 from psrpc.store.blueprint import Blueprint

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 
 from psrpc.errors import PsrpcError
-from psrpc.messages import Cut, Granted, Watch
+from psrpc.messages import Granted
+from psrpc.orders import Cut, Watch
 from psrpc.planes.base import Link
 from psrpc.server import ParameterServer
 

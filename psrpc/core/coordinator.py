@@ -12,7 +12,6 @@ from psrpc.counts import WorkerStats
 from psrpc.errors import FencedError, JobFailedError, JobOverError, UsageError, encode
 from psrpc.messages import (
     Acquire,
-    Cut,
     Done,
     Failure,
     Granted,
@@ -23,10 +22,10 @@ from psrpc.messages import (
     Left,
     Register,
     Reply,
-    Watch,
     Welcome,
 )
 from psrpc.modes import Aggregation, Mode, OnFailure, OnPoison
+from psrpc.orders import Cut, Watch
 
 _NOBODY: Token = -1
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from psrpc.messages import Cut, Reply
+from psrpc.messages import Reply
+from psrpc.orders import Cut
 
 Token = int
 _FEW = 8

@@ -11,19 +11,9 @@ from psrpc.core.consistency import Gate, Ready, Start
 from psrpc.core.decisions import Answer, Apply, Decision, Hold, Image, Same, Token, some_workers
 from psrpc.core.ledger import Ledger
 from psrpc.counts import ShardStats
-from psrpc.messages import (
-    Cut,
-    Failure,
-    Lease,
-    LeaseId,
-    Pull,
-    Push,
-    Stepped,
-    StreamKind,
-    UpdateKey,
-    View,
-)
+from psrpc.messages import Failure, Lease, LeaseId, Pull, Push, Stepped, StreamKind, UpdateKey, View
 from psrpc.modes import Aggregation, Mode
+from psrpc.orders import Cut
 
 _MANY_FRONTS = 1024
 

@@ -1,6 +1,6 @@
 """The datasets that psrpc ships or can find, by name.
 
-`digits` comes with the package, `mnist` is read through torchvision,
+`digits` comes with the package, `mnist` is downloaded through torchvision,
 `synthetic` is made up, and `package.module:callable` is the user's own.
 """
 

@@ -1,12 +1,13 @@
-"""MNIST, read through torchvision and downloaded if it is absent."""
+"""MNIST, in the files that torchvision keeps, which downloads them if they are absent."""
 
 from __future__ import annotations
 
-import os
+import math
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -17,6 +18,7 @@ from psrpc.errors import DatasetError
 from psrpc.importing import cause
 
 _DEFAULT_ROOT = "data"
+_PARTS = ("train", "t10k")
 _MEAN, _STD = 0.1307, 0.3081
 _INSTEAD = "use --dataset digits"
 
@@ -43,22 +45,27 @@ def load(data_root: str | None) -> Splits:
 
 
 def _read_both(data_root: str | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    vision = optional.torchvision(DatasetError, wanted_by="dataset 'mnist'", instead=_INSTEAD)
     root = Path(_DEFAULT_ROOT if data_root is None else data_root).expanduser().absolute()
-    _ensure(vision, root)
-    return _read(vision, root, train=True), _read(vision, root, train=False)
-
-
-def _ensure(vision: ModuleType, root: Path) -> None:
-    source: Any = vision.datasets.MNIST
     raw = root / "MNIST" / "raw"
+    if not all((raw / name).is_file() for part in _PARTS for name in _files(part)):
+        _download(raw)
+    train, test = (_read(raw, part) for part in _PARTS)
+    return train, test
+
+
+def _files(part: str) -> tuple[str, str]:
+    return f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
+
+
+def _download(raw: Path) -> None:
+    # Imported where it is needed alone: it takes a second, and every process loads the data.
+    vision = optional.torchvision(DatasetError, wanted_by="dataset 'mnist'", instead=_INSTEAD)
+    source: Any = vision.datasets.MNIST
     missing = [
         (archive, md5)
         for archive, md5 in source.resources
         if not (raw / mirrors.unpacked_name(archive)).is_file()
     ]
-    if not missing:
-        return
     try:
         mirrors.download(missing, source.mirrors, raw)
     except OSError as error:
@@ -69,26 +76,35 @@ def _ensure(vision: ModuleType, root: Path) -> None:
         ) from error
 
 
-def _read(vision: ModuleType, root: Path, *, train: bool) -> tuple[Tensor, Tensor]:
+def _read(raw: Path, part: str) -> tuple[Tensor, Tensor]:
     """Return images, uint8 (N, 28, 28), and labels, int64 (N,)."""
     try:
-        dataset = vision.datasets.MNIST(os.fspath(root), train=train, download=False)
-        images, labels = dataset.data, dataset.targets
-    except Exception as error:
-        # torchvision's reader raises whatever the bytes make it trip over:
-        # ValueError, RuntimeError, AssertionError, KeyError.
-        raise _damaged(root, train, cause(error)) from error
-    if images.shape[1:] != (28, 28) or len(images) != len(labels) or len(images) == 0:
+        images, labels = (_read_idx(raw / name) for name in _files(part))
+    except (OSError, ValueError) as error:
+        raise _damaged(raw, part, cause(error)) from error
+    if images.shape[1:] != (28, 28) or images.shape[:1] != labels.shape or len(images) == 0:
         found = f"images {tuple(images.shape)}, labels {tuple(labels.shape)}"
-        raise _damaged(root, train, found)
+        raise _damaged(raw, part, found)
     if int(labels.max()) > 9:
-        raise _damaged(root, train, f"a label is {int(labels.max())}")
-    return images, labels
+        raise _damaged(raw, part, f"a label is {int(labels.max())}")
+    return images, labels.long()
 
 
-def _damaged(root: Path, train: bool, why: str) -> DatasetError:
-    part = "train" if train else "t10k"
-    files = root / "MNIST" / "raw" / f"{part}-*-ubyte"
+def _read_idx(file: Path) -> Tensor:
+    """Return what a file holds: two zeros, 8 for bytes, how many sizes, the sizes, the bytes."""
+    content = np.fromfile(file, dtype=np.uint8)
+    head = content[:4].tolist()
+    if len(head) < 4 or head[:3] != [0, 0, 8]:
+        raise ValueError(f"{file.name} does not begin as an IDX file of bytes")
+    begin = 4 + 4 * head[3]
+    shape = [int(size) for size in np.frombuffer(content[4:begin].tobytes(), dtype=">u4")]
+    if len(content) != begin + math.prod(shape):
+        raise ValueError(f"{file.name} has {len(content)} bytes, its head tells of {shape}")
+    return torch.from_numpy(content[begin:]).view(*shape)
+
+
+def _damaged(raw: Path, part: str, why: str) -> DatasetError:
+    files = raw / f"{part}-*-ubyte"
     return DatasetError(
         f"the MNIST files {files} are damaged ({why}): delete them to have them downloaded "
         f"again, or {_INSTEAD}"

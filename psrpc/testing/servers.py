@@ -20,8 +20,8 @@ from psrpc.messages import (
     Reply,
     Request,
     View,
-    Watch,
 )
+from psrpc.orders import Watch
 from psrpc.testing.calls import Call, Caller, Trace, describe
 from psrpc.testing.network import Network
 from psrpc.testing.witness import Witness

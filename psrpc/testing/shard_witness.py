@@ -6,8 +6,9 @@ from collections import Counter
 
 from psrpc.core.decisions import Answer, Apply, Decision, Hold, Image, Same, Token
 from psrpc.core.shard import ShardCore
-from psrpc.messages import Failure, Pull, Push, Reply, Request, Stepped, UpdateKey, View, Watch
+from psrpc.messages import Failure, Pull, Push, Reply, Request, Stepped, UpdateKey, View
 from psrpc.modes import Aggregation
+from psrpc.orders import Watch
 from psrpc.testing.calls import CheckError
 from psrpc.testing.schedule import Schedule
 

@@ -20,10 +20,10 @@ from psrpc.messages import (
     Register,
     Reply,
     UpdateKey,
-    Watch,
     Welcome,
 )
 from psrpc.modes import Mode
+from psrpc.orders import Watch
 
 
 class Office:

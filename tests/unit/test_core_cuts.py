@@ -6,8 +6,9 @@ from psrpc.core.decisions import Answer, Apply, Decision, Hold, Image, Same
 from psrpc.core.leases import LeaseBook
 from psrpc.core.ledger import Ledger
 from psrpc.core.shard import ShardCore
-from psrpc.messages import Cut, Lease, Push, Stream, StreamKind, UpdateKey, View
+from psrpc.messages import Lease, Push, Stream, StreamKind, UpdateKey, View
 from psrpc.modes import Asynchronous, Mode, Synchronous
+from psrpc.orders import Cut
 
 
 def push(worker: int, clock: int) -> Push:

@@ -9,8 +9,9 @@ import pytest
 
 from psrpc.core.decisions import Answer, Hold
 from psrpc.errors import FencedError, JobFailedError
-from psrpc.messages import Done, Granted, Idle, Lease, Leave, Left, View, Watch, Welcome
+from psrpc.messages import Done, Granted, Idle, Lease, Leave, Left, View, Welcome
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, OnFailure, OnPoison, Synchronous
+from psrpc.orders import Watch
 from tests.unit.council import Council, answers, ask, granted, refused, register
 
 MODES = [Synchronous(), BoundedStaleness(1), Asynchronous()]

@@ -141,7 +141,14 @@ def listing(root: Path) -> list[tuple[str, int]]:
     return sorted((str(path), path.stat().st_mtime_ns) for path in root.rglob("*"))
 
 
-def test_mnist_is_read_whole_and_its_folder_left_alone(vision: ModuleType, fake_root: Path) -> None:
+@pytest.fixture
+def no_vision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision is not installed."""
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+
+
+@pytest.mark.usefixtures("no_vision")
+def test_mnist_is_read_whole_and_its_folder_left_alone(fake_root: Path) -> None:
     before = listing(fake_root)
     datasets.prepare("mnist", data_root=str(fake_root))
     splits = load("mnist", fake_root)
@@ -155,14 +162,14 @@ def test_mnist_is_read_whole_and_its_folder_left_alone(vision: ModuleType, fake_
 
 
 def test_mnist_is_looked_for_in_data_without_a_root(
-    vision: ModuleType, fake_root: Path, monkeypatch: pytest.MonkeyPatch
+    fake_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_root.rename(fake_root.with_name("data"))
     monkeypatch.chdir(fake_root.parent)
     assert len(whole(load("mnist").train)[0]) == 20
 
 
-def test_real_mnist(vision: ModuleType, mnist_root: Path) -> None:
+def test_real_mnist(mnist_root: Path) -> None:
     splits = load("mnist", mnist_root)
     images, labels = whole(splits.train)
     assert images.shape == (60_000, 1, 28, 28)
@@ -181,9 +188,7 @@ def test_real_mnist(vision: ModuleType, mnist_root: Path) -> None:
         pytest.param(("t10k-images-idx3-ubyte", slice(4, None)), id="no magic number"),
     ],
 )
-def test_damaged_mnist_is_refused(
-    vision: ModuleType, fake_root: Path, damage: tuple[str, slice]
-) -> None:
+def test_damaged_mnist_is_refused(fake_root: Path, damage: tuple[str, slice]) -> None:
     name, kept = damage
     file = fake_root / "MNIST" / "raw" / name
     file.write_bytes(file.read_bytes()[kept])
@@ -195,7 +200,7 @@ def test_damaged_mnist_is_refused(
         datasets.prepare("mnist", data_root=str(fake_root))
 
 
-def test_mnist_whose_parts_do_not_fit_is_refused(vision: ModuleType, fake_root: Path) -> None:
+def test_mnist_whose_parts_do_not_fit_is_refused(fake_root: Path) -> None:
     raw = fake_root / "MNIST" / "raw"
     labels = raw / "train-labels-idx1-ubyte"
     labels.write_bytes(idx(torch.zeros(19, dtype=torch.uint8)))
@@ -270,9 +275,9 @@ def test_silent_mirrors_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyP
         mirrors.download([("a.gz", "")], ["http://a/", "http://b/"], tmp_path)
 
 
-def test_a_missing_torchvision_is_named_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    texts = {refusal("mnist") for _ in range(3)}
+@pytest.mark.usefixtures("no_vision")
+def test_a_missing_torchvision_is_named_every_time(tmp_path: Path) -> None:
+    texts = {refusal("mnist", tmp_path) for _ in range(3)}
     assert texts == {
         "dataset 'mnist' needs torchvision, which is not installed: "
         "install it (pip install torchvision), or use --dataset digits"

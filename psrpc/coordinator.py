@@ -43,6 +43,10 @@ from psrpc.store.blueprint import Blueprint, compare
 from psrpc.store.buffers import BufferMean, buffers_of
 
 Decide = Callable[[ShardCore], Sequence[Decision]]
+Tensors = Sequence[torch.Tensor]
+
+# Frozen parameters, the model's buffers, and each worker's with its steps.
+Untrained = tuple[Tensors, Tensors, dict[int, tuple[int, Tensors]]]
 
 
 class Coordinator:
@@ -161,6 +165,17 @@ class Coordinator:
     def buffers(self) -> list[torch.Tensor]:
         """The mean of all workers' buffers."""
         return self._buffers.mean()
+
+    def untrained(self) -> Untrained:
+        """The frozen parameters, and the buffers of each worker. Not to be changed."""
+        return self._frozen, *self._buffers.export()
+
+    def take_over(self, core: CoordinatorCore, untrained: Untrained) -> None:
+        """Be as another coordinator, which has this `core` and gave `untrained`."""
+        self.core = core
+        frozen, initial, of_worker = untrained
+        self._frozen = list(frozen)
+        self._buffers.restore(initial, of_worker)
 
     def lose(self, process: int, why: str) -> None:
         """A process died, or stopped saying that it lives: nobody waits for it any more."""

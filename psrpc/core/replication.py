@@ -93,6 +93,15 @@ class Primary(Generic[Item]):
         return items
 
     @property
+    def keeps(self) -> bool:
+        """Whether answers are kept."""
+        return bool(self._kept)
+
+    def waits_for(self, replica: Replica) -> bool:
+        """Whether no answer is sent before `replica` has the entries that it needs."""
+        return replica in self._named()
+
+    @property
     def settled(self) -> int:
         """The latest entry that cannot be lost with this server; -1 if nobody knows of any."""
         if self.deposed:

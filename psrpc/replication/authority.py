@@ -11,6 +11,8 @@ import torch.distributed as dist
 from psrpc.core.replication import Reign
 from psrpc.errors import PeerLostError
 
+REPLICAS = "replicas"  # where in the launcher's store servers and workers find who reigns
+
 
 class Register(Protocol):
     """The part of a torch store that is used here. Used from any thread."""

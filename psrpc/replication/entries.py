@@ -96,9 +96,10 @@ class Has:
 
 @dataclass(frozen=True)
 class Differs:
-    """One that follows has come to another state than its primary: its digest."""
+    """One that follows has come to another state than its primary: both digests."""
 
-    digest: str
+    mine: str
+    theirs: str
 
 
 Message = Follow | Copy | Entry | Beat | Over | Has | Differs

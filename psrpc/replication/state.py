@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from psrpc.coordinator import Coordinator
+from psrpc.coordinator import Coordinator, Untrained
+from psrpc.planes.freight import as_bytes
 from psrpc.server import Call, Desk, ParameterServer
 from psrpc.store.image import PieceImage, ShardImage
 
@@ -49,12 +50,12 @@ def capture(service: Replicated) -> tuple[dict[str, Any], list[torch.Tensor], Ca
         state["coordinator"] = pickle.dumps(service.core)
         state["words"] = _open_calls(service.desk, beside)
         state["meter"] = service.meter.counts()
-        rest = service.rest()
-        state["rest"] = [
-            [beside(tensor.clone()) for tensor in rest.initial],
-            {w: (n, [beside(t) for t in ts]) for w, (n, ts) in rest.of_worker.items()},
-            [beside(tensor) for tensor in rest.frozen],
-        ]
+        frozen, initial, of_worker = service.untrained()
+        state["untrained"] = (
+            [beside(tensor) for tensor in frozen],
+            [beside(tensor) for tensor in initial],
+            {w: (n, [beside(tensor) for tensor in ts]) for w, (n, ts) in of_worker.items()},
+        )
     return state, tensors, image.release
 
 
@@ -73,13 +74,13 @@ def restore(service: Replicated, state: dict[str, Any], tensors: Sequence[torch.
     server.store.restore(ShardImage(tuple(pieces), state["options"]))
     _reopen(server.desk, state["desk"], back)
     if isinstance(service, Coordinator):
-        initial, of_worker, frozen = state["rest"]
-        service.restart(
-            pickle.loads(state["coordinator"]),
+        frozen, initial, of_worker = state["untrained"]
+        untrained: Untrained = (
+            [back(place) for place in frozen],
             [back(place) for place in initial],
             {w: (n, [back(place) for place in places]) for w, (n, places) in of_worker.items()},
-            [back(place) for place in frozen],
         )
+        service.take_over(pickle.loads(state["coordinator"]), untrained)
         service.meter.recount(state["meter"])
         _reopen(service.desk, state["words"], back)
 
@@ -89,9 +90,7 @@ def digest(service: Replicated) -> str:
     server = server_of(service)
     checksum = 0
     for tensor in _tensors(server):
-        data = tensor.detach().contiguous().reshape(-1)
-        if data.numel():
-            checksum = zlib.crc32(memoryview(data.view(torch.uint8).numpy()), checksum)
+        checksum = zlib.crc32(as_bytes(tensor.contiguous().reshape(-1)), checksum)
     decisions = zlib.crc32(repr(sorted(server.core.record().items())).encode())
     return f"{checksum:08x}-{decisions:08x}"
 

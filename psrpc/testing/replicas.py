@@ -9,6 +9,7 @@ from random import Random
 from typing import Any, Protocol
 
 from psrpc.core.replication import Backup, Primary, Reign
+from psrpc.core.shard import ShardCore
 from psrpc.errors import ProtocolError
 from psrpc.messages import Reply, View
 from psrpc.testing.calls import Call, Caller
@@ -212,7 +213,7 @@ class SimReplica:
             self._watcher.go_on()
 
     @property
-    def shard(self) -> Any:
+    def shard(self) -> ShardCore:
         """For its watcher."""
         return self.machine.shard
 

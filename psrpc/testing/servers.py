@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from psrpc.core.coordinator import CoordinatorCore
 from psrpc.core.decisions import Answer, Apply, Decision, Hold, Image, Same, Token
@@ -159,12 +160,20 @@ class SimServer:
                 return f"[{decision.token}] is [{decision.first}]: {decision.reason}"
 
 
+class Watching(Protocol):
+    """A simulated server, as its watcher sees it."""
+
+    index: int
+
+    @property
+    def shard(self) -> ShardCore: ...
+    def adopt(self, view: View) -> None: ...
+
+
 class SimWatcher:
     """What a server does beside serving: it asks the coordinator for the next view, for ever."""
 
-    def __init__(
-        self, server: SimServer, caller_of: Callable[[Callable[[], None]], Caller]
-    ) -> None:
+    def __init__(self, server: Watching, caller_of: Callable[[Callable[[], None]], Caller]) -> None:
         self._server = server
         self.caller = caller_of(self.go_on)
         self._call: Call | None = None

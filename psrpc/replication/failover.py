@@ -111,6 +111,7 @@ class FailoverLink:
         self._buffers: Buffers | None = None
         self._layout = ShardLayout((), ())
         self._closed = False
+        self._lost: PeerLostError | None = None
         self.current = self._reach(None)
 
     def open(self, layout: ShardLayout) -> Buffers:
@@ -154,8 +155,14 @@ class FailoverLink:
         with self._lock:
             if self.current is not lost:
                 return
+            if self._lost is not None:
+                raise self._lost
             self._place.leave(self.current)
-            self.current = self._reach(self._buffers)
+            try:
+                self.current = self._reach(self._buffers)
+            except PeerLostError as error:
+                self._lost = error  # whatever is said now, such as farewells, need not wait again
+                raise
 
     def _reach(self, buffers: Buffers | None) -> Link:
         deadline = time.monotonic() + self._patience_s

@@ -7,20 +7,20 @@ beside them, as a list of flat tensors in the order of the shard's segments.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
+from typing import NamedTuple
 
 from psrpc.counts import EpochLeases, ShardStats, WorkerStats
 
 
-class StreamKind(Enum):
+class StreamKind(StrEnum):
     """What numbers an update: the data it was made from, or the worker that made it."""
 
     LEASE = "lease"
     WORKER = "worker"
 
 
-@dataclass(frozen=True)
-class Stream:
+class Stream(NamedTuple):
     """A numbered sequence of updates: (epoch, lease index) or (worker, incarnation)."""
 
     kind: StreamKind
@@ -28,8 +28,7 @@ class Stream:
     minor: int
 
 
-@dataclass(frozen=True)
-class UpdateKey:
+class UpdateKey(NamedTuple):
     """Names one update for ever: a shard applies at most one update per key.
 
     `total` is the number of updates in the stream, or 0 where it has no end.

@@ -78,14 +78,13 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
     def overrides(self) -> tuple[Override, ...]:
         """The options that differ from the job's start: (group, option, value)."""
-        return tuple(
-            (index, key, _sent(group[key]))
-            for index, (group, initial) in enumerate(
-                zip(self.param_groups, self._initial, strict=True)
-            )
-            for key, value in initial.items()
-            if group[key] is not value and _differ(group[key], value)
-        )
+        changed: list[Override] = []
+        for index, initial in enumerate(self._initial):
+            group = self.param_groups[index]
+            for key, value in initial.items():
+                if group[key] is not value and _differ(group[key], value):
+                    changed.append((index, key, _sent(group[key])))
+        return tuple(changed)
 
     def state_dict(self) -> dict[str, Any]:
         """The state kept by the servers, in the form of the plain optimizer's `state_dict`.

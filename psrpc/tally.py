@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from psrpc.clock import Clock
 from psrpc.counts import WorkerStats
+
+
+class Waiting:
+    """A block of a worker's time in which it waits. A step has two, so it is a bare class."""
+
+    __slots__ = ("_began_s", "_tally")
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+
+    def __enter__(self) -> None:
+        self._began_s = self._tally.now()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._tally.waited(self._tally.now() - self._began_s)
 
 
 class Tally:
@@ -28,14 +47,17 @@ class Tally:
         self.steps += 1
         self.samples += samples
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """The time in this block was spent waiting."""
-        began = self._clock.now()
-        try:
-            yield
-        finally:
-            self._wait_s += self._clock.now() - began
+    def waiting(self) -> Waiting:
+        """For a `with`: the time in its block was spent waiting."""
+        return Waiting(self)
+
+    def waited(self, seconds: float) -> None:
+        """So much more time was spent waiting."""
+        self._wait_s += seconds
+
+    def now(self) -> float:
+        """The time by this tally's clock, in seconds."""
+        return self._clock.now()
 
     def stats(self, skipped: int) -> WorkerStats:
         """All of it, with the number of steps that were skipped as not finite."""

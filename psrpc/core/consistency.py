@@ -11,14 +11,13 @@ are; only a new view looks at them all.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from psrpc.core.decisions import Token
 from psrpc.messages import View
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """The step after `clock` finished ones; `reads` is whether it takes fresh weights.
 
     `ahead` more steps will have begun when it takes them, and count like finished ones.
@@ -30,8 +29,7 @@ class Start:
     ahead: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(NamedTuple):
     """A start that is granted; `lead` is the worker's clock above the slowest's."""
 
     token: Token

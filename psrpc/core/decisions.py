@@ -7,8 +7,7 @@ future. The core never sees either.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from psrpc.messages import Reply
 from psrpc.orders import Cut
@@ -17,8 +16,7 @@ Token = int
 _FEW = 8
 
 
-@dataclass(frozen=True)
-class Apply:
+class Apply(NamedTuple):
     """Make one optimizer step of these requests' gradients, in this order.
 
     `staleness` is that of each one's gradients, in clocks.
@@ -29,8 +27,7 @@ class Apply:
     staleness: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """Answer this request now."""
 
     token: Token
@@ -38,16 +35,14 @@ class Answer:
     reason: str
 
 
-@dataclass(frozen=True)
-class Hold:
+class Hold(NamedTuple):
     """Keep this request open; a later decision answers it."""
 
     token: Token
     reason: str
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """Copy the shard as it is at this point: its part of the checkpoint `cut`.
 
     `record` is what belongs to the copy of these decisions, as `ShardCore.record` gives it.
@@ -58,8 +53,7 @@ class Image:
     reason: str
 
 
-@dataclass(frozen=True)
-class Same:
+class Same(NamedTuple):
     """This request repeats `first`, which is still open: give both the same answer."""
 
     token: Token

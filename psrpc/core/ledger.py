@@ -96,7 +96,7 @@ class Ledger:
         ledger = cls()
         try:
             for kind, major, minor, marks in record["open"]:
-                stream = Stream(StreamKind(kind), _whole(major), _whole(minor))
+                stream = Stream(StreamKind(str(kind)), _whole(major), _whole(minor))
                 ledger._open[stream] = _ranges(marks)
             for epoch, marks in record["closed"]:
                 ledger._closed[_whole(epoch)] = _ranges(marks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from psrpc.core.consistency import Gate, Ready, Start
 from psrpc.core.decisions import Answer, Apply, Decision, Hold, Image, Same, Token, some_workers
@@ -18,8 +18,7 @@ from psrpc.orders import Cut
 _MANY_FRONTS = 1024
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     """A push that waits for its round; `carries` is False where its key is applied already."""
 
     token: Token

@@ -9,6 +9,7 @@ server writes weights without mapping them.
 from __future__ import annotations
 
 import mmap
+import operator
 import os
 import threading
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ class Region:
         self._offsets, end = _offsets(layout)
         self._part_bytes = -(-max(end, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
         self._parts: dict[Part, list[torch.Tensor]] = {}
+        self._sources: list[torch.Tensor] = []
+        self._views: list[memoryview] = []
 
     @classmethod
     def create(cls, layout: ShardLayout) -> Region:
@@ -67,9 +70,10 @@ class Region:
         """
         start = self._part_bytes * part
         with self._lock:
-            for flat, offset in zip(flats, self._offsets, strict=True):
-                if self._fd >= 0:
-                    _write(self._fd, flat, start + offset)
+            if self._fd < 0:
+                return
+            for view, offset in zip(self._bytes_of(flats), self._offsets, strict=True):
+                _write(self._fd, view, start + offset)
 
     def close(self) -> None:
         """Give the descriptor up. What is mapped stays until its tensors are gone."""
@@ -77,6 +81,12 @@ class Region:
             fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def _bytes_of(self, flats: Sequence[torch.Tensor]) -> list[memoryview]:
+        """The memory of some tensors; a server writes the same ones step by step."""
+        if len(flats) != len(self._sources) or not all(map(operator.is_, flats, self._sources)):
+            self._sources, self._views = list(flats), [as_bytes(flat) for flat in flats]
+        return self._views
 
     def _map(self, part: Part) -> list[torch.Tensor]:
         mapped = mmap.mmap(self._fd, self._part_bytes, offset=self._part_bytes * part)
@@ -98,8 +108,7 @@ def _offsets(layout: ShardLayout) -> tuple[list[int], int]:
     return offsets, end
 
 
-def _write(fd: int, flat: torch.Tensor, offset: int) -> None:
-    rest = as_bytes(flat)
-    while rest.nbytes:
-        done = os.pwrite(fd, rest, offset)
-        rest, offset = rest[done:], offset + done
+def _write(fd: int, view: memoryview, offset: int) -> None:
+    done = os.pwrite(fd, view, offset)
+    while done < view.nbytes:
+        done += os.pwrite(fd, view[done:], offset + done)

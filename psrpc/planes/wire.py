@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from psrpc.messages import (
     Failure,
@@ -23,8 +23,7 @@ from psrpc.messages import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Ring:
+class Ring(NamedTuple):
     """A request at a server's door: which set of gradients is sent, where weights shall land.
 
     `side` is None where no gradients go along. Weights land `ahead` of their use, in a

@@ -88,7 +88,7 @@ class Binding:
         """The name of a parameter with NaN or Inf in its gathered gradient, if there is one."""
         for layout, flats in zip(self._layouts, self._gradients.flats, strict=True):
             # A sum may overflow where all of its parts are finite; a closer look tells.
-            if all(cmath.isfinite(flat.sum().item()) for flat in flats):
+            if all(map(_sums_up, flats)):
                 continue
             for piece in layout.pieces:
                 if not bool(torch.isfinite(piece.view(flats[piece.segment])).all()):
@@ -119,6 +119,10 @@ class Binding:
             if self._staged:
                 _copy_all([shard.weights for shard in self._buffers], self._weights)
         self.scatter()
+
+
+def _sums_up(flat: torch.Tensor) -> bool:
+    return cmath.isfinite(flat.sum().item())
 
 
 def raise_nonfinite(name: str, clock: int) -> None:

@@ -8,6 +8,7 @@ is told by a hook that autograd calls when it has added one.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +19,8 @@ from psrpc.store.blueprint import Blueprint
 from psrpc.store.layout import Piece, ShardLayout, dtype_name
 
 Flats = Sequence[list[torch.Tensor]]  # by shard, then by segment
+
+_GRADIENT = operator.attrgetter("grad")
 
 
 class GradientSet:
@@ -100,9 +103,9 @@ class Gradients:
         them). Sparse gradients become dense. Raises GradientError for one of the wrong
         shape or dtype.
         """
-        self._present.update(id(parameter) for parameter in self._added)
+        self._present.update(map(id, self._added))
         self._added.clear()
-        absent = {i for i, p in enumerate(self._parameters) if not self._come_home(i, p)}
+        absent = set() if self._at_home() else self._bring_home()
         for index, pieces in self._current.cut.items():
             for piece, view in pieces:
                 view.copy_(piece.rows(self._current.homes[index]))
@@ -134,6 +137,20 @@ class Gradients:
             hook.remove()
         for parameter in self._parameters:
             parameter.grad = None
+
+    def _at_home(self) -> bool:
+        """Whether autograd has added to every gradient, and each is where it is sent from."""
+        homes, addresses = self._current.homes, self._current.addresses
+        if len(self._present) < len(homes):
+            return False
+        gradients = map(_GRADIENT, self._parameters)
+        return all(map(operator.is_, gradients, homes)) and addresses == list(
+            map(torch.Tensor.data_ptr, homes)
+        )
+
+    def _bring_home(self) -> set[int]:
+        """Bring every gradient to where it is sent from; returns those that there are not."""
+        return {i for i, p in enumerate(self._parameters) if not self._come_home(i, p)}
 
     def _come_home(self, index: int, parameter: nn.Parameter) -> bool:
         """Bring one gradient to where it is sent from; returns whether there is one."""

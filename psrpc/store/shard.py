@@ -151,6 +151,8 @@ class ShardStore:
 
 def reduce(contributions: Sequence[Contribution], reduction: Reduction) -> list[Mixture]:
     """The sum, or the mean weighted by samples, of the contributions' gradients, by segment."""
+    if len(contributions) == 1 and not isinstance(contributions[0].gradients, Awaited):
+        return [Mixture((gradient,), (1.0,)) for gradient in contributions[0].gradients]
     awaited = next((g for c in contributions if isinstance(g := c.gradients, Awaited)), None)
     total = sum(c.samples for c in contributions)
     weights = [1.0] * len(contributions)

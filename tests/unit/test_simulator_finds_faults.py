@@ -44,7 +44,7 @@ def loosen_the_bound(patch: Patch) -> None:
 
 def overlook_what_has_begun(patch: Patch) -> None:
     original = Gate.ask
-    patch.setattr(Gate, "ask", lambda self, t, start: original(self, t, replace(start, ahead=0)))
+    patch.setattr(Gate, "ask", lambda self, t, start: original(self, t, start._replace(ahead=0)))
 
 
 def take_the_latest_weights_for_granted(patch: Patch) -> None:

@@ -270,9 +270,7 @@ class Bench:
         command.leaves_nothing()
         return ended
 
-    def ranks(
-        self, *words: str, count: int, port: int | None = None, **variables: str
-    ) -> Ranks:
+    def ranks(self, *words: str, count: int, port: int | None = None, **variables: str) -> Ranks:
         """Run Python as a launcher would that only sets variables. `port` is its store's."""
         shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", **variables}
         shared["MASTER_PORT"] = str(port or free_port())

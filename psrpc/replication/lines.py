@@ -5,6 +5,7 @@ The primary's side has a thread for each that sends, and one that hears what the
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import queue
 import secrets
@@ -40,6 +41,7 @@ class Line:
             queue.SimpleQueue()
         )
         self._closed = False
+        self._started = False
 
     def start(self, heard: Callable[[Line, Message], None], ended: Callable[[Line], None]) -> None:
         """Begin to send and to listen."""
@@ -52,7 +54,10 @@ class Line:
                     heard(self, message)
             except (OSError, EOFError):
                 ended(self)
+            finally:
+                self._freight.close()
 
+        self._started = True
         for name, target in (("sends", self._send), ("hears", listen)):
             threading.Thread(target=target, name=f"psrpc-backup-{name}", daemon=True).start()
 
@@ -67,6 +72,8 @@ class Line:
         self._closed = True
         self._queue.put(None)
         self._freight.cut()
+        if not self._started:
+            self._freight.close()
 
     def finish(self, timeout_s: float) -> None:
         """Let what was put be sent, and close."""
@@ -93,6 +100,7 @@ class Harbour:
     def __init__(self, host: str, admit: Callable[[Line], None]) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, 0), family=family)
+        self._port = self._listener.getsockname()[1]
         self._token = secrets.token_hex(16)
         self._host = host
         self._admit = admit
@@ -101,7 +109,7 @@ class Harbour:
     @property
     def address(self) -> str:
         """Where it is, and what lets one in."""
-        return f"{self._token}@{self._host}:{self._listener.getsockname()[1]}"
+        return f"{self._token}@{self._host}:{self._port}"
 
     def start(self) -> None:
         """Begin to listen."""
@@ -109,6 +117,8 @@ class Harbour:
 
     def close(self) -> None:
         """Let nobody in any more."""
+        if self._listener.fileno() < 0:
+            return
         self._listener.shutdown(socket.SHUT_RDWR)
         if self._thread.ident is not None:
             self._thread.join()
@@ -157,11 +167,13 @@ def reach(address: str, replica: int, silent_after_s: float) -> Freight:
     def silent() -> None:
         raise TimeoutError(f"it is silent for {silent_after_s:g} s")
 
-    try:
-        sock = socket.create_connection((host, int(port)), _CONNECT_S)
-        freight = Freight(sock, silent, silent_after_s)
-        freight.send(token.encode())
-        entries.send(freight, Follow(replica))
-    except (OSError, EOFError) as error:
-        raise AddressError(f"a primary cannot be reached at {host}:{port} ({error})") from None
+    with contextlib.ExitStack() as undo:
+        try:
+            sock = undo.enter_context(socket.create_connection((host, int(port)), _CONNECT_S))
+            freight = Freight(sock, silent, silent_after_s)
+            freight.send(token.encode())
+            entries.send(freight, Follow(replica))
+        except (OSError, EOFError) as error:
+            raise AddressError(f"no primary answers at {host}:{port} ({error})") from None
+        undo.pop_all()
     return freight

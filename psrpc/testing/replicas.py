@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from enum import Enum
 from random import Random
 from typing import Any, Protocol
 
@@ -15,25 +14,10 @@ from psrpc.messages import Reply, View
 from psrpc.testing.calls import Call, Caller
 from psrpc.testing.events import EventHeap
 from psrpc.testing.machines import Entry, Machine
+from psrpc.testing.ordeal import Moment
 from psrpc.testing.servers import SimWatcher
 
 BEATS_A_LIFE = 4
-
-
-class Moment(Enum):
-    """Where a server can be struck."""
-
-    RECEIVE = "a request has come"
-    FORWARD = "an entry is on its way to the backup"
-    APPLY = "an entry is taken in"
-    TAKE = "the backup has an entry"
-    ACK = "the backup has said so"
-    SETTLE = "the backup's word has come"
-    REPLY = "an answer is sent"
-    CLAIM = "the backup has asked for the reign"
-    PROMOTE = "the backup reigns"
-    COPY = "a copy is on its way"
-    NAME = "a newcomer is to be named"
 
 
 class World(Protocol):

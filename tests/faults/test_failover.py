@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from tests.processes import PATIENCE_S, Bench, Finished, Ranks, wait_until
@@ -113,7 +112,7 @@ class Job:
 
 
 @pytest.fixture
-def begin(bench: Bench) -> Iterator[Any]:
+def begin(bench: Bench) -> Any:
     """Starts jobs with a backup for each server."""
     stores = []
 
@@ -140,7 +139,7 @@ def begin(bench: Bench) -> Iterator[Any]:
         )
         return Job(bench, ranks, store, mode, servers)
 
-    yield begin
+    return begin
 
 
 def check(job: Job, ended: Sequence[Finished], epochs: int = 2) -> dict[str, Any]:

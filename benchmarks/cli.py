@@ -7,7 +7,9 @@ import click
 from benchmarks.commands import (
     chaos,
     checkpoint,
+    churn,
     convnet,
+    cycles,
     hosts,
     large,
     latency,
@@ -31,6 +33,8 @@ for command in (
     latency.latency,
     checkpoint.checkpoint,
     chaos.chaos,
+    churn.churn,
+    cycles.cycles,
     hosts.hosts,
 ):
     cli.add_command(command)

@@ -2,24 +2,29 @@
 
 Times are seconds since the host's boot, which is what the kernel knows of a process's
 begin. `python -m benchmarks.marks torch` or `ray` is what `startup` compares with;
-`benchmarks.marks:net` is a model for `psrpc train` that tells when it is built and used.
+`benchmarks.marks:net` is a model for `psrpc train` that tells when it is built and used first,
+`benchmarks.marks:stepping` one that tells of every step.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.utils.data import Dataset
 
 FILE = "PSRPC_BENCHMARK_MARKS"
 READY = "ready"
 BEGAN, BUILT, FIRST, SECOND = "began", "built", "first", "second"
+STEP = "step"
 
 
 @dataclass(frozen=True)
@@ -57,21 +62,43 @@ def began_s() -> float:
 
 def net() -> nn.Module:
     """A model for the digits, marked at its building and before its first two steps."""
+    return _marked((FIRST, SECOND))
+
+
+def stepping() -> nn.Module:
+    """A model for 8 x 8 images, marked at its building and before every step, in a file of its own.
+
+    The file is the named one with `-PID` behind it, so that whoever looks need not read it all.
+    """
+    os.environ[FILE] = f"{os.environ[FILE]}-{os.getpid()}"
+    return _marked(itertools.repeat(STEP))
+
+
+def _marked(names: Iterable[str]) -> nn.Module:
     from torch import Tensor, nn
 
-    class Marked(nn.Sequential):
-        calls = 0
+    left = iter(names)
 
+    class Marked(nn.Sequential):
         def forward(self, images: Tensor) -> Tensor:
-            if self.training and self.calls < 2:
-                make((FIRST, SECOND)[self.calls])
-                self.calls += 1
+            if self.training and (name := next(left, None)):
+                make(name)
             logits: Tensor = super().forward(images)
             return logits
 
     make(BEGAN, began_s())
     make(BUILT)
     return Marked(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+def many() -> Dataset[Any]:
+    """A million samples for `stepping`: an epoch that does not end."""
+    import torch
+    from torch.utils.data import TensorDataset
+
+    count = 1_000_000
+    images, labels = torch.ones(1, 1, 8, 8), torch.zeros(1, dtype=torch.long)
+    return TensorDataset(images.expand(count, 1, 8, 8), labels.expand(count))
 
 
 def main(what: str, folder: str) -> None:

@@ -90,6 +90,13 @@ class Stage:
             ended_s = time.monotonic()
             self._control.send(Ran(plan.steps * width, began_s, ended_s, tuple(times_s or ())))
 
+    def once(self, act: Callable[[], object]) -> None:
+        """Do one thing when told to, send what comes of it, and wait for the end."""
+        self._control.send(Here())
+        if isinstance(self._next(nullcontext), Go):
+            self._control.send(act())
+            self.wait()
+
     def wait(self) -> None:
         """Serve until told to stop."""
         self._next(nullcontext)

@@ -47,6 +47,14 @@ def cpu_s(pid: int) -> float:
     return (user + system) / os.sysconf("SC_CLK_TCK")
 
 
+def parent(pid: int) -> int | None:
+    """The process that started another one."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return None
+
+
 def host_cpu_s() -> float:
     """The processor time that was used on this host since its boot, by whomever.
 

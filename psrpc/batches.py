@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, Protocol, cast
@@ -83,7 +84,7 @@ def batches(
     `loaders` processes load and collate ahead (torch's DataLoader); with 0 that is done in
     this thread. When `stale` says so, the next batch is a UsageError.
     """
-    samples = len(cast(Sized, dataset))
+    samples, positions = len(cast(Sized, dataset)), functools.cache(positions)
     plan: deque[tuple[Lease, int]] = deque()
 
     def indices() -> Iterator[Sequence[int]]:

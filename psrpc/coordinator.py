@@ -38,7 +38,15 @@ from psrpc.modes import OnFailure, OnPoison
 from psrpc.orders import Cut, PutPart, Watch
 from psrpc.planes import base
 from psrpc.planes.base import Landing
-from psrpc.server import Answers, Call, Desk, ParameterServer, resolve, worker_failed
+from psrpc.server import (
+    Answers,
+    Call,
+    Desk,
+    ParameterServer,
+    lost_a_server,
+    resolve,
+    worker_failed,
+)
 from psrpc.store.blueprint import Blueprint, compare
 from psrpc.store.buffers import BufferMean, buffers_of
 
@@ -74,6 +82,8 @@ class Coordinator:
         self.lost: Callable[[int], None] = lambda process: None
         self.part_came: Callable[[PutPart], None] = lambda put: None
         self.expected: Callable[[int], None] = lambda process: None
+        # A worker lost a server: to be looked into, on another thread.
+        self.suspect: Callable[[PsrpcError], None] | None = None
         self._signature = blueprint.signature
         self._model, self._blueprint = model, blueprint
         self._take_rest()
@@ -261,8 +271,7 @@ class Coordinator:
         return self._carry_out(self.core.watch(request, self.desk.open(call)))
 
     def _bye(self, request: Bye, call: Call) -> Answers:
-        self.core.bye(request.worker)
-        return [(call, (Done(), [])), *self._convene(lambda shard: [])]
+        return [(call, (Done(), [])), *self._convene(lambda shard: self.core.bye(request.worker))]
 
     def _put_part(self, request: PutPart, call: Call) -> Answers:
         self.part_came(request)
@@ -273,7 +282,11 @@ class Coordinator:
         if members.started and request.worker not in members.live:
             # One that was not let in, or is taken for dead: the job goes on without it.
             return [(call, (Done(), []))]
-        return [(call, (Done(), [])), *self._end(worker_failed(request))]
+        failed = worker_failed(request)
+        if self.suspect is not None and lost_a_server(request):
+            self.suspect(failed)
+            return [(call, (Done(), []))]
+        return [(call, (Done(), [])), *self._end(failed)]
 
     def _end(self, error: PsrpcError) -> Answers:
         self._failure = self._failure or error

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from psrpc.core.progress import Progress
 from psrpc.counts import WorkerStats
-from psrpc.errors import FencedError, ProtocolError, PsrpcError
+from psrpc.errors import ClosedError, FencedError, ProtocolError, PsrpcError
 from psrpc.job import PROTOCOL, Job
 from psrpc.messages import (
     Acquire,
@@ -25,9 +25,10 @@ from psrpc.messages import (
     StatsReply,
     Welcome,
 )
-from psrpc.planes.base import Link, Pending
+from psrpc.planes.base import Link, Payload, Pending
 
 _ATTEMPTS = 5  # to come to the job, while it takes this worker for dead
+_LOOK_UP_S = 0.1  # how often whoever waits for others looks whether it was asked to leave
 
 
 class _Ahead:
@@ -71,11 +72,24 @@ class Crew:
         self._granted_first: Lease | None = None
         self._held: dict[LeaseId, Lease] = {}
 
+    @contextmanager
+    def unless_leaving(self) -> Iterator[None]:
+        """End the block where it waits for others when this worker is asked to leave."""
+        try:
+            yield
+        except ClosedError:
+            if not self.leave_soon.is_set():
+                raise
+
     def register(self, model: tuple[tuple[str, tuple[int, ...], str], ...]) -> Welcome:
-        """Come to the job, or come back to it; blocks until it begins."""
+        """Come to the job, or come back to it; blocks until it begins.
+
+        Raises ClosedError if this worker is asked to leave meanwhile.
+        """
         self._ahead, self._granted_first = None, None
         self._held.clear()
         for attempt in itertools.count(1):
+            self.stay()
             request = Register(
                 self.process,
                 PROTOCOL,
@@ -86,7 +100,7 @@ class Crew:
             )
             self.generation += 1
             try:
-                reply, _ = self._links[0].call(request).wait()
+                reply, _ = self._wait_unless_leaving(self._links[0].call(request))
                 break
             except FencedError:
                 # It was taken for dead while it came.
@@ -127,7 +141,11 @@ class Crew:
         return self._held.get(lease.id) is lease
 
     def rest(self, samples: int, batch_size: int) -> bool:
-        """Wait until the epoch is over, or samples of it are left; returns whether they are."""
+        """Wait until the epoch is over, or samples of it are left; returns whether they are.
+
+        Raises ClosedError, as `enter` and `lease_batches` do, if this worker is asked to leave
+        while it waits for others.
+        """
         self._held.clear()
         self._granted_first = self._granted(self._ask(self.progress.acquire(samples, batch_size)))
         return self._granted_first is not None
@@ -155,11 +173,14 @@ class Crew:
     def leave(self, stats: WorkerStats, *, early: bool = False) -> bool:
         """Leave the job; blocks until all workers have left, unless it is `early`.
 
-        Returns whether this worker is the one that reports the results.
+        Returns whether this worker is the one that reports the results. Raises ClosedError if
+        it is asked to leave while it waits for the others.
         """
+        if early and not self.progress.active:
+            self._ahead = None  # work that it still waits for; nobody takes what comes
         self.pause()
-        request = self.progress.leave(stats, early=early)
-        reply, _ = self._links[0].call(request).wait()
+        pending = self._links[0].call(self.progress.leave(stats, early=early))
+        reply, _ = pending.wait() if early else self._wait_unless_leaving(pending)
         return isinstance(reply, Left) and reply.main
 
     def fail(self, error: tuple[str, str], timeout_s: float = 2.0) -> None:
@@ -190,8 +211,24 @@ class Crew:
         if self._ahead is not None:
             self._ahead.lease()
 
+    def _wait_unless_leaving(self, pending: Pending) -> Payload:
+        """Wait for an answer that may be held until others come, step or leave."""
+        while True:
+            self.stay()
+            with suppress(TimeoutError):
+                return pending.wait(_LOOK_UP_S)
+
+    def stay(self) -> None:
+        """Raise ClosedError if this worker was asked to leave."""
+        if self.leave_soon.is_set():
+            raise ClosedError(
+                f"worker {self.progress.worker} was asked to leave, and waits no more"
+            )
+
     def _granted(self, pending: Pending) -> Lease | None:
-        reply, _ = pending.wait()
+        # To one that steps the coordinator answers at once.
+        active = self.progress.active
+        reply, _ = pending.wait() if active else self._wait_unless_leaving(pending)
         granted = _expect(reply)
         self.progress.granted(granted)
         return granted.lease

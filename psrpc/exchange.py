@@ -21,7 +21,7 @@ class Ticket:
         self._finish: Callable[[], None] | None = finish
         self._error: Exception | None = None
         self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext
-        self.fenced: Callable[[], None] = lambda: None  # called before `result` raises that
+        self.fenced: Callable[[], object] | None = None  # called by `result` in place of raising
 
     def done(self) -> bool:
         """Whether `result` would return at once."""
@@ -33,18 +33,25 @@ class Ticket:
         Raises TimeoutError if that takes longer than `timeout_s` seconds: the model is as it
         was, and `result` may be called again. Raises what a server answered with, and
         PeerLostError if one is gone: then the model is as it was, and every later call raises
-        the same.
+        the same. If this worker was taken for dead it has come back when this returns: a push did
+        not count, weights are fresh.
         """
+        try:
+            self.settle(timeout_s)
+        except FencedError:
+            if self.fenced is None:
+                raise
+            self._finish = self._error = None
+            self.fenced()
+
+    def settle(self, timeout_s: float | None = None) -> None:
+        """The same, but FencedError is raised like all others."""
         if self._error is not None:
             raise self._error
         if self._finish is None:
             return
         with self.waiting():
-            try:
-                self._arrive(timeout_s)
-            except FencedError:
-                self.fenced()
-                raise
+            self._arrive(timeout_s)
             for pending in self._pending:
                 pending.wait()
             self._finish()
@@ -205,7 +212,7 @@ class Exchange:
     def settle(self) -> None:
         """Finish what is under way: the buffers belong to one exchange at a time."""
         if self._open is not None:
-            self._open.result()
+            self._open.settle()
             self._open = None
 
     def _landed(self, clock: int) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a process even while its main thread waits inside torch."""
+"""SIGINT and SIGTERM: a worker leaves in order, anything else ends, whatever torch waits for."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 GRACE_S = 2.0
-EXIT_CODE = 130
+INTERRUPTED = 130
 TERMINATED = 143
+_ECHO_S = 1.0
+_CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 
 
 class Terminated(SystemExit):
@@ -20,51 +23,48 @@ class Terminated(SystemExit):
 
 
 class Departure:
-    """Within its block, the first SIGTERM or SIGINT only asks the worker to leave.
+    """What the first SIGTERM or SIGINT does to a worker: it is asked to leave.
 
-    `ask` does so, and says whether there was anybody to ask; if not, and at a second signal,
-    the block ends at once: by KeyboardInterrupt, or for SIGTERM by `Terminated`, with code 143.
-    Does nothing outside the main thread, where signals cannot be set up.
+    `ask` does so, and says whether there was anybody to ask. If not, and at a second signal, the
+    worker ends at once. One thread may use it; launchers pass a SIGTERM on that their process has
+    got as well, so a second one within a second counts as the first.
     """
 
     def __init__(self, ask: Callable[[], bool]) -> None:
         self._ask = ask
-        self._asked = False
-        self._previous: dict[int, Any] = {}
-        self.interrupted = False
+        self._first: tuple[int, float] | None = None
 
-    def __enter__(self) -> Departure:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: object) -> None:
-        self.interrupted = self.interrupted or number == signal.SIGINT
-        if not self._asked and self._ask():
-            self._asked = True
-            return
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise Terminated(TERMINATED)
+    def take(self, number: int) -> bool:
+        """A signal has come: ask the worker to leave; False if it must end now."""
+        now_s = time.monotonic()
+        if self._first is None:
+            if not self._ask():
+                return False
+            self._first = (number, now_s)
+            return True
+        first, asked_s = self._first
+        return number == first == signal.SIGTERM and now_s - asked_s < _ECHO_S
 
 
 class Interrupts:
-    """Within its block, SIGINT raises KeyboardInterrupt, and ends the process if that hangs.
+    """Within its block, SIGINT and SIGTERM end the process, even if torch does not let go of it.
 
-    Python runs signal handlers between bytecodes, so a thread that waits in C++ is
-    deaf to Ctrl-C. A watching thread is told by the signal itself and ends the
-    process with code 130 when the block was not left within `grace_s` seconds.
+    SIGINT raises KeyboardInterrupt. With `ask` (see `Departure`) both ask for an orderly leave
+    first, from then on until the end of the block, and SIGTERM then raises `Terminated`; without
+    it that ends the process by itself.
+
+    Python runs signal handlers between bytecodes, so a thread that waits in C++ is deaf to
+    them. A watching thread is told by the signal itself: it asks as well, and ends the process
+    with code 130 or 143 if that is due and the block was not left within `grace_s` seconds.
     Does nothing outside the main thread, where signals cannot be set up.
     """
 
     def __init__(self, grace_s: float = GRACE_S) -> None:
         self._grace_s = grace_s
         self._left = threading.Event()
+        self._heard: Departure | None = None  # by the handlers
+        self._seen: Departure | None = None  # by the watching thread
+        self._previous: dict[int, Any] = {}
         self._thread: threading.Thread | None = None
         self._reader: socket.socket | None = None
         self._writer: socket.socket | None = None
@@ -82,6 +82,14 @@ class Interrupts:
         self._thread.start()
         return self
 
+    def ask_first(self, ask: Callable[[], bool]) -> None:
+        """From now on let the first signal ask, by any thread, for an orderly leave."""
+        if self._thread is None:
+            return
+        self._heard, self._seen = Departure(ask), Departure(ask)
+        for number in _CODES:
+            self._previous[number] = signal.signal(number, self._handle)
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -91,12 +99,25 @@ class Interrupts:
         self._left.set()
         if self._thread is None or self._writer is None or self._reader is None:
             return
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
         signal.set_wakeup_fd(self._previous_fd)
         self._writer.close()
         self._thread.join()
         self._reader.close()
 
+    def _handle(self, number: int, frame: object) -> None:
+        assert self._heard is not None
+        if self._heard.take(number):
+            return
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Terminated(TERMINATED)
+
     def _watch(self, reader: socket.socket) -> None:
         while received := reader.recv(64):
-            if signal.SIGINT in received and not self._left.wait(self._grace_s):
-                os._exit(EXIT_CODE)
+            for number in received:
+                if number not in _CODES or (self._seen is not None and self._seen.take(number)):
+                    continue
+                if not self._left.wait(self._grace_s):
+                    os._exit(_CODES[signal.Signals(number)])

@@ -17,9 +17,12 @@ from typing import Any
 
 from psrpc import environment
 from psrpc.errors import AddressError, JobFailedError, PeerLostError, PsrpcError, decode, encode
+from psrpc.interrupts import INTERRUPTED, TERMINATED
 
 _STOP_S = 3
 _MONITOR_S = 0.1
+# How a process ends that SIGINT or SIGTERM ended; it is not to come back.
+_ASKED_TO_LEAVE = (INTERRUPTED, TERMINATED, -signal.SIGINT, -signal.SIGTERM)
 # Not SIGINT: a child that is told of it while it imports shows a traceback.
 _PASSED_ON = "SIGTERM,SIGHUP,SIGQUIT"
 
@@ -66,6 +69,8 @@ def child_variables(failure: Path) -> dict[str, str]:
 def run_agent(command: Sequence[str], restarts: int) -> int:
     """Run `python COMMAND` in one process, again when it dies. Blocks; returns an exit code.
 
+    One that SIGINT or SIGTERM ended was asked to go, and does not come back.
+
     Of psrpc's own commands each process is a fork of this one, which has imported all they need:
     one that died is back at once, where a new interpreter spends over a second of a core. A
     user's script gets a new one, for it may count on what happens before torch is imported.
@@ -76,22 +81,27 @@ def run_agent(command: Sequence[str], restarts: int) -> int:
 
     _silence("torch.distributed.elastic", "torch.distributed.launcher")
     environment.for_children(**{environment.LAUNCHER: str(os.getpid())})
-    with tempfile.TemporaryDirectory(prefix="psrpc-") as folder:
-        config = _config(1, 0, folder, restarts)
-        try:
-            if list(command[:2]) == ["-m", "psrpc"]:
-                from psrpc import interpreter
+    program: Any = sys.executable
+    if list(command[:2]) == ["-m", "psrpc"]:
+        from psrpc import interpreter
 
+        interpreter.prepare()
+        program = interpreter.become
+    with tempfile.TemporaryDirectory(prefix="psrpc-") as folder:
+        for left in reversed(range(restarts + 1)):
+            config = _config(1, 0, folder, restarts=0)
+            if program is not sys.executable:
                 config.start_method = "fork"
-                interpreter.prepare()
-                elastic_launch(config, interpreter.become)(*command)
+            try:
+                elastic_launch(config, program)(*command)
+            except SignalException:
+                return TERMINATED
+            except ChildFailedError as failed:
+                code = int(next(iter(failed.failures.values())).exitcode)
+                if not left or code in _ASKED_TO_LEAVE:
+                    return code if code > 0 else 128 - code
             else:
-                elastic_launch(config, sys.executable)(*command)
-        except SignalException:
-            return 128 + signal.SIGTERM
-        except ChildFailedError as failed:
-            code = next(iter(failed.failures.values())).exitcode
-            return int(code) if code > 0 else 128 - int(code)
+                break
     return 0
 
 

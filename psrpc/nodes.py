@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -21,10 +22,11 @@ from psrpc.planes.conductor import Conductor
 from psrpc.planes.doorman import Doorman
 from psrpc.planes.groups import Fabric, Groups
 from psrpc.planes.porter import Porter
-from psrpc.planes.rpc import Address, RpcLink, serve, withdraw
+from psrpc.planes.rpc import Address, Patience, RpcLink, answers, serve, withdraw
 from psrpc.planes.staging import Staging
 from psrpc.pulse import Pulse
 from psrpc.rendezvous import (
+    FAILED,
     FAREWELL_S,
     PULSE,
     Rendezvous,
@@ -75,13 +77,7 @@ class ServerNode:
         """Serve until all workers are gone. Blocks; raises JobFailedError if the job failed."""
         self.agent.start()
         try:
-            self._resume(rendezvous)
-            self.conductor = self._raise_conductor(rendezvous)
-            serve(self.agent, self.conductor or self.service)
-            rendezvous.publish(shm_key(self.agent.name), self._open_door())
-            rendezvous.publish(stream_key(self.agent.name), self._open_berth())
-            self._listen_for_deaths(rendezvous)
-            rendezvous.publish(self.agent.name, self.agent.url)
+            self._begin(rendezvous)
             self._wait_for_end(rendezvous)
             # The last answers must have arrived before the agent cuts them off.
             if self.server.failure is not None:
@@ -102,6 +98,20 @@ class ServerNode:
         withdraw(self.agent)
         self.agent.close()
 
+    def _begin(self, rendezvous: Rendezvous) -> None:
+        """Be ready, and say so; or say why not, so that nobody waits for this server."""
+        try:
+            self._resume(rendezvous)
+            self.conductor = self._raise_conductor(rendezvous)
+            serve(self.agent, self.conductor or self.service)
+            rendezvous.publish(shm_key(self.agent.name), self._open_door())
+            rendezvous.publish(stream_key(self.agent.name), self._open_berth())
+            self._listen_for_deaths(rendezvous)
+            rendezvous.publish(self.agent.name, self.agent.url)
+        except Exception as error:
+            rendezvous.say(FAILED, json.dumps(encode(error)))
+            raise
+
     def _listen_for_deaths(self, rendezvous: Rendezvous) -> None:
         if self.coordinator is None:
             return
@@ -112,7 +122,20 @@ class ServerNode:
             self.pulse = Pulse(self.agent.host, dead_after_s, self.coordinator.lose)
             self.coordinator.expected = self.pulse.expect
             self.pulse.start()
+            self.coordinator.suspect = self._look_after_servers
         rendezvous.publish(PULSE, self.pulse.address if self.pulse is not None else "")
+
+    def _look_after_servers(self, error: PsrpcError) -> None:
+        """A worker lost a server. That is the job's end if the server is dead; else its own."""
+        coordinator = self.coordinator
+        assert coordinator is not None
+
+        def look() -> None:
+            others = [f"server{index}" for index in range(1, self.job.servers)]
+            if not all(answers(name, Patience().ping_s) for name in others):
+                coordinator.fail(error)
+
+        threading.Thread(target=look, name="psrpc-look", daemon=True).start()
 
     def _resume(self, rendezvous: Rendezvous) -> None:
         """Go on from a checkpoint, if there is one; the coordinator chooses it for all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import time
 from collections.abc import Sequence
@@ -14,11 +15,13 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from psrpc.clock import Clock, SystemClock
 from psrpc.environment import Place
-from psrpc.errors import AddressError, PeerLostError, StartTimeoutError
+from psrpc.errors import AddressError, JobOverError, PeerLostError, StartTimeoutError, decode
 from psrpc.planes.agent import hushed
 
 _LOOK_AGAIN_S = 0.02
+_JOIN_S = 10.0
 FAREWELL_S = 2.0
+FAILED = "failed"  # the key under which a server says why it could not begin
 PULSE = "pulse"  # the key under which the coordinator says where it hears who is alive
 
 
@@ -28,6 +31,8 @@ class Rendezvous:
     def __init__(self, place: Place, timeout_s: float, clock: Clock | None = None) -> None:
         self._place = place
         self._timeout_s = timeout_s
+        # A job that one joins runs already, or is over.
+        self._connect_s = min(timeout_s, _JOIN_S) if place.joins else timeout_s
         self._clock = clock or SystemClock()
         self._store: Store | None = None
         self._root: Any = None
@@ -43,8 +48,8 @@ class Rendezvous:
     def open(self) -> None:
         """Connect to the store; rank 0 keeps it where the launcher does not.
 
-        Raises AddressError if its port is taken and StartTimeoutError if nobody
-        answers there in time.
+        Raises AddressError if its port is taken, StartTimeoutError if nobody answers there in
+        time, and JobOverError, if this process joins a job, if nobody answers at once.
         """
         place = self._place
         listener = listen(place.address, place.port) if self._keeps else None
@@ -56,7 +61,7 @@ class Rendezvous:
                 place.port,
                 is_master=self._keeps,
                 wait_for_workers=False,
-                timeout=timedelta(seconds=self._timeout_s),
+                timeout=timedelta(seconds=self._connect_s),
                 master_listen_fd=listener.detach() if listener is not None else None,
             )
         except (RuntimeError, dist.DistNetworkError) as error:
@@ -90,6 +95,8 @@ class Rendezvous:
                 socket.create_connection((self._place.address, self._place.port), 5.0).close()
                 return
             except OSError as error:
+                if self._place.joins:
+                    raise JobOverError("nobody keeps its store any more") from error
                 if self._clock.now() > deadline:
                     raise self._no_store() from error
             time.sleep(_LOOK_AGAIN_S)
@@ -145,15 +152,23 @@ class Rendezvous:
                 return str(self._store.get(key).decode())
         return None
 
+    def answers(self) -> bool:
+        """Whether the store is still there."""
+        assert self._store is not None
+        with hushed(), contextlib.suppress(RuntimeError, dist.DistError):
+            self._store.check([PULSE])
+            return True
+        return False
+
     def read(self, keys: Sequence[str]) -> list[str]:
         """Wait for all keys and return their values.
 
-        Raises StartTimeoutError that names the keys that nobody published in time, and
-        PeerLostError if the store is gone.
+        Raises StartTimeoutError that names the keys that nobody published in time, the error for
+        which a server could not begin, and PeerLostError if the store is gone.
         """
         assert self._store is not None
         try:
-            if not self._have_come(keys, self._timeout_s):
+            if not self._have_come(keys, self._timeout_s, heed_failure=True):
                 missing = [key for key in keys if not self._store.check([key])]
                 raise StartTimeoutError(
                     f"rank {self._place.rank} waited {self._timeout_s:g} s and these have not "
@@ -168,13 +183,17 @@ class Rendezvous:
         with hushed(), contextlib.suppress(RuntimeError, dist.DistError):
             self._have_come(keys, timeout_s)
 
-    def _have_come(self, keys: Sequence[str], timeout_s: float) -> bool:
+    def _have_come(
+        self, keys: Sequence[str], timeout_s: float, *, heed_failure: bool = False
+    ) -> bool:
         """Wait for keys; look again and again, for the store's own `wait` logs its time limits."""
         assert self._store is not None
         deadline = self._clock.now() + timeout_s
         while not self._store.check(list(keys)):
             if self._clock.now() > deadline:
                 return False
+            if heed_failure and self._store.check([FAILED]):
+                raise decode(*json.loads(self._store.get(FAILED).decode()))
             time.sleep(_LOOK_AGAIN_S)
         return True
 

@@ -17,8 +17,8 @@ from torch import nn
 from psrpc import environment
 from psrpc.display import ProgressLine
 from psrpc.environment import Place
-from psrpc.errors import ConfigError, ModelError, PsrpcError, UsageError
-from psrpc.interrupts import Departure, Interrupts
+from psrpc.errors import ConfigError, JobOverError, ModelError, PsrpcError, UsageError
+from psrpc.interrupts import Interrupts
 from psrpc.job import Backend, Checkpointing, Elastic, Job, NonFinite, PlaneChoice
 from psrpc.lobby import publish_lobby
 from psrpc.modes import Mode, Reduction, Synchronous
@@ -85,24 +85,22 @@ def run(
 ) -> Result:
     """Take this process's part in a job started by torchrun; blocks until the job is done.
 
-    The first `servers` ranks serve parameters, as many more are their backups with `replicas` 1
-    (see `replicas`, the module); each of the others calls `train(worker)`.
-    `model` is a module, or a class or function that makes one; the servers' own weights
-    become everybody's. `optimizer` is called with parameters, as
-    `functools.partial(torch.optim.SGD, lr=0.1)` is; any torch.optim class that needs no
-    closure will do. `param_groups(model)` returns the groups to give it instead of
-    `model.parameters()`. `mode` is `Synchronous()` (the default), `BoundedStaleness(k)` or
-    `Asynchronous()`. `reduction` ("mean" by samples, or "sum") joins the gradients of a
-    synchronous round. `nonfinite` is what becomes of a step with NaN or Inf in its
-    gradients: "error" or "skip". `plane` is "auto" (shared memory to servers on the same
-    host, RPC to others), "rpc", "shm" or, in synchronous mode, "collective": each server and
-    its workers share process groups of `backend` "gloo" (the default) or "nccl" (a GPU for
-    every process), and a member that stands still for `collective_timeout_s` ends the job.
-    With `overlap` a worker computes its next step while the last one's gradients travel; the
-    mode's bound counts that step, so it must be 1 or more. `device` is "auto" (CUDA where
-    there is any), "cpu" or "cuda"; servers compute on the CPU. `threads` are torch's threads
-    in this process. `elastic` and `checkpointing` are as `Elastic` and `Checkpointing` say.
-    SIGTERM and SIGINT let a worker finish its step, give its samples back and leave.
+    The first `servers` ranks serve parameters, as many more are their backups with `replicas=1`,
+    each of the others calls `train(worker)`. `model` is a module, or a class or function that makes
+    one; the servers' own weights become everybody's. `optimizer` is called with parameters, as
+    `functools.partial(torch.optim.SGD, lr=0.1)` is; any torch.optim class that needs no closure
+    will do. `param_groups(model)` returns the groups to give it instead of `model.parameters()`.
+    `mode` is `Synchronous()` (the default), `BoundedStaleness(k)` or `Asynchronous()`. `reduction`
+    ("mean" by samples, or "sum") joins the gradients of a synchronous round. `nonfinite` is what
+    becomes of a step with NaN or Inf in its gradients: "error" or "skip". `plane` is "auto" (shared
+    memory to servers on the same host, RPC to others), "rpc", "shm" or, in synchronous mode,
+    "collective": each server and its workers share process groups of `backend` "gloo" (the default)
+    or "nccl" (a GPU for every process), and a member that stands still for `collective_timeout_s`
+    ends the job. With `overlap` a worker computes its next step while the last one's gradients
+    travel; the mode's bound counts that step, so it must be 1 or more. `device` is "auto" (CUDA
+    where there is any), "cpu" or "cuda"; servers compute on the CPU. `threads` are torch's threads
+    in this process. `elastic` and `checkpointing` are as `Elastic` and `Checkpointing` say. SIGTERM
+    and SIGINT let a worker finish its step, give its samples back and leave.
 
     Raises UsageError outside torchrun, ConfigError, ModelError, OptimizerError, StartTimeoutError,
     JobFailedError (another process ended the job), what `train` raises.
@@ -112,9 +110,8 @@ def run(
         names = {"reduction": reduction, "nonfinite": nonfinite, "plane": plane}
         names |= {"device": device} | ({} if backend is None else {"backend": backend})
         timeouts_s = {"start": start_timeout_s, "collective": collective_timeout_s}
-        job = _job(
-            place, (servers, replicas), mode, names, overlap, seed, timeouts_s, elastic or Elastic()
-        )
+        shards, life = (servers, replicas), elastic or Elastic()
+        job = _job(place, shards, mode, names, overlap, seed, timeouts_s, life)
         job = _with_checkpoints(job, checkpointing)
         if threads is not None:
             torch.set_num_threads(threads)
@@ -140,12 +137,17 @@ def _take_part(
     target = _device(device, place, 0 if job.backend is Backend.NCCL else job.server_processes)
     built = _build(model, job.seed)
     blueprint = draw(built, optimizer, param_groups)
-    with Interrupts(), Rendezvous(place, job.start_timeout_s) as rendezvous:
-        if place.rank == 0:
-            publish_lobby(rendezvous, job, place)
-        if place.serves(job.server_processes):
-            return _serve(job, place, built, blueprint, fabric, rendezvous, watch)
-        return _work(train, job, place, built.to(target), blueprint, fabric, rendezvous)
+    try:
+        with Interrupts() as interrupts, Rendezvous(place, job.start_timeout_s) as rendezvous:
+            if place.rank == 0:
+                publish_lobby(rendezvous, job, place)
+            if place.serves(job.server_processes):
+                return _serve(job, place, built, blueprint, fabric, rendezvous, watch)
+            built.to(target)
+            return _work(train, job, place, built, blueprint, fabric, rendezvous, interrupts)
+    except JobOverError as over:
+        print(f"psrpc: the job has ended: {over}", file=sys.stderr)
+        return Result(Role.WORKER, place.rank, built)
 
 
 def _place() -> Place:
@@ -312,17 +314,14 @@ def _work(
     blueprint: Blueprint,
     fabric: Fabric,
     rendezvous: Rendezvous,
+    interrupts: Interrupts,
 ) -> Result:
     rank = None if place.joins else place.rank - job.server_processes
     # From here on workers draw their own random numbers (dropout, augmentation).
     torch.manual_seed(job.seed + 1 + (rank if rank is not None else os.getpid()))
     node = WorkerNode(job, rank, model, blueprint, fabric)
-    with Departure(node.ask_to_leave) as departure:
-        report = node.train(train, rendezvous)
-    if node.came_too_late:
-        print("psrpc: the job was over when this worker came", file=sys.stderr)
-    if departure.interrupted:
-        raise KeyboardInterrupt
+    interrupts.ask_first(node.ask_to_leave)
+    report = node.train(train, rendezvous)
     assert node.worker is not None
     return Result(Role.WORKER, node.worker.rank, model, report, node.plane, node.worker.main)
 

@@ -12,7 +12,7 @@ import torch
 from psrpc.core.decisions import Answer, Apply, Decision, Image, Same, Token
 from psrpc.core.shard import ShardCore
 from psrpc.errors import JobFailedError, PeerLostError, ProtocolError, PsrpcError, encode
-from psrpc.job import Job
+from psrpc.job import Job, PlaneChoice
 from psrpc.messages import (
     Adopt,
     Bye,
@@ -267,6 +267,9 @@ class ParameterServer:
         return [(call, (StateReply(tuple(pieces)), tensors))]
 
     def _fail(self, request: Fail, call: Call) -> Answers:
+        if lost_a_server(request) and self.job.plane is not PlaneChoice.COLLECTIVE:
+            # The coordinator looks whether that one is dead, and ends the job if so.
+            return [(call, (Done(self.core.version), []))]
         if self.core.gate.epoch and request.worker not in self.core.gate.active:
             # The coordinator knows whether it belongs here, and ends the job if it does.
             return [(call, (Done(self.core.version), []))]
@@ -319,6 +322,11 @@ class ParameterServer:
 
 def _failure(error: PsrpcError) -> Payload:
     return Failure(encode(error)), []
+
+
+def lost_a_server(request: Fail) -> bool:
+    """Whether what failed is a worker's way to a server, which others may still reach."""
+    return request.error[0] == PeerLostError.__name__
 
 
 def worker_failed(request: Fail) -> PsrpcError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +14,6 @@ from torch.utils.data import Dataset
 from psrpc.batches import Collate, batches, check, check_samples, order
 from psrpc.clock import Clock, SystemClock
 from psrpc.core.progress import Progress
-from psrpc.counts import WorkerStats
 from psrpc.crew import Crew
 from psrpc.errors import ClosedError, FencedError
 from psrpc.exchange import Exchange, Ticket
@@ -53,7 +52,7 @@ class Worker:
     ) -> None:
         self.job = job
         self.rank = 0 if rank is None else rank
-        self.main = False
+        self.stayed = self.main = False
         self.num_workers = job.workers
         self.seed = job.seed
         self.model = model
@@ -144,15 +143,11 @@ class Worker:
         self._epoch += 1
         self._progress.epoch = epoch = self._epoch
 
-        @functools.cache
-        def positions(epoch: int) -> torch.Tensor:
-            return order(samples, shuffle=shuffle, seed=self.seed, epoch=epoch)
-
         return batches(
             self,
             dataset,
             batch_size,
-            positions,
+            lambda epoch: order(samples, shuffle=shuffle, seed=self.seed, epoch=epoch),
             device=self.device,
             collate=collate_fn,
             loaders=loaders,
@@ -183,10 +178,9 @@ class Worker:
         and the mode lets this worker start its next step; weights stay as they are.
 
         The gradients are handed over: `.grad` begins from zero. Waits for an earlier push
-        first. If this worker was taken for dead, this or `result` raises FencedError when it
-        has come back: go on with the next batch, the push does not count.
+        first. If this worker was taken for dead it comes back, and the push does not count.
         """
-        return self._ticket(lambda: self._push(pull=False, at_once=False))
+        return self._ticket(lambda: self._push(pull=False, at_once=False), weights=False)
 
     def pull(self) -> Ticket:
         """Ask for weights; they are in the model when the ticket's `result` returns."""
@@ -195,11 +189,11 @@ class Worker:
             self._ensure_active()
             return self._exchange.pull(at_once=False)
 
-        return self._ticket(ask)
+        return self._ticket(ask, weights=True)
 
     def push_pull(self) -> Ticket:
         """Push the gradients, as `push` does, and ask for the weights of the next step."""
-        return self._ticket(lambda: self._push(pull=True, at_once=False))
+        return self._ticket(lambda: self._push(pull=True, at_once=False), weights=True)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -212,74 +206,65 @@ class Worker:
         was_active = self._progress.active
         self._safely(self.crew.pause)
         yield
-        while was_active and not self._progress.active:
+        while was_active and not self._progress.active and not self.leaving:
             self._safely(self._ensure_active)
 
     def leave(self, *, early: bool = False) -> None:
         """Leave the job. Blocks until all workers have left, then takes the final weights.
 
-        With `early` others do the rest of this worker's samples, and nothing is waited for.
+        With `early` others do the rest of this worker's samples, and nothing is waited for; so
+        it is if this worker is asked to leave meanwhile.
         """
-        while not self._closed:
-            try:
-                self._exchange.settle()
-                self._untrained.put_buffers(self._tally.steps)
-                self.main = self.crew.leave(self.stats(), early=early)
-                self._closed = True
-            except FencedError:
-                self._rejoin()
-        if not early and not self._released:
+
+        def part() -> None:
+            self._exchange.settle()
+            self._untrained.put_buffers(self._tally.steps)
+            self.main = self.crew.leave(self._tally.stats(self._exchange.skipped), early=early)
+            self._closed, self.stayed = True, not (early and self.leaving)
+
+        while not self._closed and (self._safely(part) or not self.leaving):
+            pass
+        if self.stayed and not (early or self._released):
             self._untrained.take_buffers()
             self._exchange.peek(Peek(self.number))
         self._exchange.release()
-        self._released = True
-
-    def stats(self) -> WorkerStats:
-        """What this worker has counted."""
-        return self._tally.stats(self._exchange.skipped)
+        self._closed = self._released = True
 
     # What `batches` asks of its source.
 
     def lease_batches(self, samples: int, batch_size: int) -> Iterator[tuple[Lease, int]]:
         """See `batches.Source`."""
         leases = self.crew.lease_batches(samples, batch_size)
-        while True:
-            try:
-                with self._tally.waiting():
-                    item = next(leases, None)
-            except FencedError:
-                self._rejoin()
-                return
-            if item is None:
-                return
-            yield item
+        given: list[tuple[Lease, int]] = []
+
+        def take_next() -> None:
+            with self._tally.waiting():
+                given.extend(itertools.islice(leases, 1))
+
+        while self._safely(take_next) and given:
+            yield given.pop()
 
     def take(self, lease: Lease, step: int) -> bool:
         """See `batches.Source`."""
-        if not self.crew.holds(lease) or self.leaving:
-            return False
-        try:
-            self._reach(lease, step)
-        except FencedError:
-            self._rejoin()
-            return False
-        return True
+        mine = self.crew.holds(lease) and not self.leaving
+        return mine and self._safely(lambda: self._reach(lease, step))
 
     def more(self, samples: int, batch_size: int) -> bool:
         """See `batches.Source`."""
-        try:
+        left = False
+
+        def rest() -> None:
+            nonlocal left
             if not self.leaving:
                 self._flush()
             self._exchange.settle()
             self._untrained.put_buffers(self._tally.steps)
             self.crew.pause()
-            if self.leaving:
-                return False
             with self._tally.waiting():
-                return self.crew.rest(samples, batch_size)
-        except FencedError:
-            self._rejoin()
-            return True
+                left = not self.leaving and self.crew.rest(samples, batch_size)
+
+        came_back = not self._safely(rest)
+        return left or (came_back and not self.leaving)
 
     def _reach(self, lease: Lease, step: int) -> None:
         """Come to a batch; one before it that was not pushed goes into its update."""
@@ -318,22 +303,37 @@ class Worker:
             self._exchange.clear()
             self._flushed = True
 
-    def _ticket(self, ask: Callable[[], Ticket]) -> Ticket:
-        """A ticket for the caller to wait on; if this worker counts as dead, it comes back."""
+    def _ticket(self, ask: Callable[[], Ticket], *, weights: bool) -> Ticket:
+        """A ticket for the caller to wait on, who need not know that this worker came back."""
+        generation = self.crew.generation
+
+        def come_back() -> None:
+            if self.crew.generation == generation:
+                self._rejoin()
+            while weights and not self._safely(self._ensure_active):
+                self.crew.stay()
+
         try:
             ticket = ask()
         except FencedError:
-            self._rejoin()
-            raise
-        ticket.fenced = self._rejoin
+            come_back()
+            return Ticket([], lambda: None)
+        ticket.fenced = come_back
         return ticket
 
-    def _safely(self, act: Callable[[], object]) -> None:
-        """Do something; if this worker counts as dead, come back in place of it."""
-        try:
-            act()
-        except FencedError:
-            self._rejoin()
+    def _safely(self, act: Callable[[], object]) -> bool:
+        """Do something; returns whether it is done.
+
+        If this worker counts as dead it comes back in place of it, and if it is asked to leave
+        it waits for nobody.
+        """
+        with self.crew.unless_leaving():
+            try:
+                act()
+                return True
+            except FencedError:
+                self._rejoin()
+        return False
 
     def _rejoin(self) -> None:
         """This worker was taken for dead: others have its work. Begin anew."""

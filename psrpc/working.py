@@ -44,7 +44,6 @@ class WorkerNode:
         self.blueprint = blueprint
         self.plane = ""
         self.worker: Worker | None = None
-        self.came_too_late = False
 
     def ask_to_leave(self) -> bool:
         """Let the worker finish its step and leave; False if it does not train yet."""
@@ -53,12 +52,37 @@ class WorkerNode:
         self.worker.ask_to_leave()
         return True
 
+    @property
+    def _belongs(self) -> bool:
+        """Whether the coordinator has let this worker in."""
+        return self.worker is not None and self.worker.number >= 0
+
     def train(self, function: Callable[[Worker], Any], rendezvous: Rendezvous) -> Report | None:
         """Run the user's function as this worker. Blocks until all workers are done.
 
-        What `function` raises ends the job everywhere and is raised here again.
+        What `function` raises ends the job everywhere and is raised here again; that a server
+        is lost to this worker does not, if it still answers others. Raises JobOverError if the
+        job had ended when this worker came.
         """
         names = [f"server{index}" for index in range(self.job.servers)]
+        try:
+            return self._come(function, rendezvous, names)
+        except PeerLostError as error:
+            words = _last_words(rendezvous, names)
+            if words is None and not self._belongs and self._over(rendezvous, names[0]):
+                raise JobOverError("the servers had closed when this worker came") from None
+            raise words or error from None
+
+    def _over(self, rendezvous: Rendezvous, coordinator: str) -> bool:
+        """Whether the job has ended in order: the coordinator has closed, or its store has."""
+        rendezvous.await_or_give_up([gone(coordinator)], FAREWELL_S)
+        if rendezvous.heard(gone(coordinator)) is not None:
+            return True
+        return self.rank is None and not rendezvous.answers()
+
+    def _come(
+        self, function: Callable[[Worker], Any], rendezvous: Rendezvous, names: list[str]
+    ) -> Report | None:
         servers = self._servers(rendezvous)
         process = rendezvous.number()
         number = self.job.servers + process
@@ -74,8 +98,6 @@ class WorkerNode:
                 self.job, self.rank, self.model, self.blueprint, links, process=process
             )
             return self._work(self.worker, function, links)
-        except PeerLostError as error:
-            raise _last_words(rendezvous, names) or error from None
         finally:
             if heart is not None:
                 heart.stop()
@@ -96,16 +118,17 @@ class WorkerNode:
     ) -> Report | None:
         report = None
         try:
-            worker.start()
-            function(worker)
-            early = worker.leaving
-            worker.leave(early=early)
-            if not early:
+            with worker.crew.unless_leaving():
+                worker.start()
+            with worker.crew.unless_leaving():
+                if self._belongs:
+                    function(worker)
+            if not self._belongs:
+                return None  # it was asked to leave before the job began
+            worker.leave(early=worker.leaving)
+            if worker.stayed:
                 report = summarize(stats_of(links, worker.number, GetStats))
-        except JobOverError:
-            self.came_too_late = True
-            return None
-        except (KeyboardInterrupt, Terminated):
+        except (JobOverError, KeyboardInterrupt, Terminated):
             raise  # the others see it by the connection, and go on
         except BaseException as error:
             if worker.leaving and isinstance(error, PeerLostError):

@@ -270,10 +270,10 @@ class Bench:
         command.leaves_nothing()
         return ended
 
-    def ranks(self, *words: str, count: int, port: int | None = None, **variables: str) -> Ranks:
-        """Run Python as a launcher would that only sets variables. `port` is its store's."""
+    def ranks(self, *words: str, count: int, **variables: str) -> Ranks:
+        """Run Python as a launcher would that only sets variables."""
         shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", **variables}
-        shared["MASTER_PORT"] = str(port or free_port())
+        shared.setdefault("MASTER_PORT", str(free_port()))
         commands = [self.start(*words, **shared, RANK=str(rank)) for rank in range(count)]
         return Ranks(commands, words, shared)
 

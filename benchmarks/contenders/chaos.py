@@ -3,114 +3,99 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import subprocess
 import sys
-import threading
-import uuid
-from contextlib import suppress
-from pathlib import Path
+from dataclasses import dataclass
 
-from benchmarks import proc
 from benchmarks.contender import BenchmarkError, Figure, Plan, Sample
-from benchmarks.machine import ROOT
+from benchmarks.contenders.killer import Killer, isolated_workers
+from benchmarks.contenders.program import Program
 
 RATE = Figure("samples/s")
 TRAINED = Figure("training, s", 1)
 ACCURACY = Figure("test accuracy %", 2)
-ONCE = Figure("samples once (1) or not (0)")
-KILLED = Figure("workers lost")
-REDONE = Figure("updates made again")
-FIGURES = (RATE, TRAINED, ACCURACY, ONCE, KILLED, REDONE)
+FINISHED = Figure("finished %")
+LOST = Figure("samples lost")
+DOUBLED = Figure("samples doubled")
+KILLED = Figure("kills")
+FIGURES = (RATE, TRAINED, ACCURACY, FINISHED, LOST, DOUBLED, KILLED)
 
-_MARK = "PSRPC_BENCHMARK_CHAOS"
 _LONGEST_S = 600.0
 
 
-class Chaos:
-    """`psrpc train --isolate OPTIONS`; with `every_s` a worker dies by kill -9 that often."""
+@dataclass(frozen=True)
+class Course:
+    """What all contenders train: so many epochs of a data set, with plain SGD."""
 
-    def __init__(self, name: str, options: list[str], servers: int, every_s: float | None) -> None:
+    dataset: str
+    data_root: str | None
+    mode: str
+    workers: int
+    epochs: int
+    batch_size: int
+    lr: float
+
+    def options(self) -> list[str]:
+        """The same for `psrpc train`."""
+        root = [] if self.data_root is None else ["--data-root", self.data_root]
+        named = {
+            "dataset": self.dataset,
+            "model": "convnet",
+            "mode": self.mode,
+            "reduction": "sum" if self.mode == "sync" else "mean",
+            "workers": self.workers,
+            "epochs": self.epochs,
+            "batch-size": self.batch_size,
+            "optimizer": "sgd",
+            "momentum": 0,
+            "lr": self.lr,
+            "threads": 1,
+            "warmup": 0,
+        }
+        return [
+            *root,
+            *(word for name, value in named.items() for word in (f"--{name}", str(value))),
+        ]
+
+
+class Chaos:
+    """`psrpc train --isolate`; with `every_s` a worker dies by kill -9 that often.
+
+    The first worker, which reports the results, is spared.
+    """
+
+    def __init__(self, name: str, course: Course, servers: int, every_s: float | None) -> None:
         self.name = name
-        self._options = options
-        self._servers = servers
+        self._options = ["--servers", str(servers), *course.options()]
+        self._first = servers + 1  # the first rank that may be killed
         self._every_s = every_s
-        self._marking = f"{_MARK}={uuid.uuid4().hex}"
-        self._random = random.Random(0)
+        self._program = Program(name, _LONGEST_S)
 
     def start(self) -> None:
         """Do nothing: a turn is a whole job."""
 
     def run(self, plan: Plan) -> Sample:
         """Train once, whatever the plan."""
+        killer = Killer(self._victims, self._every_s)
         command = [sys.executable, "-m", "psrpc", "train", "--isolate", "--json", "-"]
-        process = subprocess.Popen(
-            [*command, "--servers", str(self._servers), *self._options],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)} | dict([self._marking.split("=")]),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            process_group=0,
-        )
-        over = threading.Event()
-        killer = threading.Thread(target=self._kill_now_and_then, args=(over,), daemon=True)
-        killer.start()
-        try:
-            out, err = process.communicate(timeout=_LONGEST_S)
-        except subprocess.TimeoutExpired:
-            raise BenchmarkError(f"{self.name}: not done within {_LONGEST_S:g} s") from None
-        finally:
-            over.set()
-            killer.join()
-            self.stop()
-            process.kill()
-            process.wait()
-        if process.returncode != 0:
-            raise BenchmarkError(f"{self.name}: exit code {process.returncode}\n{err}")
+        out = self._program.run([*command, *self._options], {}, killer)
         if not out.strip():
-            raise BenchmarkError(f"{self.name}: the worker that reports was killed after training")
+            raise BenchmarkError(f"{self.name}: nobody has reported results")
         results = json.loads(out)
         return Sample(
             {
                 RATE.name: results["samples_per_s"],
                 TRAINED.name: results["train_s"],
                 ACCURACY.name: 100.0 * (results["test_accuracy"] or 0.0),
-                ONCE.name: float(results["samples_counted_once"]),
-                KILLED.name: results["workers_lost"],
-                REDONE.name: results["duplicates_dropped"],
+                FINISHED.name: 100.0,
+                LOST.name: results["samples_lost"],
+                DOUBLED.name: results["samples_doubled"],
+                KILLED.name: len(killer.killed),
             }
         )
 
     def stop(self) -> None:
         """See `Contender`."""
-        proc.kill_marked(self._marking)
+        self._program.kill()
 
-    def _kill_now_and_then(self, over: threading.Event) -> None:
-        if self._every_s is None:
-            return
-        while not self._workers() and not over.wait(0.2):
-            pass
-        while not over.wait(self._every_s):
-            workers = self._workers()
-            if workers:
-                with suppress(ProcessLookupError):
-                    os.kill(self._random.choice(workers), signal.SIGKILL)
-
-    def _workers(self) -> list[int]:
-        """The processes that are workers now; not their agents, which have no rank."""
-        found = []
-        for folder in Path("/proc").iterdir():
-            if not folder.name.isdigit():
-                continue
-            with suppress(OSError):
-                words = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
-                env = dict(word.split("=", 1) for word in words if "=" in word)
-                place = json.loads(env.get("PSRPC_PLACE", "{}"))
-                marked = self._marking in words and "RANK" in env
-                if marked and place.get("rank", -1) >= self._servers:
-                    found.append(int(folder.name))
-        return found
+    def _victims(self) -> list[int]:
+        return list(isolated_workers(self._program.marking, self._first))

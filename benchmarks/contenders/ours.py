@@ -17,7 +17,7 @@ from benchmarks.workload import Workload
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 from psrpc.worker import Worker
 
-_MODES: dict[str, Mode] = {
+MODES: dict[str, Mode] = {
     "sync": Synchronous(),
     "bounded": BoundedStaleness(4),
     "async": Asynchronous(),
@@ -53,7 +53,7 @@ def play(
         functools.partial(_train, stage=stage, workload=workload, autograd=variant.autograd),
         model=workload.model,
         optimizer=optimizer,
-        mode=_MODES[mode],
+        mode=MODES[mode],
         servers=servers,
         device="cpu",
         threads=1,

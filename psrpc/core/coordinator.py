@@ -88,7 +88,7 @@ class CoordinatorCore:
             decisions += self.lose(process, "it has come anew", shard)
         self._comings[process] = _Word(request.serial, token)
         if self.members.finished:
-            over = Failure(encode(JobOverError("the job was over when this worker came")))
+            over = Failure(encode(JobOverError("all workers had left when this one came")))
             self._comings[process].reply = over
             return [*decisions, Answer(token, over, "the job is over")]
         began = self.members.started
@@ -158,17 +158,21 @@ class CoordinatorCore:
 
     def leave(self, request: Leave, token: Token, shard: ShardCore) -> list[Decision]:
         """A worker is done: it is answered when all are, or at once if it leaves early."""
+        before = self._words.get(request.worker)
         repeated = self._repeated(request.worker, request.serial, token)
         if repeated is not None:
             return [repeated]
         worker = request.worker
+        decisions: list[Decision] = []
+        if before is not None and before.reply is None:
+            decisions.append(Answer(before.token, Done(), "it leaves, and waits no longer"))
         self._finish(worker, request.done, shard)
         self._give_back(worker, shard, settled=request.settled)
         self.stats[worker] = request.stats
         rank = self.members.rank(worker)
         self._forget(worker)
         self.members.leave(worker, early=request.early)
-        decisions = self._proceed(shard)
+        decisions += self._proceed(shard)
         if request.early:
             decisions.append(self._answer(worker, Left(), "it leaves early"))
         else:
@@ -179,9 +183,12 @@ class CoordinatorCore:
             decisions.append(Hold(token, f"{who} still train"))
         return decisions
 
-    def bye(self, worker: int) -> None:
-        """A worker has said its last word."""
+    def bye(self, worker: int) -> list[Decision]:
+        """A worker has said its last word, perhaps while it waited for the others' leaving."""
         self._here.discard(worker)
+        if self._leaving.pop(worker, None) is None:
+            return []
+        return [self._answer(worker, Left(), "it waits no longer")]
 
     # Servers.
 

@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import uuid
+from functools import partial
 
 from psrpc.planes import wire
 from psrpc.planes.base import Landing, Payload, Service
@@ -23,9 +24,10 @@ class _Guest:
     def __init__(self, sock: socket.socket, layout: ShardLayout) -> None:
         self.sock = sock
         self._region = Region.create(layout)
+        # Not of this object: who is in no circle is freed, with what is mapped, as he leaves.
         self._landings: tuple[Landing, Landing] = (
-            lambda flats: self._region.write(Part.WEIGHTS, flats),
-            lambda flats: self._region.write(Part.AHEAD, flats),
+            partial(self._region.write, Part.WEIGHTS),
+            partial(self._region.write, Part.AHEAD),
         )
 
     def welcome(self) -> None:

@@ -79,6 +79,7 @@ class Region:
         """Give the descriptor up. What is mapped stays until its tensors are gone."""
         with self._lock:
             fd, self._fd = self._fd, -1
+        self._parts.clear()
         if fd >= 0:
             os.close(fd)
 

@@ -18,7 +18,7 @@ import torch
 from torch.distributed import rpc
 
 from psrpc.errors import PeerLostError, encode
-from psrpc.messages import Failure, Ping, Request
+from psrpc.messages import Done, Failure, Ping, Request
 from psrpc.planes.agent import Agent, answers_later
 from psrpc.planes.base import Payload, Pending, Service, checked, land
 from psrpc.store.flats import Buffers
@@ -70,12 +70,32 @@ def _handle(
     return future
 
 
+def answers(name: str, timeout_s: float) -> bool:
+    """Whether a server that this agent has met answers. Blocks."""
+    try:
+        reply, _ = result_of(rpc.rpc_async(name, _handle, (name, Ping(-1), []), timeout=timeout_s))
+    except RuntimeError:
+        return False
+    return isinstance(reply, Done)
+
+
 @dataclass(frozen=True)
 class Patience:
     """When a call is sent again, and when its server is given up, in seconds."""
 
     attempt_s: float = 60.0
     ping_s: float = 10.0
+
+
+def result_of(future: torch.futures.Future[Any]) -> Any:
+    """What an RPC's future brings, or raises. Blocks, in Python: signals are heard meanwhile.
+
+    Torch's own wait is deaf to them. Ends with the RPC's time limit.
+    """
+    came = threading.Event()
+    future.add_done_callback(lambda _: came.set())
+    came.wait()
+    return future.wait()
 
 
 class RpcPending:
@@ -99,8 +119,9 @@ class RpcPending:
         """See `Pending`."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            if deadline is not None:
-                self._wait_until(deadline)
+            left_s = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            if not self._came.wait(left_s):
+                raise TimeoutError(f"no answer from {self._link.peer.name} yet")
             try:
                 return checked(self._future.wait())
             except RuntimeError as error:
@@ -116,13 +137,10 @@ class RpcPending:
 
     def _send(self) -> None:
         self._sent = time.monotonic()
+        # Not torch's own wait, which is deaf to signals.
+        self._came = came = threading.Event()
         self._future = self._link.send(self._request, self._tensors)
-
-    def _wait_until(self, deadline: float) -> None:
-        came = threading.Event()
         self._future.add_done_callback(lambda _: came.set())
-        if not came.wait(max(deadline - time.monotonic(), 0.0)):
-            raise TimeoutError(f"no answer from {self._link.peer.name} yet")
 
     def _late(self) -> bool:
         """Whether the last attempt ran into its time limit."""
@@ -162,8 +180,10 @@ class RpcLink:
         me = Address(self.agent.name, self.agent.number, self.agent.url)
         self.agent.meet(self.peer.name, self.peer.number, self.peer.url)
         try:
-            known = rpc.rpc_sync(
-                self.peer.name, _greet, (self.peer.name, me), timeout=self.patience.ping_s
+            known = result_of(
+                rpc.rpc_async(
+                    self.peer.name, _greet, (self.peer.name, me), timeout=self.patience.ping_s
+                )
             )
             if not known:
                 raise PeerLostError(f"{self.peer.name} is not serving")
@@ -202,27 +222,24 @@ class RpcLink:
     def send(self, request: Request, tensors: list[torch.Tensor]) -> torch.futures.Future[Payload]:
         """Send once; the future fails when the server dies or the attempt's time is over."""
         try:
-            future: torch.futures.Future[Payload] = rpc.rpc_async(
-                self._owner,
-                _handle,
-                (self.peer.name, request, tensors),
-                timeout=self.patience.attempt_s,
-            )
+            return self._ask(request, tensors, self.patience.attempt_s)
         except RuntimeError as error:
             raise self.lost(error) from None
-        return future
 
     def ping(self) -> None:
         """Return when the server answers; raise PeerLostError if it does not."""
         try:
-            rpc.rpc_sync(
-                self._owner,
-                _handle,
-                (self.peer.name, Ping(self.agent.number), []),
-                timeout=self.patience.ping_s,
-            )
+            result_of(self._ask(Ping(self.agent.number), [], self.patience.ping_s))
         except RuntimeError as error:
             raise self.lost(error) from None
+
+    def _ask(
+        self, request: Request, tensors: list[torch.Tensor], timeout_s: float
+    ) -> torch.futures.Future[Payload]:
+        asked: torch.futures.Future[Payload] = rpc.rpc_async(
+            self._owner, _handle, (self.peer.name, request, tensors), timeout=timeout_s
+        )
+        return asked
 
     def lost(self, error: Exception) -> PeerLostError:
         """The error that says this server is gone."""

@@ -88,8 +88,10 @@ class LocalJob:
     def _work(self, worker: Worker, train: Callable[[Worker], Any]) -> None:
         try:
             worker.start()
-            train(worker)
+            with worker.crew.unless_leaving():
+                train(worker)
             worker.leave(early=worker.leaving)
+            worker.crew.bye()
         except JobOverError:
             return  # it was taken for dead, and the others have done its work
         except BaseException as error:

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from psrpc.interrupts import GRACE_S, TERMINATED
 from tests.faults.test_failures import ours
 from tests.processes import PATIENCE_S, SOON_S, Bench, Command, Finished, Ranks, wait_until
 
 SCRIPT = """
-    import dataclasses, functools, json, os, pathlib, signal, sys, time, torch, psrpc
+    import contextlib, dataclasses, functools, json, os, pathlib, signal, socket, sys, time
+    import urllib.parse, torch, psrpc
     from torch.utils.data import TensorDataset
 
     mode, plane, servers, at = sys.argv[1:5]
@@ -34,9 +36,21 @@ SCRIPT = """
 
     psrpc.coordinator.Coordinator.lose = lose_and_tell
 
+    def sever(link):
+        # The connections to a server break, and it lives; so does the one to the coordinator's
+        # ear.
+        ports = {urllib.parse.urlsplit(link.control.peer.url).port, int(link._port)}
+        for fd in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                other = socket.socket(fileno=os.dup(int(fd)))
+                if other.family == socket.AF_INET and other.getpeername()[1] in ports:
+                    other.shutdown(socket.SHUT_RDWR)
+
     def strike(number):
         pathlib.Path("struck").touch()
         os.kill(os.getpid(), number)
+        pathlib.Path("survived").touch()
+        time.sleep(float(os.environ.get("SLOW", "0")))
 
     def arm(worker, at):
         # Something happens to this process in its fifth push: before it, between two shards
@@ -48,7 +62,9 @@ SCRIPT = """
         def exchange(request, *, send, **more):
             calls.append(send)
             strikes = sum(calls) == 5 and send and not pathlib.Path("struck").exists()
-            if strikes and point != "after":
+            if strikes and point == "sever":
+                sever(link)
+            elif strikes and point != "after":
                 strike(int(number))
             pending = original(request, send=send, **more)
             if strikes and point == "after":
@@ -65,6 +81,21 @@ SCRIPT = """
             strike(signal.SIGKILL)
 
         psrpc.crew.Crew.register = register_and_die
+
+    if os.environ.get("WAITS"):
+        # Rank 2 waits for the other worker, which holds back its last word, or does not come.
+        waits, call = os.environ["WAITS"], psrpc.planes.rpc.RpcLink.call
+
+        def call_and_tell(self, request, *tensors):
+            mine = type(request).__name__ == waits
+            while mine and rank == "1" and not pathlib.Path("go on").exists():
+                time.sleep(0.01)
+            pending = call(self, request, *tensors)
+            if mine and rank == "2":
+                pathlib.Path("waits").touch()
+            return pending
+
+        psrpc.planes.rpc.RpcLink.call = call_and_tell
 
     def train(worker):
         if "-" in at and rank == "2":
@@ -104,11 +135,13 @@ def begin(
     seconds: float = 0.0,
     rejoin_s: float = 60.0,
     workers: int = 3,
+    slow: float = 0.0,
+    **variables: str,
 ) -> Ranks:
     """Start a job whose rank 2 meets with something, at a point of its fifth push."""
     bench.write("script.py", SCRIPT)
     words = ("script.py", mode, plane, str(servers), at, str(epochs), str(seconds), str(rejoin_s))
-    return bench.ranks(*words, count=servers + workers)
+    return bench.ranks(*words, count=servers + workers, SLOW=str(slow), **variables)
 
 
 def report_of(ended: Sequence[Finished]) -> dict[str, object]:
@@ -180,6 +213,18 @@ def began(bench: Bench, rank: str, command: Command) -> bool:
     return (bench.folder / f"began-{rank}-{command.process.pid}").exists()
 
 
+@pytest.mark.parametrize("servers", [1, 2])
+def test_a_worker_that_loses_a_living_server_is_lost_alone(bench: Bench, servers: int) -> None:
+    """With two of them it is the second one, of whose life the coordinator hears nothing else."""
+    ranks = begin(bench, "bounded", "rpc", servers=servers, at="sever-0")
+    ended = ranks.finish()
+    victim = ended.pop(2)
+    assert [each.code for each in ended] == [0] * len(ended)
+    assert victim.code == 1
+    assert f"server{servers - 1} at " in victim.err
+    assert counts_once(ended)["workers_lost"] == 1
+
+
 def test_many_kills_in_one_run(bench: Bench) -> None:
     ranks = begin(bench, "bounded", seconds=0.03, epochs=24, servers=2)
     victim, kills = ranks.commands[3], 0
@@ -231,12 +276,40 @@ def test_without_workers_a_job_waits_for_one(bench: Bench) -> None:
     assert counts_once(ended)["workers_lost"] == 3
 
 
-def test_sigterm_lets_a_worker_leave(bench: Bench) -> None:
-    ranks = begin(bench, "bounded", seconds=0.02)
-    until_steps(bench, ranks, 2, 5)
-    os.kill(ranks.pid(2), signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_a_worker_leave(bench: Bench, number: signal.Signals) -> None:
+    """However long its step takes: longer here than what is hung gets after Ctrl-C."""
+    ranks = begin(bench, "bounded", at=f"before-{number.value}", seconds=0.02, slow=GRACE_S + 0.5)
     ended = ranks.finish()
     assert [(each.code, ours(each)) for each in ended] == [(0, [])] * 4
     report = counts_once(ended)
     assert report["workers_lost"] == 0
     assert report["duplicates_dropped"] == 0, "it gave back exactly what it had not done"
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [("async", "Register"), ("sync", "Acquire"), ("async", "Leave")],
+)
+def test_a_signal_is_heard_by_one_that_waits_for_others(bench: Bench, mode: str, name: str) -> None:
+    """It waits in C++, as far as torch is concerned: until all come, step, or leave."""
+    ranks = begin(bench, mode, epochs=1, workers=2, WAITS=name)
+    wait_until((bench.folder / "waits").exists, PATIENCE_S, ranks.shown)
+    os.kill(ranks.pid(2), signal.SIGTERM)
+    ranks.commands[2].finish(SOON_S)
+    assert not ranks.over(0)
+    (bench.folder / "go on").touch()
+    if name == "Register":
+        bench.again(ranks, 2)
+    ended = ranks.finish()
+    assert [(each.code, ours(each)) for each in ended] == [(0, [])] * len(ended)
+    counts_once(ended, epochs=1)
+
+
+def test_a_second_signal_ends_at_once(bench: Bench) -> None:
+    ranks = begin(bench, "async", seconds=0.02, slow=PATIENCE_S, at=f"before-{signal.SIGINT.value}")
+    wait_until((bench.folder / "survived").exists, PATIENCE_S, ranks.shown)
+    os.kill(ranks.pid(2), signal.SIGTERM)
+    ended = ranks.finish()
+    assert [each.code for each in ended] == [0, 0, TERMINATED, 0]
+    assert counts_once(ended)["workers_lost"] == 1

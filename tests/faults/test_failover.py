@@ -134,7 +134,7 @@ def begin(bench: Bench) -> Any:
         ranks = bench.ranks(
             *words,
             count=count,
-            port=store.port,
+            MASTER_PORT=str(store.port),
             TORCHELASTIC_USE_AGENT_STORE="True",
         )
         return Job(bench, ranks, store, mode, servers)

@@ -105,6 +105,48 @@ def test_ctrl_c_ends_all(bench: Bench) -> None:
     command.leaves_nothing()
 
 
+def test_a_worker_that_is_asked_to_leave_stays_away(bench: Bench) -> None:
+    command = endless.start(bench, "--isolate", workers=2)
+    os.kill(isolated_rank(command, 2), signal.SIGINT)
+
+    def left() -> bool:
+        places = [json.loads(env.get("PSRPC_PLACE", "{}")) for env in command.pids().values()]
+        return not any(place.get("rank") == 2 for place in places)
+
+    wait_until(left, SOON_S, command.shown)
+    before = endless.read(bench, 1)
+    wait_until(lambda: endless.read(bench, 1) > before, SOON_S, command.shown)
+    command.process.send_signal(signal.SIGINT)
+    assert command.finish().code == 130
+    command.leaves_nothing()
+
+
+AGENT = """
+    import sys
+    from psrpc.launch import run_agent
+
+    sys.exit(run_agent(["role.py", sys.argv[1]], restarts=2))
+"""
+ROLE = """
+    import os, pathlib, sys
+
+    pathlib.Path(f"began-{os.getpid()}").touch()
+    os.kill(os.getpid(), int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "starts"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGKILL, 3)]
+)
+def test_one_that_a_signal_ended_before_it_could_leave_stays_away(
+    bench: Bench, number: signal.Signals, starts: int
+) -> None:
+    bench.write("agent.py", AGENT)
+    bench.write("role.py", ROLE)
+    assert bench.run("agent.py", str(number.value)).code == 128 + number
+    assert len(list(bench.folder.glob("began-*"))) == starts
+
+
 @pytest.mark.parametrize(
     ("address", "code", "reason"),
     [

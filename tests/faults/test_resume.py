@@ -54,6 +54,13 @@ def checkpoints(bench: Bench) -> list[Path]:
     return sorted(p for p in folder.glob("checkpoint-*") if p.suffix != ".partial")
 
 
+def updates_in(checkpoint: Path) -> int:
+    """How many updates are in its weights."""
+    manifest = json.loads((checkpoint / "psrpc.json").read_text())
+    updates: int = manifest["content"]["parts"][0]["facts"]["updates"]
+    return updates
+
+
 def kill_when_there_are(bench: Bench, count: int, mode: str, servers: int) -> None:
     """Run a job of two workers until it has so many checkpoints, and kill all of it."""
     bench.write("script.py", SCRIPT)
@@ -78,10 +85,7 @@ def test_a_killed_job_goes_on_with_other_numbers(
 ) -> None:
     kill_when_there_are(bench, 3, mode, before)
     newest = checkpoints(bench)[-1]
-    updates = json.loads((newest / "psrpc.json").read_text())["content"]["parts"][0]["facts"][
-        "updates"
-    ]
-    epochs = updates * 5 // 400 + 2
+    epochs = updates_in(newest) * 5 // 400 + 2
     ended = go_on(bench, mode, after, 3, epochs)
     assert [each.code for each in ended] == [0] * (after + 3)
     assert f"going on from checkpoints/{newest.name}" in ended[0].err
@@ -116,13 +120,16 @@ def test_without_a_good_checkpoint_nothing_starts_afresh(bench: Bench) -> None:
 
 
 def test_psrpc_train_resumes_and_exports(bench: Bench) -> None:
-    options = "--epochs 2 --checkpoint-dir kept --checkpoint-every 20 --json -"
-    first = bench.train(options)
-    assert first.code == 0, first.err
-    again = bench.train(f"{options} --resume auto --servers 2")
+    options = "--checkpoint-dir checkpoints --checkpoint-every 20 --batch-size 10"
+    first = bench.start(*PSRPC, "train", *options.split(), "--epochs", "1000")
+    wait_until(lambda: checkpoints(bench), PATIENCE_S, first.shown)
+    os.killpg(first.process.pid, signal.SIGINT)
+    assert first.finish().code == 130
+    epochs = updates_in(checkpoints(bench)[-1]) * 10 // 1438 + 2
+    again = bench.train(f"{options} --epochs {epochs} --resume auto --servers 2 --json -")
     assert again.code == 0, again.err
-    assert json.loads(again.out)["samples"] == json.loads(first.out)["samples"]
-    exported = bench.run(*PSRPC, "export", "kept", "model.pt")
+    assert json.loads(again.out)["samples"] == epochs * 1438
+    exported = bench.run(*PSRPC, "export", "checkpoints", "model.pt")
     assert exported.code == 0, exported.err
     assert (bench.folder / "model.pt").exists()
 

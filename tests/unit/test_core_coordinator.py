@@ -6,7 +6,7 @@ import pytest
 
 from psrpc.core.decisions import Answer, Hold, Same, some_workers
 from psrpc.counts import WorkerStats
-from psrpc.messages import Done, Failure, Granted, Idle, Leave, View, Welcome
+from psrpc.messages import Done, Failure, Granted, Idle, Leave, Left, View, Welcome
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 from tests.unit.office import Office, answers, ask, full_office, granted, lease_of, left, welcomed
 
@@ -227,6 +227,24 @@ def test_a_job_is_over_when_the_last_word_is_said() -> None:
     assert not office.core.over
     office.core.bye(1)
     assert office.core.over
+
+
+def test_one_that_waits_for_the_others_leaving_may_go_before() -> None:
+    """It is not chosen to report the results then."""
+    office = full_office(Asynchronous(), 2)
+    office.leave(Leave(0, 1, 0, 0), 10)
+    assert left(office.core.bye(0)) == {10: False}
+    assert left(office.leave(Leave(1, 1, 0, 0), 11)) == {11: True}
+    assert office.core.bye(1) == []
+    assert office.core.over
+
+
+def test_one_that_leaves_waits_for_work_no_longer() -> None:
+    office = full_office(Synchronous(), 2)
+    assert answers(office.acquire(ask(0, 1), 10)) == {}
+    decisions = office.leave(Leave(0, 2, 0, 0, early=True), 11)
+    assert answers(decisions) == {10: Done(), 11: Left()}
+    assert isinstance(answers(office.acquire(ask(1, 1), 12))[12], Granted)
 
 
 def test_processes_are_those_that_work_here() -> None:

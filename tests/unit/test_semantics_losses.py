@@ -156,6 +156,7 @@ def train_on(
     losses: Losses,
     every: int = 1,
     at_batch: Callable[[Worker, int], None] = lambda worker, batch: None,
+    step: Callable[[Worker], None] = Worker.step,
 ) -> Callable[[Worker], None]:
     """A loop with a step for every so many batches; `at_batch` comes before the gradients."""
 
@@ -168,7 +169,7 @@ def train_on(
                 worker.model(samples).backward()
                 number += 1
                 if number % every == 0:
-                    worker.step()
+                    step(worker)
 
     return train
 
@@ -188,6 +189,31 @@ def test_a_worker_that_is_lost_in_a_step_comes_back(mode: Mode, point: str, numb
     link, after = POINTS[point]
     losses.on_exchange(link, number, losses.strike, after=after)
     losses.check(losses.run(train_on(losses)))
+    assert losses.came_back()
+
+
+def push_pull(worker: Worker) -> None:
+    worker.push_pull().result()
+
+
+def push_and_pull(worker: Worker) -> None:
+    worker.push().result()
+    worker.pull().result()
+
+
+def push_alone(worker: Worker) -> None:
+    worker.push()  # whoever pushes next waits for it
+
+
+@by_name
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("step", [push_pull, push_and_pull, push_alone])
+def test_or_in_a_push_of_its_own(mode: Mode, point: str, step: Callable[[Worker], None]) -> None:
+    """The loop takes the tickets' results and knows of no death."""
+    losses = Losses(job_of(mode))
+    link, after = POINTS[point]
+    losses.on_exchange(link, 3, losses.strike, after=after)
+    losses.check(losses.run(train_on(losses, step=step)))
     assert losses.came_back()
 
 
@@ -437,6 +463,9 @@ def test_one_that_is_lost_while_it_is_to_leave_leaves(mode: Mode) -> None:
         if worker is losses.victim and number == 4:
             worker.ask_to_leave()
             losses.strike()
+            losses.present.set()  # nobody is to wait for its return
+            losses.done.set()
 
     losses.check(losses.run(train_on(losses, at_batch=leave)))
     assert losses.victim.steps <= 5
+    assert not losses.came_back()

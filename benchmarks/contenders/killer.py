@@ -1,0 +1,67 @@
+"""Kills a process every few seconds (kill -9), while something else goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from benchmarks import marks, proc
+
+_LOOK_AGAIN_S = 0.2
+
+
+class Killer:
+    """A context manager. `find` says who may be killed now; without `every_s` nobody is.
+
+    The first kill comes `every_s` after somebody was found first. Whom it meets is drawn from
+    a seed. `killed` are the instants (seconds since the host's boot) and process ids.
+    """
+
+    def __init__(self, find: Callable[[], list[int]], every_s: float | None) -> None:
+        self.killed: list[tuple[float, int]] = []
+        self._find = find
+        self._every_s = every_s
+        self._random = random.Random(0)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> Killer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        if self._every_s is None:
+            return
+        while not self._find() and not self._over.wait(_LOOK_AGAIN_S):
+            pass
+        while not self._over.wait(self._every_s):
+            victims = self._find()
+            if victims:
+                victim = self._random.choice(sorted(victims))
+                with suppress(ProcessLookupError):
+                    os.kill(victim, signal.SIGKILL)
+                    self.killed.append((marks.now_s(), victim))
+
+
+def isolated_workers(marking: str, servers: int) -> dict[int, int]:
+    """The worker processes (not their agents) of a `psrpc train --isolate`, and their ranks."""
+    ranks: dict[int, int] = {}
+    for pid in proc.marked(marking):
+        with suppress(OSError):
+            words = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+            env = dict(word.split("=", 1) for word in words if "=" in word)
+            rank = json.loads(env.get("PSRPC_PLACE", "{}")).get("rank", -1)
+            if rank >= servers:
+                ranks[pid] = rank
+    # A worker is a fork of its agent, with the environment that this was started in.
+    return {pid: rank for pid, rank in ranks.items() if proc.parent(pid) in ranks}

@@ -102,8 +102,7 @@ def run(
     in this process. `elastic` and `checkpointing` are as `Elastic` and `Checkpointing` say. SIGTERM
     and SIGINT let a worker finish its step, give its samples back and leave.
 
-    Raises UsageError outside torchrun, ConfigError, ModelError, OptimizerError, StartTimeoutError,
-    JobFailedError (another process ended the job), what `train` raises.
+    Raises UsageError, ModelError, OptimizerError, StartTimeoutError, JobFailedError, `train`'s own.
     """
     try:
         place = _place()

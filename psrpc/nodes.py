@@ -127,15 +127,17 @@ class ServerNode:
 
     def _look_after_servers(self, error: PsrpcError) -> None:
         """A worker lost a server. That is the job's end if the server is dead; else its own."""
-        coordinator = self.coordinator
-        assert coordinator is not None
 
         def look() -> None:
-            others = [f"server{index}" for index in range(1, self.job.servers)]
-            if not all(answers(name, Patience().ping_s) for name in others):
-                coordinator.fail(error)
+            if not self._all_answer():
+                self._fail(error)
 
         threading.Thread(target=look, name="psrpc-look", daemon=True).start()
+
+    def _all_answer(self) -> bool:
+        """Whether all other servers live. Blocks."""
+        others = [f"server{index}" for index in range(1, self.job.servers)]
+        return all(answers(name, Patience().ping_s) for name in others)
 
     def _resume(self, rendezvous: Rendezvous) -> None:
         """Go on from a checkpoint, if there is one; the coordinator chooses it for all."""

@@ -9,12 +9,12 @@ from contextlib import AbstractContextManager, nullcontext
 from torch import nn
 
 from psrpc.core.replication import Reign
-from psrpc.errors import DeposedError, PsrpcError, StartTimeoutError, encode
+from psrpc.errors import DeposedError, PeerLostError, PsrpcError, StartTimeoutError, encode
 from psrpc.job import Job
 from psrpc.nodes import SERVER_THREADS, ServerNode
 from psrpc.planes.agent import Agent
 from psrpc.planes.groups import Fabric
-from psrpc.planes.rpc import serve
+from psrpc.planes.rpc import Patience, answers, serve
 from psrpc.pulse import Pulse
 from psrpc.rendezvous import FAREWELL_S, Rendezvous, gone, reason, worker_name
 from psrpc.replication import places
@@ -51,6 +51,10 @@ class ReplicaNode(ServerNode):
         self._primary: PrimaryService | None = None
         self._harbour: Harbour | None = None
         self._name = f"server{index}"  # of the shard, whoever serves it
+        self._others: list[Authority] = []
+        if self.coordinator is not None:
+            # Also while it follows: what is decided may not depend on who decides.
+            self.coordinator.suspect = self._look_after_servers
 
     def serve(self, rendezvous: Rendezvous) -> None:
         """Follow the shard's primary, and be that when it dies. Blocks until the job ends.
@@ -60,6 +64,9 @@ class ReplicaNode(ServerNode):
         """
         number = rendezvous.number()
         authority = Authority(rendezvous.branch(REPLICAS), self.index)
+        if self.coordinator is not None:
+            store = rendezvous.branch(REPLICAS)
+            self._others = [Authority(store, shard) for shard in range(1, self.job.servers)]
         place = self._await_reign(number, authority, rendezvous)
         if place is not None:
             with self.reigning():
@@ -159,6 +166,17 @@ class ReplicaNode(ServerNode):
             self.pulse.expect(process)
         self.pulse.start()
         return self.pulse.address
+
+    def _look_after_servers(self, error: PsrpcError) -> None:
+        if self._primary is not None:
+            super()._look_after_servers(error)
+
+    def _all_answer(self) -> bool:
+        try:
+            served = [places.served(authority) for authority in self._others]
+        except PeerLostError:
+            return False
+        return all(each and answers(each.name, Patience().ping_s) for each in served)
 
     def _wait_for_end(self, rendezvous: Rendezvous) -> None:
         assert self._primary is not None

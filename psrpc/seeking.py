@@ -17,7 +17,7 @@ from psrpc.pulse import Heart
 from psrpc.rendezvous import PULSE, Rendezvous, gone, groups_key, reason, shm_key, stream_key
 from psrpc.replication.authority import REPLICAS, Authority
 from psrpc.replication.failover import FailoverLink
-from psrpc.replication.places import Reached, find, pulse_of
+from psrpc.replication.places import Reached, pulse_of, served
 
 _LOOK_AGAIN_S = 0.02
 
@@ -79,7 +79,7 @@ class PairedServers:
             Authority(rendezvous.branch(REPLICAS), shard) for shard in range(job.servers)
         ]
         deadline = time.monotonic() + job.start_timeout_s
-        while missing := [a.shard for a in self._authorities if not self._served(a)]:
+        while missing := [a.shard for a in self._authorities if served(a) is None]:
             if time.monotonic() > deadline:
                 raise StartTimeoutError(
                     f"for {job.start_timeout_s:g} s nobody has served the shards {missing}"
@@ -99,11 +99,6 @@ class PairedServers:
             FailoverLink(Reached(agent, authority, self._job.plane, self._is_over), patience_s)
             for authority in self._authorities
         ]
-
-    @staticmethod
-    def _served(authority: Authority) -> bool:
-        reign = authority.look()
-        return reign is not None and find(authority, reign.primary) is not None
 
     def _is_over(self) -> bool:
         keys = [key(f"server{s}") for s in range(self._job.servers) for key in (gone, reason)]

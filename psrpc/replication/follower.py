@@ -13,7 +13,7 @@ from psrpc.replication import entries
 from psrpc.replication.authority import Authority
 from psrpc.replication.entries import Beat, Check, Copy, Differs, Entry, Has, Over
 from psrpc.replication.lines import reach
-from psrpc.replication.primary import take_in
+from psrpc.replication.primary import disagreement, take_in
 from psrpc.replication.state import Replicated, digest, restore, server_of
 
 _LOOK_AGAIN_S = 0.05
@@ -44,8 +44,8 @@ class Follower:
         """Take in what the primary takes in. Blocks until there is an end to that.
 
         `over` says whether the job has ended. Raises JobFailedError if for `patience_s` there is
-        no primary to be reached and nobody takes its place, and PeerLostError if the authority
-        is gone.
+        no primary to be reached and nobody takes its place, or if this server differs from its
+        primary, and PeerLostError if the authority is gone.
         """
         freight = self._reach(patience_s, over)
         if freight is None:
@@ -109,6 +109,7 @@ class Follower:
         mine = digest(self._service)
         if mine != check.digest:
             entries.send(freight, Differs(mine, check.digest))
+            raise disagreement(server_of(self._service).index, check.digest, mine)
 
     def _claim(self) -> Ending:
         """The primary is gone, or silent: reign in its place, if the authority lets this one."""

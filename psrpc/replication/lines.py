@@ -40,7 +40,6 @@ class Line:
         self._queue: queue.SimpleQueue[tuple[Message, Sequence[torch.Tensor], Sent] | None] = (
             queue.SimpleQueue()
         )
-        self._closed = False
         self._started = False
 
     def start(self, heard: Callable[[Line, Message], None], ended: Callable[[Line], None]) -> None:
@@ -48,7 +47,7 @@ class Line:
 
         def listen() -> None:
             try:
-                while not self._closed:
+                while True:
                     message, _ = entries.receive(self._freight)
                     self.heard_s, self.patience_s = time.monotonic(), 0.0
                     heard(self, message)
@@ -69,7 +68,6 @@ class Line:
 
     def close(self) -> None:
         """Send nothing more, and hear nothing."""
-        self._closed = True
         self._queue.put(None)
         self._freight.cut()
         if not self._started:

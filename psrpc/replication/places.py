@@ -45,12 +45,17 @@ def find(authority: Authority, replica: int) -> Served | None:
     return None if text is None else Served(**json.loads(text))
 
 
+def served(authority: Authority) -> Served | None:
+    """Where a shard is served now, if it is. Raises PeerLostError if the authority is gone."""
+    reign = authority.look()
+    return None if reign is None else find(authority, reign.primary)
+
+
 def pulse_of(authority: Authority) -> str | None:
     """Where the coordinator hears who is alive, if that is known."""
     with suppress(PeerLostError):
-        reign = authority.look()
-        served = None if reign is None else find(authority, reign.primary)
-        return None if served is None else served.pulse
+        place = served(authority)
+        return None if place is None else place.pulse
     return None
 
 
@@ -79,18 +84,18 @@ class Reached:
     def reach(self, buffers: Buffers | None, layout: ShardLayout) -> Link:
         """See `Place`."""
         reign = self._authority.look()
-        served = None if reign is None else find(self._authority, reign.primary)
-        if reign is None or served is None:
+        place = None if reign is None else find(self._authority, reign.primary)
+        if reign is None or place is None:
             raise PeerLostError(f"shard {self._authority.shard} is not served yet")
         self._primary = reign.primary
-        control = RpcLink(self._agent, Address(served.name, served.number, served.url))
+        control = RpcLink(self._agent, Address(place.name, place.number, place.url))
         if self._words_only:
             control.connect()
             return control
         if buffers is None:
-            return link_to(control, served.door, served.berth, self._choice)
+            return link_to(control, place.door, place.berth, self._choice)
         # The buffers may be memory that was shared with the server before.
-        link = link_to(control, "", served.berth, PlaneChoice.RPC)
+        link = link_to(control, "", place.berth, PlaneChoice.RPC)
         if isinstance(link, StreamLink):
             link.adopt(buffers, layout)
         elif isinstance(link, RpcLink):

@@ -88,6 +88,14 @@ def take_in(
             service.fail(decode(*error))
 
 
+def disagreement(shard: int, of_primary: str, of_backup: str) -> JobFailedError:
+    """The error that says that two servers differ which must be equal."""
+    return JobFailedError(
+        f"the primary and the backup of shard {shard} differ: their digests are {of_primary} and "
+        f"{of_backup}; do both hosts run the same torch, on the same kind of processor?"
+    )
+
+
 class PrimaryService:
     """Serves a shard as its primary; a `Service`. All methods are for any thread.
 
@@ -277,12 +285,8 @@ class PrimaryService:
             self._go_on()
 
     def _disagree(self, line: Line, message: Differs) -> None:
-        error = JobFailedError(
-            f"shard {self.server.index} and its backup differ: {message.mine} there, "
-            f"{message.theirs} here; do both hosts run the same torch on the same processors?"
-        )
+        self.fail(disagreement(self.server.index, message.theirs, message.mine))
         self._lose(line)
-        self.fail(error)
 
     def _lose(self, line: Line) -> None:
         """One that followed is gone, or silent."""

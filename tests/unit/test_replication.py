@@ -176,10 +176,14 @@ class Pair:
         self.authority.post(1, HARBOUR, self.harbour.address)
         self.follower = Follower(self.other.coordinator, 2, self.authority, dead_after_s)
         self.ending: Ending | None = None
+        self.error: JobFailedError | None = None
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
     def _follow(self) -> None:
-        self.ending = self.follower.follow(PATIENCE_S, lambda: False)
+        try:
+            self.ending = self.follower.follow(PATIENCE_S, lambda: False)
+        except JobFailedError as error:
+            self.error = error
 
     def follow(self) -> None:
         """Let the backup come, and be named."""
@@ -285,8 +289,11 @@ def test_a_difference_ends_the_job_with_both_digests(
     pair.other.store.flats[0][0] += 1.0
     push(pair.primary, pair.stage, 0, 0)
     assert pair.primary.ended.wait(PATIENCE_S)
-    with pytest.raises(JobFailedError, match=r"differ: [0-9a-f]{8}-[0-9a-f]{8} there, "):
+    with pytest.raises(JobFailedError, match=r"digests are [0-9a-f-]{17} and [0-9a-f-]{17};"):
         push(pair.primary, pair.stage, 0, 1).wait(PATIENCE_S)
+    pair.thread.join(PATIENCE_S)
+    assert "digests are" in str(pair.error), "the one that differs takes over from nobody"
+    assert pair.authority.look() == Reign(3, 1)
 
 
 def test_equal_ones_are_compared_in_peace(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

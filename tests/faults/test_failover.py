@@ -165,9 +165,7 @@ def test_a_job_with_a_backup(begin: Any) -> None:
     assert check(job, ended)["plane"] == "shm"
 
 
-@pytest.mark.parametrize(
-    ("mode", "plane"), [("sync", "rpc"), ("bounded", "shm"), ("async", "rpc")]
-)
+@pytest.mark.parametrize(("mode", "plane"), [("sync", "rpc"), ("bounded", "shm"), ("async", "rpc")])
 def test_kill_9_of_a_primary(begin: Any, mode: str, plane: str) -> None:
     """Workers go on with the backup, which coordinates as well from then on."""
     job = begin(mode, plane)

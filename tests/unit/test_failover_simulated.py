@@ -15,7 +15,7 @@ from psrpc.testing.ordeal import Blow, Moment, draw_ordeal
 from psrpc.testing.schedule import MODES
 from psrpc.testing.simulator import SimulationError
 
-SEEDS = 60
+SEEDS = 40
 WITH_TENSORS = 8
 
 Patch = pytest.MonkeyPatch

@@ -82,6 +82,11 @@ def train(
 
     place = environment.place()
     if place is None:
+        if (settings.backup_workers or 0) >= settings.workers:
+            raise ConfigError(
+                f"--backup-workers {settings.backup_workers} leaves none of {settings.workers} "
+                "workers: give fewer, or more --workers"
+            )
         _start(settings, argv, isolate=isolate)
         return
     serving = settings.server_processes

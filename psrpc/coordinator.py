@@ -74,6 +74,7 @@ class Coordinator:
             job.mode,
             job.workers,
             elastic.min_workers,
+            job.servers,
             OnFailure(elastic.on_failure),
             OnPoison(elastic.on_poison),
         )
@@ -116,13 +117,28 @@ class Coordinator:
         """Take a request with its tensors; see `Service`."""
         handler = self._handlers.get(type(request))
         if handler is None:
-            self.server.handle(request, tensors, answer, land)
+            self._pass_on(request, tensors, answer, land)
             return
         call = Call(request, tensors, [answer])
         with self._lock:
             answers = self._answer(handler, call)
         resolve(answers)
         self._tell()
+
+    def _pass_on(
+        self,
+        request: Request,
+        tensors: Sequence[torch.Tensor],
+        answer: base.Answer,
+        land: Landing | None,
+    ) -> None:
+        """A request for the shard; what it closes or drops, the others are to hear of first."""
+        answers = self.server.decide(request, tensors, answer, land)
+        if self.server.core.eventful:
+            with self._lock:
+                if self._failure is None:
+                    answers = [*self._convene(lambda shard: []), *answers]
+        resolve(answers)
 
     def fail(self, error: PsrpcError) -> None:
         """End the job: every open and every later request is answered with `error`."""
@@ -134,17 +150,14 @@ class Coordinator:
     def cut(self, number: int, folder: str) -> None:
         """Let all shards be cut for a checkpoint: at a point that has not come on any."""
         with self._lock:
-            self.core.cut(self.server.cut_here(number, folder))
-            answers = self._carry_out(self.core.news())
+            answers = self._convene(lambda shard: self.core.begin_cut(number, folder, shard))
         resolve(answers)
 
     def give_up_cut(self, number: int) -> None:
         """Let nobody wait for a cut any more that was not made."""
-        cut = Cut(number)
-        self.server.cut(cut)
+        self.server.cut(Cut(number))
         with self._lock:
-            self.core.cut(cut)
-            answers = self._carry_out(self.core.news())
+            answers = self._convene(lambda shard: self.core.give_up_cut(number))
         resolve(answers)
 
     def record(self) -> dict[str, Any]:
@@ -259,8 +272,13 @@ class Coordinator:
 
     def _convene(self, decide: Decide) -> Answers:
         """Decide; the own shard knows at once who steps, and the other servers are told."""
-        decisions, released = self.server.convene(decide, lambda: self.core.members.view)
-        answers = [*self._carry_out(decisions), *released, *self._carry_out(self.core.news())]
+        decisions, released, rounds = self.server.convene(decide, lambda: self.core.members.view)
+        answers = self._carry_out([*decisions, *self.core.news(rounds)]) + released
+        if (cut := self.core.take_cut()) is not None:
+            answers += [*self._carry_out(self.core.news(rounds)), *self.server.cut_at(cut)]
+        if self.server.core.eventful:
+            self.server.core.eventful = False
+            return [*answers, *self._convene(self.core.take_back)]
         if self.core.verdict is not None:
             answers += self._end(self.core.verdict)
         elif self.core.over:
@@ -268,7 +286,7 @@ class Coordinator:
         return answers
 
     def _watch(self, request: Watch, call: Call) -> Answers:
-        return self._carry_out(self.core.watch(request, self.desk.open(call)))
+        return self._word(self.core.watch)(request, call)
 
     def _bye(self, request: Bye, call: Call) -> Answers:
         return [(call, (Done(), [])), *self._convene(lambda shard: self.core.bye(request.worker))]

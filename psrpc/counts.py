@@ -37,7 +37,10 @@ class Coverage:
 class EpochLeases:
     """What the coordinator knows of an epoch: `stops` are where its leases end, in order.
 
-    Of `samples`, `done` are those of finished leases and `skipped` those that were given up.
+    Of `samples`, `done` are those that are in the weights of all shards, as far as that was
+    told, and `skipped` those that were given up: batches from the first to the past-the-last of
+    leases, as (lease, first, past last) in `given_up`. `broken_off` is whether workers went on
+    to another epoch before its end.
     """
 
     epoch: int
@@ -46,6 +49,8 @@ class EpochLeases:
     skipped: int
     batch_size: int
     stops: tuple[int, ...]
+    broken_off: bool = False
+    given_up: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class ShardStats:
     samples: int = 0
     void_updates: int = 0
     max_clock_gap: int = 0
+    dropped_late: int = 0
     staleness: tuple[tuple[int, int], ...] = ()
     update_lag: tuple[tuple[int, int], ...] = ()
     coverage: tuple[Coverage, ...] = ()

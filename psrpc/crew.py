@@ -126,10 +126,10 @@ class Crew:
         while lease is not None:
             self._held[lease.id] = lease
             following: _Ahead | None = None
-            for step in range(lease.first_step, lease.steps):
+            for step in range(lease.first_step, lease.end):
                 if self.leave_soon.is_set() or generation != self.generation:
                     return
-                if step == lease.steps - 1:
+                if step == lease.end - 1:
                     following = self._ask_ahead(samples, batch_size)
                 yield lease, step
             if following is None or generation != self.generation:

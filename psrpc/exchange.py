@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 
 from psrpc.core.progress import Progress
 from psrpc.errors import FencedError
-from psrpc.messages import Override, Peek, Pull, Push, UpdateKey
+from psrpc.messages import Override, Peek, Pull, Push, Reply, UpdateKey
 from psrpc.planes.base import Link, Pending
 from psrpc.store.binding import Binding, raise_nonfinite
 
@@ -16,9 +16,9 @@ from psrpc.store.binding import Binding, raise_nonfinite
 class Ticket:
     """A push or a pull under way. `result` finishes it; used from the training thread."""
 
-    def __init__(self, pending: Sequence[Pending], finish: Callable[[], None]) -> None:
+    def __init__(self, pending: Sequence[Pending], finish: Callable[[list[Reply]], None]) -> None:
         self._pending = list(pending)
-        self._finish: Callable[[], None] | None = finish
+        self._finish: Callable[[list[Reply]], None] | None = finish
         self._error: Exception | None = None
         self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext
         self.fenced: Callable[[], object] | None = None  # called by `result` in place of raising
@@ -52,9 +52,7 @@ class Ticket:
             return
         with self.waiting():
             self._arrive(timeout_s)
-            for pending in self._pending:
-                pending.wait()
-            self._finish()
+            self._finish([pending.wait()[0] for pending in self._pending])
         self._finish = None
 
     def arrive(self) -> None:
@@ -95,12 +93,17 @@ class Exchange:
         self._open: Ticket | None = None
         self._read_view = -1
         self.read_clock: int | None = None
-        self.skipped = 0
+        self._skipped = 0
+        self._late = self._late_samples = 0
 
     @property
     def stale(self) -> bool:
         """Whether the worker has begun to step again since it last read weights in order."""
         return self._read_view < self._progress.started_in
+
+    def counts(self) -> tuple[int, int, int]:
+        """The steps that were skipped as not finite, those dropped as late, and their samples."""
+        return self._skipped, self._late, self._late_samples
 
     @property
     def empty(self) -> bool:
@@ -130,7 +133,7 @@ class Exchange:
         bad = self._binding.nonfinite()
         if bad is not None and not skip_nonfinite:
             raise_nonfinite(bad, self._progress.clock)
-        self.skipped += bad is not None
+        self._skipped += bad is not None
         pending = []
         for server, link in enumerate(self._links):
             request = Push(
@@ -152,10 +155,12 @@ class Exchange:
         if not at_once:
             self._binding.turn()
 
-        def finish() -> None:
-            self._progress.finished(key)
+        def finish(replies: list[Reply]) -> None:
+            late = self._progress.answered(key, replies)
+            self._late += late
+            self._late_samples += samples if late else 0
             if pull:
-                self._landed(self._progress.clock)
+                self._landed()
 
         return self._keep(pending, finish)
 
@@ -167,17 +172,24 @@ class Exchange:
         """
         self.settle()
         self._read_view = self._progress.started_in
-        progress, clock = self._progress, self._progress.clock
-        pending = [
+
+        def finish(replies: list[Reply]) -> None:
+            self._progress.pulled(replies)
+            self._landed()
+
+        return self._keep(self._ask_for_weights(at_once), finish)
+
+    def _ask_for_weights(self, at_once: bool) -> list[Pending]:
+        progress = self._progress
+        return [
             link.exchange(
-                Pull(progress.worker, clock, progress.news_for(server), self._ahead),
+                Pull(progress.worker, progress.clock, progress.news_for(server), self._ahead),
                 send=False,
                 land=True,
                 at_once=at_once,
             )
             for server, link in enumerate(self._links)
         ]
-        return self._keep(pending, lambda: self._landed(clock))
 
     def peek(self, request: Peek) -> None:
         """Take the weights as they are now, out of any order."""
@@ -215,11 +227,16 @@ class Exchange:
             self._open.settle()
             self._open = None
 
-    def _landed(self, clock: int) -> None:
-        """Weights that were granted for the step after `clock` are here."""
+    def _landed(self) -> None:
+        """Weights are here. They must be of one round: one shard may have begun the next."""
+        while self._progress.apart:
+            pending = self._ask_for_weights(at_once=True)
+            for each in pending:
+                each.arrive()
+            self._progress.pulled([each.wait()[0] for each in pending])
         self._binding.scatter()
-        self.read_clock = clock
+        self.read_clock = self._progress.clock
 
-    def _keep(self, pending: Sequence[Pending], finish: Callable[[], None]) -> Ticket:
+    def _keep(self, pending: Sequence[Pending], finish: Callable[[list[Reply]], None]) -> Ticket:
         self._open = Ticket(pending, finish)
         return self._open

@@ -178,6 +178,16 @@ class Job:
                 f"the collective plane is for synchronous training, not for {mode!r}: use "
                 "mode Synchronous() (--mode sync) or another plane (auto, rpc, shm)"
             )
+        if mode.backups and mode.backups >= self.workers:
+            problems.append(
+                f"{mode.backups} backup workers leave none of {self.workers} workers: give fewer "
+                f"than {self.workers}"
+            )
+        if mode.backups and self.plane is PlaneChoice.COLLECTIVE:
+            problems.append(
+                "the collective plane adds up the gradients of all workers, so it cannot do "
+                "without backup workers: give none, or another plane (auto, rpc, shm)"
+            )
         return problems
 
     def _problems_of_replicas(self) -> list[str]:

@@ -43,9 +43,10 @@ class UpdateKey(NamedTuple):
 class Lease:
     """Samples `start` to `stop` of an epoch's order, to be done in batches by one worker.
 
-    `first_step` is above 0 where another worker did the first part and gave it back. `again`
-    is whether another worker had it: some shards may then have the first of its updates, so
-    each batch must be an update of its own.
+    `first_step` is above 0 where another worker did the first part and gave it back. `until`
+    is where it ends before the lease's last batch (0: with that), for one batch that came too
+    late. `again` is whether a worker had it before: some shards may then have the first of its
+    updates, so each batch must be an update of its own.
     """
 
     epoch: int
@@ -55,15 +56,21 @@ class Lease:
     batch_size: int
     first_step: int = 0
     again: bool = False
+    until: int = 0
 
     @property
     def id(self) -> LeaseId:
-        """The numbers of its epoch and of itself."""
-        return self.epoch, self.index
+        """The numbers of its epoch and of itself, and where it ends if that is early."""
+        return self.epoch, self.index, self.until
+
+    @property
+    def end(self) -> int:
+        """The first batch that is not part of it any more."""
+        return self.until or self.steps
 
     @property
     def steps(self) -> int:
-        """The number of batches, those before `first_step` included."""
+        """The number of all batches of the lease, those before `first_step` included."""
         return -(-(self.stop - self.start) // self.batch_size)
 
     def batch(self, step: int) -> tuple[int, int]:
@@ -87,8 +94,8 @@ class View:
     active: tuple[tuple[int, int], ...] = ()
 
 
-# A lease by the numbers of its epoch and of itself.
-LeaseId = tuple[int, int]
+# A lease by the numbers of its epoch and of itself, and where it ends if that is early.
+LeaseId = tuple[int, int, int]
 
 # A changed optimizer setting: (parameter group, option, value).
 Override = tuple[int, str, object]
@@ -284,12 +291,18 @@ class Stepped(Reply):
     """A push was applied, or weights are granted.
 
     `lead` is how many clocks the worker is ahead of the slowest stepping one, at
-    the moment it may start its next step.
+    the moment it may start its next step. `late` says that the push was dropped, because its
+    round was complete without it. `clock` is that of the worker's next step, where others have
+    gone on without it (None: the one after its last). `view` is who is stepping, if the worker
+    may not know that.
     """
 
     version: int
     lead: int = 0
     duplicate: bool = False
+    late: bool = False
+    clock: int | None = None
+    view: View | None = None
 
 
 @dataclass(frozen=True)

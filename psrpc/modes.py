@@ -50,14 +50,36 @@ class Mode:
         """What one optimizer step is made of."""
         return Aggregation.PUSH
 
+    @property
+    def backups(self) -> int:
+        """How many workers' pushes a round does without."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Synchronous(Mode):
-    """All workers take each step together, from the same weights."""
+    """All workers take each step together, from the same weights.
 
+    With `backup_workers`, B, a round of n workers is complete with the first n - B pushes (at
+    least one), and drops those that come later; their samples are done again. Source: Chen et
+    al., "Revisiting Distributed Synchronous SGD", arXiv 1604.00981, section 3.
+    """
+
+    backup_workers: int = 0
     name = "sync"
     bound = 0
     aggregation = Aggregation.ROUND
+
+    def __post_init__(self) -> None:
+        if isinstance(self.backup_workers, bool) or not isinstance(self.backup_workers, int):
+            raise UsageError(f"backup_workers must be a whole number, not {self.backup_workers!r}")
+        if self.backup_workers < 0:
+            raise UsageError(f"backup_workers must be 0 or more, not {self.backup_workers}")
+
+    @property
+    def backups(self) -> int:
+        """The backup workers."""
+        return self.backup_workers
 
 
 @dataclass(frozen=True)

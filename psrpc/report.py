@@ -18,7 +18,8 @@ class Report:
     `worker.step`. NaN and infinite ones are left out; None if there is no other.
     `samples`, `worker_steps` and `updates_applied` count each update once;
     `optimizer_steps` are the steps of the first shard's optimizer (one a round in
-    synchronous mode); `duplicates_dropped` adds up all shards. `train_s` is the
+    synchronous mode); `duplicates_dropped` adds up all shards; `updates_dropped_late` came when
+    their round was complete without them, and were made again of the same samples. `train_s` is the
     longest time that a worker spent training; `wait_share` the share of all
     workers' time spent waiting for servers, leases or each other.
     `staleness_histogram` counts pushes by how many clocks of the slowest worker
@@ -38,6 +39,7 @@ class Report:
     samples: int = 0
     worker_steps: int = 0
     updates_applied: int = 0
+    updates_dropped_late: int = 0
     optimizer_steps: int = 0
     duplicates_dropped: int = 0
     nonfinite_skipped: int = 0
@@ -72,6 +74,7 @@ def summarize(replies: Sequence[StatsReply]) -> Report:
         samples=samples,
         worker_steps=steps,
         updates_applied=first.shard.updates_applied,
+        updates_dropped_late=first.shard.dropped_late,
         optimizer_steps=first.shard.optimizer_steps,
         duplicates_dropped=sum(reply.shard.duplicates_dropped for reply in replies),
         nonfinite_skipped=sum(stats.nonfinite_skipped for stats in workers),

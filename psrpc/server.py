@@ -32,7 +32,7 @@ from psrpc.messages import (
     Stepped,
     View,
 )
-from psrpc.orders import Cut
+from psrpc.orders import Closed, Cut
 from psrpc.planes import base
 from psrpc.planes.base import Landing, Payload
 from psrpc.store.blueprint import Blueprint
@@ -115,7 +115,7 @@ class ParameterServer:
     def __init__(self, job: Job, index: int, blueprint: Blueprint, store: ShardStore) -> None:
         self.job = job
         self.index = index
-        self.core = ShardCore(job.mode)
+        self.core = ShardCore(job.mode, follows=index > 0)
         self.observe: Callable[[Push, int], None] = lambda push, staleness: None
         # Called while the shard stands still; takes the image over, and must release it.
         self.pictured: Callable[[Cut, ShardImage, dict[str, Any]], None] = (
@@ -147,14 +147,23 @@ class ParameterServer:
         land: Landing | None = None,
     ) -> None:
         """Take a request with its tensors; see `Service`."""
+        resolve(self.decide(request, tensors, answer, land))
+
+    def decide(
+        self,
+        request: Request,
+        tensors: Sequence[torch.Tensor],
+        answer: base.Answer,
+        land: Landing | None = None,
+    ) -> Answers:
+        """As `handle`, but the answers are returned, and not sent yet."""
         if isinstance(request, Ping) and self._failure is None:
             # Also while a step is under way, however long it takes.
             answer((Done(self.core.version), []))
-            return
+            return []
         call = Call(request, tensors, [answer], [] if land is None else [land])
         with self._lock:
-            answers = self._answer(call)
-        resolve(answers)
+            return self._answer(call)
 
     def adopt(self, view: View) -> None:
         """Take a newer view from the coordinator; those who waited because of it are answered."""
@@ -164,28 +173,36 @@ class ParameterServer:
 
     def cut(self, cut: Cut) -> None:
         """Make an image of the shard at this point, when it has come; see `pictured`."""
-        with self._lock:
-            answers = self._answered(lambda: self.core.cut(cut))
-        resolve(answers)
+        resolve(self.cut_at(cut))
 
-    def cut_here(self, number: int, folder: str) -> Cut:
-        """A point at which all shards can be cut, the next that comes; this one is cut there."""
+    def cut_at(self, cut: Cut) -> Answers:
+        """As `cut`, but the answers are returned, and not sent yet."""
         with self._lock:
-            cut = self.core.cut_here(number, folder)
-            answers = self._answered(lambda: self.core.cut(cut))
+            return self._answered(lambda: self.core.cut(cut))
+
+    def halt(self, number: int) -> tuple[tuple[int, int], ...]:
+        """Take no new steps until the cut `number`; returns the clocks that there are."""
+        with self._lock:
+            return self.core.halt(number)
+
+    def tell(self, closed: Closed) -> None:
+        """Shard 0 says what a round is made of."""
+        with self._lock:
+            answers = self._answered(lambda: self.core.tell(closed.clock, closed.workers))
         resolve(answers)
-        return cut
 
     def convene(
         self, decide: Callable[[ShardCore], Sequence[Decision]], view: Callable[[], View]
-    ) -> tuple[Sequence[Decision], Answers]:
+    ) -> tuple[Sequence[Decision], Answers, dict[int, tuple[int, ...]]]:
         """Let the coordinator decide while this shard stands still, and take its new view.
 
-        Returns its decisions, and answers of this shard that are to be sent then.
+        Returns its decisions, answers of this shard that are to be sent then, and the latest
+        rounds.
         """
         with self._lock:
             decisions = decide(self.core)
-            return decisions, self._answered(lambda: self.core.adopt(view()))
+            answers = self._answered(lambda: self.core.adopt(view()))
+            return decisions, answers, dict(self.core.closed)
 
     def _answered(self, decide: Callable[[], Sequence[Decision]]) -> Answers:
         if self._failure is not None:

@@ -103,6 +103,9 @@ OPTIONS = (
     Option("staleness", whole(0), _STALENESS,
            "of --mode bounded: steps that a worker may be ahead of the slowest one when it starts "
            "its next; 0 waits as sync does, more waits less and computes on older weights"),
+    Option("backup-workers", whole(0), None,
+           "of --mode sync: a step of n workers is made of the first n less so many gradients; "
+           "those that come later are dropped, and their samples done again  [0]"),
     Option("servers", whole(1), "1", "number of parameter servers"),
     Option("replicas", few(1), "0",
            "backups of each server, 0 or 1: with one a server may die, and no update is lost"),
@@ -154,6 +157,7 @@ class TrainSettings:
 
     mode: str
     staleness: int
+    backup_workers: int | None
     servers: int
     replicas: int
     workers: int
@@ -223,7 +227,7 @@ class TrainSettings:
         """The mode as `psrpc.run` takes it."""
         match self.mode:
             case "sync":
-                return Synchronous()
+                return Synchronous(self.backup_workers or 0)
             case "async":
                 return Asynchronous()
         return BoundedStaleness(self.staleness)
@@ -290,6 +294,7 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
             f"--staleness belongs to --mode bounded, not to {values['mode']}: give --mode bounded, "
             "or no --staleness"
         )
+    problems += _wrong_backups(values)
     collective = values.get("plane") == "collective"
     if collective and values.get("mode") not in ("sync", None):
         problems.append(f"--plane collective needs --mode sync, not {values['mode']}")
@@ -301,6 +306,19 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
             if values.get(name) is not None
         ]
     return problems
+
+
+def _wrong_backups(values: Mapping[str, Any]) -> list[str]:
+    if not values.get("backup_workers"):
+        return []
+    if values.get("mode") not in ("sync", None):
+        return [
+            f"--backup-workers belongs to --mode sync, not to {values['mode']}: give --mode sync, "
+            "or no --backup-workers"
+        ]
+    if values.get("plane") == "collective":
+        return ["--backup-workers cannot be with --plane collective, which adds up all gradients"]
+    return []
 
 
 def _filled(values: dict[str, Any]) -> dict[str, Any]:

@@ -59,11 +59,14 @@ class Tally:
         """The time by this tally's clock, in seconds."""
         return self._clock.now()
 
-    def stats(self, skipped: int) -> WorkerStats:
-        """All of it, with the number of steps that were skipped as not finite."""
+    def stats(self, skipped: int, late: int = 0, late_samples: int = 0) -> WorkerStats:
+        """All of it, with the number of steps that were skipped as not finite.
+
+        Without the steps that were dropped because they came `late`.
+        """
         return WorkerStats(
-            steps=self.steps,
-            samples=self.samples,
+            steps=self.steps - late,
+            samples=self.samples - late_samples,
             busy_s=self._clock.now() - self._began_s,
             wait_s=self._wait_s,
             nonfinite_skipped=skipped,

@@ -222,12 +222,17 @@ def _summary(results: dict[str, Any]) -> str:
         f"({results['samples_per_s']:,.0f}/s), {results['worker_steps']:,} worker steps "
         f"({results['worker_steps_per_s']:,.0f}/s)",
         f"  updates        {results['updates_applied']:,} applied, "
-        f"{results['duplicates_dropped']:,} duplicates dropped",
+        f"{results['duplicates_dropped']:,} duplicates dropped{_late(results)}",
         f"  waiting        {results['wait_share']:.0%} of the workers' time; largest clock gap "
         f"{results['max_clock_gap']}",
         f"  wall time      {results['wall_s']:.1f} s",
     )
     return "\n".join(lines)
+
+
+def _late(results: dict[str, Any]) -> str:
+    late = results["updates_dropped_late"]
+    return f", {late:,} came too late and were made again" if late else ""
 
 
 def _save(settings: TrainSettings, result: Result) -> None:

@@ -1,4 +1,4 @@
-"""How a server hears from the coordinator: it asks for the next view, again and again."""
+"""How a server hears from the coordinator: it asks what is new, again and again."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import Protocol
 
 from psrpc.errors import PsrpcError
 from psrpc.messages import Granted, View
-from psrpc.orders import Cut, Watch
+from psrpc.orders import Closed, Cut, Halt, Watch
 from psrpc.planes.base import Link
 from psrpc.server import ParameterServer
 
 
 class Listener(Protocol):
-    """Who is told of a new view, and of the coordinator's end."""
+    """Who is told of views, of what rounds are made of, and of the coordinator's end."""
 
     def adopt(self, view: View) -> None: ...
+    def tell(self, closed: Closed) -> None: ...
     def fail(self, error: PsrpcError) -> None: ...
 
 
@@ -38,10 +39,14 @@ class Watcher:
         self._thread.start()
 
     def _run(self) -> None:
-        server, cuts = self._server, 0
+        server, words, rounds = self._server, 0, 0
+        halted: int | None = None
+        clocks: tuple[tuple[int, int], ...] = ()
         while not server.ended.is_set():
+            gate = server.core.gate
+            rounds = max(rounds, gate.floor)
             try:
-                watch = Watch(server.index, server.core.gate.epoch, cuts)
+                watch = Watch(server.index, gate.epoch, words, rounds, halted, clocks)
                 reply, _ = self._coordinator.call(watch).wait()
             except PsrpcError as error:
                 if not server.ended.is_set():
@@ -49,8 +54,13 @@ class Watcher:
                 return
             if isinstance(reply, Granted):
                 self._listener.adopt(reply.view)
+            elif isinstance(reply, Closed):
+                rounds = reply.clock + 1
+                self._listener.tell(reply)
+            elif isinstance(reply, Halt):
+                words, halted, clocks = words + 1, reply.number, server.halt(reply.number)
             elif isinstance(reply, Cut):
-                cuts += 1
+                words, halted, clocks = words + 1, None, ()
                 server.cut(reply)
             else:
                 server.ended.set()

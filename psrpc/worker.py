@@ -219,7 +219,7 @@ class Worker:
         def part() -> None:
             self._exchange.settle()
             self._untrained.put_buffers(self._tally.steps)
-            self.main = self.crew.leave(self._tally.stats(self._exchange.skipped), early=early)
+            self.main = self.crew.leave(self._tally.stats(*self._exchange.counts()), early=early)
             self._closed, self.stayed = True, not (early and self.leaving)
 
         while not self._closed and (self._safely(part) or not self.leaving):
@@ -317,7 +317,7 @@ class Worker:
             ticket = ask()
         except FencedError:
             come_back()
-            return Ticket([], lambda: None)
+            return Ticket([], lambda replies: None)
         ticket.fenced = come_back
         return ticket
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from psrpc.core.decisions import Answer, Decision, Hold, Same, Token, some_workers
+from psrpc.core.decisions import Answer, Decision, Hold, Token, some_workers
 from psrpc.core.leases import POISON, LeaseBook
 from psrpc.core.membership import Membership
+from psrpc.core.newsroom import Newsroom
 from psrpc.core.shard import ShardCore
+from psrpc.core.words import Word, Words, refuse
 from psrpc.counts import WorkerStats
-from psrpc.errors import FencedError, JobFailedError, JobOverError, UsageError, encode
+from psrpc.errors import JobFailedError, JobOverError, UsageError, encode
 from psrpc.messages import (
     Acquire,
     Done,
@@ -22,21 +25,13 @@ from psrpc.messages import (
     Left,
     Register,
     Reply,
+    StreamKind,
     Welcome,
 )
 from psrpc.modes import Aggregation, Mode, OnFailure, OnPoison
 from psrpc.orders import Cut, Watch
 
 _NOBODY: Token = -1
-
-
-@dataclass
-class _Word:
-    """A worker's latest numbered request, and its answer once there is one."""
-
-    serial: int
-    token: Token
-    reply: Reply | None = None
 
 
 @dataclass
@@ -51,6 +46,7 @@ class CoordinatorCore:
     mode: Mode
     workers: int
     least: int | None = None
+    servers: int = 1
     on_failure: OnFailure = OnFailure.CONTINUE
     on_poison: OnPoison = OnPoison.STOP
     leases: LeaseBook = field(default_factory=LeaseBook)
@@ -60,14 +56,13 @@ class CoordinatorCore:
 
     def __post_init__(self) -> None:
         self.members = Membership(self.workers, self.least)
-        self._comings: dict[int, _Word] = {}  # by process
+        self._comings: dict[int, Word] = {}  # by process
         self._worker_of: dict[int, int] = {}  # by process, for as long as it belongs here
-        self._words: dict[int, _Word] = {}
+        self._words = Words()
         self._asking: dict[int, Acquire] = {}
         self._fresh: set[int] = set()  # have never stepped
         self._leaving: dict[int, int] = {}  # those who wait for the others' leaving: their ranks
-        self._watching: dict[int, tuple[Token, Watch]] = {}  # by server
-        self._cuts: list[Cut] = []
+        self._newsroom = Newsroom(self.servers)
         self.incarnation = 0
         self._here: set[int] = set()  # workers that may still say something
 
@@ -83,10 +78,10 @@ class CoordinatorCore:
         process, before = request.worker, self._comings.get(request.worker)
         decisions: list[Decision] = []
         if before is not None and request.serial <= before.serial:
-            return [self._again(before, request.serial, token)]
+            return [before.again(request.serial, token)]
         if before is not None:
             decisions += self.lose(process, "it has come anew", shard)
-        self._comings[process] = _Word(request.serial, token)
+        self._comings[process] = Word(request.serial, token)
         if self.members.finished:
             over = Failure(encode(JobOverError("all workers had left when this one came")))
             self._comings[process].reply = over
@@ -106,8 +101,8 @@ class CoordinatorCore:
         """A process is dead, or counts as dead: nobody waits for its worker any more."""
         decisions: list[Decision] = []
         # What it said before counts no more, even if it arrives later.
-        coming = self._comings.setdefault(process, _Word(0, _NOBODY, Done()))
-        refusal = _refuse(process, coming.token, why)
+        coming = self._comings.setdefault(process, Word(0, _NOBODY, Done()))
+        refusal = refuse(process, coming.token, why)
         if coming.reply is None:
             decisions.append(refusal)
         coming.reply = refusal.reply
@@ -115,9 +110,7 @@ class CoordinatorCore:
         if worker is None:
             return decisions
         self._here.discard(worker)
-        word = self._words.pop(worker, None)
-        if word is not None and word.reply is None:
-            decisions.append(_refuse(worker, word.token, why))
+        decisions += self._words.lose(worker, why)
         was_live = worker in self.members.live
         rank = self.members.rank(worker) if was_live else 0
         self._forget(worker)
@@ -158,14 +151,14 @@ class CoordinatorCore:
 
     def leave(self, request: Leave, token: Token, shard: ShardCore) -> list[Decision]:
         """A worker is done: it is answered when all are, or at once if it leaves early."""
-        before = self._words.get(request.worker)
+        waits = self._words.open(request.worker)
         repeated = self._repeated(request.worker, request.serial, token)
         if repeated is not None:
             return [repeated]
         worker = request.worker
         decisions: list[Decision] = []
-        if before is not None and before.reply is None:
-            decisions.append(Answer(before.token, Done(), "it leaves, and waits no longer"))
+        if waits is not None:
+            decisions.append(Answer(waits, Done(), "it leaves, and waits no longer"))
         self._finish(worker, request.done, shard)
         self._give_back(worker, shard, settled=request.settled)
         self.stats[worker] = request.stats
@@ -192,38 +185,43 @@ class CoordinatorCore:
 
     # Servers.
 
-    def watch(self, request: Watch, token: Token) -> list[Decision]:
-        """A server wants the next view: it is answered when there is one."""
-        decisions: list[Decision] = []
-        if (before := self._watching.get(request.worker)) is not None:
-            if before[1] == request:
-                return [Same(token, before[0], "it has asked before")]
-            decisions.append(Answer(before[0], Done(), "it has asked anew"))
-        self._watching[request.worker] = (token, request)
-        told = self.news()
-        return [*decisions, *(told or [Hold(token, "nothing has changed")])]
+    def watch(self, request: Watch, token: Token, shard: ShardCore) -> list[Decision]:
+        """A server wants to know what is new: it is answered when something is."""
+        asked = self._newsroom.watch(request, token)
+        told = self.news(shard.closed)
+        answered = {decision.token for decision in told if isinstance(decision, Answer)}
+        return [*(d for d in asked if not (isinstance(d, Hold) and d.token in answered)), *told]
 
-    def news(self) -> list[Decision]:
-        """What servers do not know that watch: the new view, a cut; the end, when it has come."""
+    def news(self, rounds: Mapping[int, tuple[int, ...]]) -> list[Decision]:
+        """What servers do not know: the view, `rounds`, a cut; the end, when it has come."""
         if self.over:
-            watching, self._watching = self._watching, {}
-            return [Answer(token, Done(), "the job is over") for token, _ in watching.values()]
-        view = self.members.view
-        decisions: list[Decision] = []
-        for server, (token, watch) in list(self._watching.items()):
-            news: Reply | None = None
-            if watch.epoch < view.epoch:
-                news = Granted(view)
-            elif watch.cuts < len(self._cuts):
-                news = self._cuts[watch.cuts]
-            if news is not None:
-                del self._watching[server]
-                decisions.append(Answer(token, news, "there is news"))
-        return decisions
+            return self._newsroom.end()
+        return self._newsroom.news(self.members.view, rounds)
 
-    def cut(self, cut: Cut) -> None:
-        """Let all servers hear of a cut, after the views that came before it."""
-        self._cuts.append(cut)
+    def begin_cut(self, number: int, folder: str, shard: ShardCore) -> list[Decision]:
+        """A checkpoint is to be made: all shards halt, and `take_cut` tells when they have."""
+        self._newsroom.begin_cut(number, folder, shard.halt(number))
+        return []
+
+    def take_cut(self) -> Cut | None:
+        """Where all shards are to be cut, once, as soon as that is known."""
+        return self._newsroom.cut(self.members.view)
+
+    def give_up_cut(self, number: int) -> list[Decision]:
+        """Let all servers hear that a cut is given up."""
+        self._newsroom.give_up_cut(number)
+        return []
+
+    def take_back(self, shard: ShardCore) -> list[Decision]:
+        """Hand out again what came too late for its round."""
+        self._take_back(shard)
+        return self._proceed(shard)
+
+    def _take_back(self, shard: ShardCore) -> None:
+        dropped, shard.dropped = shard.dropped, []
+        for worker, key in dropped:
+            if key.stream.kind is StreamKind.LEASE:
+                self.leases.take_back(worker, key)
 
     @property
     def processes(self) -> list[int]:
@@ -234,23 +232,8 @@ class CoordinatorCore:
         """The number under which a process works, if it does."""
         return self._worker_of.get(process)
 
-    # What was said before.
-
     def _repeated(self, worker: int, serial: int, token: Token) -> Decision | None:
-        word = self._words.get(worker)
-        if word is None or serial > word.serial:
-            if worker not in self.members.live:
-                return _refuse(worker, token, "it is taken for dead")
-            self._words[worker] = _Word(serial, token)
-            return None
-        return self._again(word, serial, token)
-
-    def _again(self, word: _Word, serial: int, token: Token) -> Decision:
-        if serial < word.serial:
-            return Answer(token, Done(), "an old word, answered before")
-        if word.reply is None:
-            return Same(token, word.token, "said before, and still open")
-        return Answer(token, word.reply, "said before, and answered so")
+        return self._words.repeated(worker, serial, token, self.members.live)
 
     # What follows.
 
@@ -272,12 +255,15 @@ class CoordinatorCore:
         )
 
     def _finish(self, worker: int, leases: tuple[LeaseId, ...], shard: ShardCore) -> None:
+        self._take_back(shard)  # of a lease that is done, what came too late is not
         self.leases.finish(worker, leases)
-        shard.forget(leases)
+        shard.forget(worker, leases)
 
     def _give_back(
         self, worker: int, shard: ShardCore, *, settled: bool = False, before: int | None = None
     ) -> list[Lease]:
+        self._take_back(shard)
+
         def steps_done(lease: Lease) -> int:
             return shard.steps_done(lease, worker, settled=settled)
 
@@ -386,11 +372,4 @@ class CoordinatorCore:
         return self._answer(worker, Failure(encode(error)), str(error))
 
     def _answer(self, worker: int, reply: Reply, reason: str) -> Decision:
-        word = self._words[worker]
-        word.reply = reply
-        return Answer(word.token, reply, reason)
-
-
-def _refuse(number: int, token: Token, why: str) -> Answer:
-    text = f"worker {number} does not belong to the job any more ({why})"
-    return Answer(token, Failure(encode(FencedError(text))), why)
+        return self._words.answer(worker, reply, reason)

@@ -42,6 +42,17 @@ class Hold(NamedTuple):
     reason: str
 
 
+class Made(NamedTuple):
+    """The step at `clock` is made: a round, of these workers' pushes, or one that carried nothing.
+
+    Of a single push that is applied `Apply` says as much.
+    """
+
+    clock: int
+    workers: tuple[int, ...]
+    reason: str
+
+
 class Image(NamedTuple):
     """Copy the shard as it is at this point: its part of the checkpoint `cut`.
 
@@ -61,7 +72,7 @@ class Same(NamedTuple):
     reason: str
 
 
-Decision = Apply | Answer | Hold | Same | Image
+Decision = Apply | Answer | Hold | Same | Image | Made
 
 
 def some_workers(count: int, names: Callable[[], Iterable[int]]) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from psrpc.core.ledger import Ledger
 from psrpc.counts import EpochLeases
 from psrpc.errors import UsageError
-from psrpc.messages import Lease, LeaseId
+from psrpc.messages import Lease, LeaseId, UpdateKey
 
 MAX_BATCHES = 32
 POISON = 3  # workers that a lease may kill in a row
@@ -36,7 +36,10 @@ class _Epoch:
     samples: int
     batch_size: int
     stops: list[int] = field(default_factory=list)  # where each lease ends
-    held: dict[int, _Held] = field(default_factory=dict)
+    held: dict[LeaseId, _Held] = field(default_factory=dict)
+    # Batches of which an update came too late, by lease: each is a part of its own since then.
+    late: dict[int, set[int]] = field(default_factory=dict)
+    given_up: list[tuple[int, int, int]] = field(default_factory=list)  # lease, first, past last
     returned: list[Lease] = field(default_factory=list)
     samples_done: int = 0
     samples_skipped: int = 0
@@ -50,6 +53,18 @@ class _Epoch:
     @property
     def closed(self) -> bool:
         return self.samples_done + self.samples_skipped == self.samples
+
+    def samples_in(self, lease: Lease, end: int | None = None) -> int:
+        """The samples of its batches (before `end`) that are no part of their own."""
+        late = self.late.get(lease.index, ()) if not lease.until else ()
+        steps = range(lease.first_step, lease.end if end is None else end)
+        return sum(self.batch_samples(lease, step) for step in steps if step not in late)
+
+    @staticmethod
+    def batch_samples(lease: Lease, step: int) -> int:
+        """The samples of one batch."""
+        low, high = lease.batch(step)
+        return high - low
 
 
 class LeaseBook:
@@ -78,7 +93,7 @@ class LeaseBook:
         if lease is not None:
             self._turns += 1
             held = _Held(worker, lease, epoch, self._turns)
-            self._epochs[lease.epoch].held[lease.index] = held
+            self._epochs[lease.epoch].held[lease.id] = held
         return lease
 
     def available(self, epoch: int) -> bool:
@@ -99,13 +114,33 @@ class LeaseBook:
 
     def finish(self, worker: int, leases: Sequence[LeaseId]) -> None:
         """Note leases as done. One that `worker` does not hold is passed over."""
-        for epoch, index in leases:
-            state = self._epochs.get(epoch)
-            held = state.held.get(index) if state is not None else None
+        for lease in leases:
+            state = self._epochs.get(lease[0])
+            held = state.held.get(lease) if state is not None else None
             if state is None or held is None or held.worker != worker:
                 continue
-            del state.held[index]
+            del state.held[lease]
             _finish(state, held.lease)
+
+    def take_back(self, worker: int, key: UpdateKey) -> None:
+        """An update that `worker` made of a lease's batch came too late, and is dropped.
+
+        The batch becomes a part of its own, which is handed out again.
+        """
+        epoch, index, step = key.stream.major, key.stream.minor, key.sequence
+        state = self._epochs.get(epoch)
+        if state is None:
+            return
+        single = state.held.get((epoch, index, step + 1))
+        if single is not None and single.worker == worker:
+            del state.held[single.lease.id]
+            state.returned.append(single.lease)
+            return
+        held = state.held.get((epoch, index, 0))
+        late = state.late.setdefault(index, set())
+        if held is not None and held.worker == worker and step not in late:
+            late.add(step)
+            state.returned.append(replace(held.lease, first_step=step, again=True, until=step + 1))
 
     def give_back(
         self, worker: int, steps_done: StepsDone, *, before: int | None = None
@@ -122,11 +157,14 @@ class LeaseBook:
                 continue
             lease, there = held.lease, steps_done(held.lease)
             state = self._epochs[lease.epoch]
-            del state.held[lease.index]
-            if there >= lease.steps:
+            del state.held[lease.id]
+            first = max(lease.first_step, there)
+            while not lease.until and first in state.late.get(lease.index, ()):
+                first += 1
+            if first >= lease.end:
                 _finish(state, lease)
                 continue
-            first = max(lease.first_step, there)
+            state.samples_done += state.samples_in(lease, first)
             state.broken_off |= before is not None
             freed.append(replace(lease, first_step=first, again=True))
             state.returned.append(freed[-1])
@@ -147,9 +185,8 @@ class LeaseBook:
         """Give up what is left of a lease that was given back."""
         state = self._epochs[lease.epoch]
         state.returned.remove(lease)
-        left = lease.stop - lease.batch(lease.first_step)[0]
-        state.samples_skipped += left
-        state.samples_done += lease.stop - lease.start - left
+        state.samples_skipped += state.samples_in(lease)
+        state.given_up.append((lease.index, lease.first_step, lease.end))
 
     def export(self) -> tuple[EpochLeases, ...]:
         """All epochs that were begun."""
@@ -161,6 +198,8 @@ class LeaseBook:
                 state.samples_skipped,
                 state.batch_size,
                 tuple(state.stops),
+                state.broken_off,
+                tuple(state.given_up),
             )
             for epoch, state in sorted(self._epochs.items())
         )
@@ -172,15 +211,16 @@ class LeaseBook:
         """
         for record in epochs:
             state = _Epoch(record.samples, record.batch_size, list(record.stops))
+            state.broken_off = record.broken_off
             self._epochs[record.epoch] = state
             start = 0
             for index, stop in enumerate(record.stops):
                 lease = Lease(record.epoch, index, start, stop, record.batch_size)
                 start, there = stop, min(ledger.steps_in(lease) for ledger in ledgers)
-                if there >= lease.steps:
-                    _finish(state, lease)
-                else:
-                    state.returned.append(replace(lease, first_step=there, again=True))
+                state.samples_done += state.samples_in(lease, there)
+                if there < lease.steps:
+                    spans = [span[1:] for span in record.given_up if span[0] == index]
+                    _return_rest(state, replace(lease, first_step=there, again=True), spans)
 
     def _with_returned(self, epoch: int) -> _Epoch | None:
         for number, state in sorted(self._epochs.items()):
@@ -192,7 +232,24 @@ class LeaseBook:
 
 def _finish(state: _Epoch, lease: Lease) -> None:
     state.deaths.pop(lease.index, None)
-    state.samples_done += lease.stop - lease.start
+    state.samples_done += state.samples_in(lease)
+
+
+def _return_rest(state: _Epoch, lease: Lease, given_up: Sequence[tuple[int, int]]) -> None:
+    """After a checkpoint: what is left of a lease is to be had, but for what was given up."""
+    skipped = {step for first, end in given_up for step in range(first, end)}
+    left = [step for step in range(lease.first_step, lease.steps) if step not in skipped]
+    for first, end in given_up:
+        lost = range(max(first, lease.first_step), end)
+        state.samples_skipped += sum(state.batch_samples(lease, step) for step in lost)
+        state.given_up.append((lease.index, first, end))
+    if left and left[-1] == lease.steps - 1:
+        first = lease.steps - 1
+        while first - 1 in left:
+            first -= 1
+        state.returned.append(replace(lease, first_step=first))
+        left = [step for step in left if step < first]
+    state.returned += [replace(lease, first_step=step, until=step + 1) for step in left]
 
 
 def _cut(state: _Epoch, epoch: int, workers: int) -> Lease | None:

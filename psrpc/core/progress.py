@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from psrpc.counts import WorkerStats
@@ -12,6 +13,8 @@ from psrpc.messages import (
     Lease,
     LeaseId,
     Leave,
+    Reply,
+    Stepped,
     Stream,
     StreamKind,
     UpdateKey,
@@ -33,6 +36,7 @@ class Progress:
     lease: Lease | None = None
     step: int = 0
     folded: tuple[UpdateKey, ...] = ()
+    apart: bool = False
 
     def __post_init__(self) -> None:
         self._serial = 0
@@ -109,8 +113,46 @@ class Progress:
         self.folded += (self.next_key(),)
         self._advance()
 
+    def answered(self, key: UpdateKey, replies: Sequence[Reply | None]) -> bool:
+        """The push of `key` is answered by every shard; returns whether it was dropped as late.
+
+        `apart` is then whether the shards' weights are of different rounds.
+        """
+        clocks = self._take_in(replies, self.clock + 1)
+        late = any(isinstance(reply, Stepped) and reply.late for reply in replies)
+        if late:
+            self._late(key)
+        else:
+            self.finished(key)
+        self.clock = max(self.clock, *clocks)
+        return late
+
+    def pulled(self, replies: Sequence[Reply | None]) -> None:
+        """A pull is answered by every shard."""
+        self.clock = max(self._take_in(replies, self.clock))
+
+    def _take_in(self, replies: Sequence[Reply | None], usual: int) -> list[int]:
+        """Note new views; returns the clocks at which the shards expect the next step."""
+        stepped = [reply for reply in replies if isinstance(reply, Stepped)]
+        for reply in stepped:
+            if reply.view is not None and reply.view.epoch > self.view.epoch:
+                self.view = reply.view
+        clocks = [usual if reply.clock is None else reply.clock for reply in stepped] or [usual]
+        self.apart = min(clocks) < max(clocks)
+        return clocks
+
+    def _late(self, key: UpdateKey) -> None:
+        """The push came too late: what it was made of is handed out again, to anybody."""
+        lease, self.folded = self.lease, ()
+        if key.stream.kind is StreamKind.LEASE:
+            self._advance()
+        # Of a part that is one batch nothing was done, and it may come here again.
+        alone = lease.id if lease is not None and lease.until else None
+        self._done += [spent for spent in self._spent if spent != alone]
+        self._spent.clear()
+
     def finished(self, key: UpdateKey | None = None) -> None:
-        """The push of `key` (by default `next_key`) is answered by every shard."""
+        """The push of `key` (by default `next_key`) is applied by every shard."""
         self.clock += 1
         self.folded = ()
         if (key or self.next_key()).stream.kind is StreamKind.WORKER:
@@ -123,7 +165,7 @@ class Progress:
     def _advance(self) -> None:
         assert self.lease is not None
         self.step += 1
-        if self.step == self.lease.steps:
+        if self.step == self.lease.end:
             self._spent.append(self.lease.id)
             self.lease = None
 

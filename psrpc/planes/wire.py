@@ -39,11 +39,11 @@ _OTHER, _PUSH, _PULL, _STEPPED = range(4)
 _HEAD = struct.Struct("<BBB")
 _PUSH_BODY = struct.Struct("<qqBBqqqqqqd??")
 _PULL_BODY = struct.Struct("<qqq")
-_STEPPED_BODY = struct.Struct("<Bqq?")
+_STEPPED_BODY = struct.Struct("<Bqq??q")
 _KINDS = (StreamKind.LEASE, StreamKind.WORKER)
 # A loss of NaN says no more than none, and travels as none.
 _NONE = 2  # of a side, or of `ahead`
-_LATEST = -1  # of `read`
+_LATEST = -1  # of `read`; of a reply's clock: the usual one
 
 
 def pack(ring: Ring) -> bytes:
@@ -74,8 +74,10 @@ def unpack(message: bytes) -> Ring:
 
 def pack_reply(reply: Reply) -> bytes:
     """A reply as bytes; one that cannot be sent becomes the failure that says so."""
-    if type(reply) is Stepped:
-        return _STEPPED_BODY.pack(_STEPPED, reply.version, reply.lead, reply.duplicate)
+    if type(reply) is Stepped and reply.view is None:
+        clock = _LATEST if reply.clock is None else reply.clock
+        body = (reply.version, reply.lead, reply.duplicate, reply.late, clock)
+        return _STEPPED_BODY.pack(_STEPPED, *body)
     try:
         return bytes([_OTHER]) + pickle.dumps(reply, pickle.HIGHEST_PROTOCOL)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
@@ -85,8 +87,8 @@ def pack_reply(reply: Reply) -> bytes:
 def unpack_reply(message: bytes) -> Reply:
     """The reply that `pack_reply` made bytes of."""
     if message[0] == _STEPPED:
-        _, version, lead, duplicate = _STEPPED_BODY.unpack(message)
-        return Stepped(version, lead, duplicate)
+        _, version, lead, duplicate, late, clock = _STEPPED_BODY.unpack(message)
+        return Stepped(version, lead, duplicate, late, None if clock == _LATEST else clock)
     reply: Reply = pickle.loads(message[1:])
     return reply
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from psrpc.messages import Request, View
+from psrpc.orders import Closed
 from psrpc.planes.freight import Freight
 
 # A tensor's dtype and shape.
@@ -30,9 +31,9 @@ class Death:
 
 @dataclass(frozen=True)
 class News:
-    """An event beside requests: the coordinator's view has come."""
+    """An event beside requests: the coordinator has told of a view, or what a round is made of."""
 
-    view: View
+    order: View | Closed
 
 
 @dataclass(frozen=True)

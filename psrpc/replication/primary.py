@@ -24,6 +24,7 @@ from psrpc.messages import (
     Request,
     View,
 )
+from psrpc.orders import Closed
 from psrpc.planes import base
 from psrpc.planes.base import Landing, Payload
 from psrpc.replication.authority import Authority
@@ -82,7 +83,9 @@ def take_in(
         case Death(process, why):
             assert isinstance(service, Coordinator)
             service.lose(process, why)
-        case News(view):
+        case News(Closed() as closed):
+            server_of(service).tell(closed)
+        case News(View() as view):
             server_of(service).adopt(view)
         case Verdict(error):
             service.fail(decode(*error))
@@ -207,6 +210,10 @@ class PrimaryService:
     def adopt(self, view: View) -> None:
         """See `ParameterServer`."""
         self._enter(News(view))
+
+    def tell(self, closed: Closed) -> None:
+        """See `ParameterServer`."""
+        self._enter(News(closed))
 
     def fail(self, error: PsrpcError) -> None:
         """See `Coordinator`."""

@@ -41,7 +41,7 @@ class Oath:
         reign = (replica.index, replica.primary.reign.epoch)
         if self.told.setdefault(reign, replica.number) != replica.number:
             raise CheckError(f"two servers answer in reign {reign[1]} of shard {reign[0]}")
-        if isinstance(call.request, Push) and isinstance(reply, Stepped):
+        if isinstance(call.request, Push) and isinstance(reply, Stepped) and not reply.late:
             keys = (call.request.key, *call.request.also)
             self.applied.update((replica.index, key) for key in keys)
 
@@ -82,9 +82,9 @@ class Failover(Simulation):
         if coordinator is not None and coordinator.verdict is not None:
             return
         self._check_ended(ended)
-        self.witness.shards = [r.machine.witness.shards[r.index] for r in last]
-        self.witness.take_leases(last[0].machine.witness)
-        self.witness.job_ended([replica.machine.shard for replica in last])
+        witness = last[0].machine.witness
+        witness.shards = [r.machine.witness.shards[r.index] for r in last]
+        witness.job_ended([replica.machine.shard for replica in last])
         for index, key in self.oath.applied:
             if not last[index].machine.shard.applied(key):
                 raise CheckError(f"shard {index} has lost {key}, which a worker was told of")
@@ -218,10 +218,13 @@ class Failover(Simulation):
         self.events.after(after_s, come)
 
     def _come(self, index: int) -> SimReplica:
-        coordinator = None if index else CoordinatorCore(self.schedule.mode, self.schedule.workers)
+        mode, servers = self.schedule.mode, self.schedule.servers
+        coordinator = None
+        if index == 0:
+            coordinator = CoordinatorCore(mode, self.schedule.workers, servers=servers)
         machine = Machine(
             index,
-            ShardCore(self.schedule.mode),
+            ShardCore(mode, follows=index > 0),
             coordinator,
             self._network,
             Witness(self.schedule),

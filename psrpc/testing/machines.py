@@ -16,6 +16,7 @@ from psrpc.core.decisions import Apply, Decision, Token
 from psrpc.core.shard import ShardCore
 from psrpc.messages import Push, Reply, Request, UpdateKey, View
 from psrpc.modes import Reduction
+from psrpc.orders import Closed
 from psrpc.store.blueprint import OptimizerFactory, draw
 from psrpc.store.image import ShardImage
 from psrpc.store.shard import Contribution, ShardStore
@@ -36,10 +37,10 @@ _SIZE = 3
 
 @dataclass(frozen=True)
 class Entry:
-    """What a primary forwards: a request, a view from the coordinator, or a worker's death."""
+    """What a primary forwards: a request, the coordinator's news, or a worker's death."""
 
     request: Request | None = None
-    view: View | None = None
+    news: View | Closed | None = None
     lost: tuple[int, str] | None = None
 
 
@@ -124,7 +125,7 @@ class Machine(SimServer):
         """What it is held to."""
         return self._witness
 
-    def tell(self) -> None:
+    def speak(self) -> None:
         """Let its decisions be traced from now on."""
         self._trace = self._all_traces
 
@@ -132,8 +133,10 @@ class Machine(SimServer):
         """Take an entry in; `call` is the request's, where its caller waits here."""
         if entry.request is not None:
             self.receive(call or silent(self.index, entry.request))
-        elif entry.view is not None:
-            self.adopt(entry.view)
+        elif isinstance(entry.news, Closed):
+            self.tell(entry.news)
+        elif entry.news is not None:
+            self.adopt(entry.news)
         elif entry.lost is not None:
             self.lose(*entry.lost)
 

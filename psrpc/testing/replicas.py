@@ -8,14 +8,13 @@ from random import Random
 from typing import Any, Protocol
 
 from psrpc.core.replication import Backup, Primary, Reign
-from psrpc.core.shard import ShardCore
 from psrpc.errors import ProtocolError
-from psrpc.messages import Reply, View
+from psrpc.messages import Granted, Reply
+from psrpc.orders import Closed, Watch
 from psrpc.testing.calls import Call, Caller
 from psrpc.testing.events import EventHeap
 from psrpc.testing.machines import Entry, Machine
 from psrpc.testing.ordeal import Moment
-from psrpc.testing.servers import SimWatcher
 
 BEATS_A_LIFE = 4
 
@@ -117,7 +116,9 @@ class SimReplica:
         self._asking = False
         self._alarm = False
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self._watcher: SimWatcher | None = None
+        self._asks: Caller | None = None  # what it asks the coordinator with, its question
+        self._question: Call | None = None
+        self._rounds = 0
 
     @property
     def now(self) -> float:
@@ -170,8 +171,8 @@ class SimReplica:
 
     def rest(self) -> None:
         """Ask no other server for anything more."""
-        if self._watcher is not None:
-            self._watcher.caller.abandon()
+        if self._asks is not None:
+            self._asks.abandon()
 
     def _restart(self) -> None:
         """End, for there is nothing to be done under this number, and come again."""
@@ -184,27 +185,26 @@ class SimReplica:
         """Be primary."""
         self.primary = Primary(self.number, reign, last)
         self.machine.keep = lambda call, reply: self.primary.keep((call, reply))  # type: ignore[union-attr]
-        self.machine.tell()
+        self.machine.speak()
         if self.index and not self._world.over:
-            self._watcher = SimWatcher(
-                self, lambda wake: self._world.caller_of(self, lambda: self.when_awake(self._watch))
-            )
-            self._watcher.go_on()
+            self._asks = self._world.caller_of(self, lambda: self.when_awake(self._watch))
+            self._watch()
 
     def _watch(self) -> None:
-        """The coordinator has told of news."""
-        if self._watcher is not None and self.serves and not self._world.over:
-            self._watcher.go_on()
-
-    @property
-    def shard(self) -> ShardCore:
-        """For its watcher."""
-        return self.machine.shard
-
-    def adopt(self, view: View) -> None:
-        """Its watcher has heard of a newer view."""
+        """The coordinator has told of news, or has not been asked: ask for more."""
+        if self._asks is None or not self.serves or self._world.over:
+            return
+        reply = self._question.reply if self._question is not None else None
+        self._question = None
+        if isinstance(reply, Granted | Closed):
+            self._enter(Entry(news=reply.view if isinstance(reply, Granted) else reply), None)
+        if isinstance(reply, Closed):
+            self._rounds = reply.clock + 1
         if self.serves:
-            self._enter(Entry(view=view), None)
+            gate = self.machine.shard.gate
+            self._rounds = max(self._rounds, gate.floor)
+            self._question = self._asks.ask(0, Watch(self.index, gate.epoch, 0, self._rounds))
+            self._asks.wait_for([self._question])
 
     def lose(self, process: int, why: str) -> None:
         """The coordinator has noticed that a process is dead."""

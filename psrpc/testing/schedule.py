@@ -10,7 +10,7 @@ from psrpc.errors import UsageError
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 from psrpc.testing.network import Weather
 
-MODES = ("sync", "bounded", "async")
+MODES = ("sync", "bounded", "async", "backup")
 
 
 class Manner(Enum):
@@ -79,7 +79,8 @@ class Schedule:
     that an update carries no gradient, `folds` that a batch's gradient goes into
     the next batch's update, `blind` that a push takes no fresh weights back. With
     `overlap` workers compute while their last push is on its way. More workers come at
-    `joins`, in seconds. A worker that is silent for `dead_after_s` is taken for dead.
+    `joins`, in seconds. A worker that is silent for `dead_after_s` is taken for dead. At
+    `checkpoints` the job is cut, if it has begun.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Schedule:
     mishaps: tuple[Mishap, ...] = ()
     joins: tuple[float, ...] = ()
     dead_after_s: float = 10.0
+    checkpoints: tuple[float, ...] = ()
 
 
 def draw(
@@ -119,9 +121,12 @@ def draw(
     With `churn` workers are killed, stopped and cut off, come back and join.
     """
     random = Random(f"{name} {seed}")
-    mode = _mode(name, random)
-    drawn_workers, drawn_servers = random.randint(1, 4), random.randint(1, 3)
+    staleness, backups = random.randint(0, 4), random.random()
+    drawn_workers, drawn_servers = random.randint(1, 4), random.randint(1, 4)
     workers, servers = workers or drawn_workers, servers or drawn_servers
+    if name == "backup":
+        workers = max(workers, 2)
+    mode = _mode(name, staleness, 1 + int(backups * (workers - 1)))
     batches, batch_size = random.randint(3, 20), random.randint(1, 4)
     weather = _weather(random)
     feed_themselves = random.random() < 0.2 and not churn
@@ -145,6 +150,7 @@ def draw(
         departure=departure,
         pause=_pause(random, workers),
         overlap=mode.bound != 0 and random.random() < 0.4,
+        checkpoints=tuple(random.uniform(0.0, 2.0) for _ in range(random.choice((0, 0, 1, 3)))),
     )
     return _disturbed(random, schedule) if churn else schedule
 
@@ -153,7 +159,7 @@ def _disturbed(random: Random, schedule: Schedule) -> Schedule:
     batches = -(-schedule.samples // schedule.batch_size)
     usual = max(schedule.epochs * batches // schedule.workers, 1)
     dead_after_s = random.choice((0.2, 1.0, 5.0))
-    mishaps = [_mishap(random, schedule, usual, dead_after_s) for _ in range(random.randint(1, 4))]
+    mishaps = [_mishap(random, schedule, usual, dead_after_s) for _ in range(random.randint(0, 4))]
     stays = random.randrange(schedule.workers)  # or comes back, so that the job can end
     mishaps = [replace(each, returns=True) if each.rank == stays else each for each in mishaps]
     departure = schedule.departure
@@ -180,12 +186,12 @@ def _mishap(random: Random, schedule: Schedule, usual: int, dead_after_s: float)
     )
 
 
-def _mode(name: str, random: Random) -> Mode:
-    staleness = random.randint(0, 4)
+def _mode(name: str, staleness: int, backups: int) -> Mode:
     modes: dict[str, Mode] = {
         "sync": Synchronous(),
         "bounded": BoundedStaleness(staleness),
         "async": Asynchronous(),
+        "backup": Synchronous(backups),
     }
     if name not in modes:
         raise UsageError(f"no mode is called {name!r}; there are {', '.join(MODES)}")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from psrpc.core.coordinator import CoordinatorCore
-from psrpc.core.decisions import Answer, Apply, Decision, Hold, Image, Same, Token
+from psrpc.core.decisions import Answer, Apply, Decision, Hold, Image, Made, Same, Token
 from psrpc.core.shard import ShardCore
 from psrpc.messages import (
     Acquire,
@@ -22,7 +21,7 @@ from psrpc.messages import (
     Request,
     View,
 )
-from psrpc.orders import Watch
+from psrpc.orders import Closed, Cut, Halt, Watch
 from psrpc.testing.calls import Call, Caller, Trace, describe
 from psrpc.testing.network import Network
 from psrpc.testing.witness import Witness
@@ -67,6 +66,8 @@ class SimServer:
         self._witness.decided(self.index, token, decisions, self.shard)
         for decision in decisions:
             self._carry_out(decision)
+        if self.coordinator is not None and self.shard.eventful:
+            self._convene([], None)
 
     def lose(self, process: int, why: str) -> None:
         """The coordinator has noticed that a process is dead."""
@@ -86,6 +87,38 @@ class SimServer:
         for decision in decisions:
             self._carry_out(decision)
 
+    def begin_cut(self, number: int) -> None:
+        """The coordinator wants a checkpoint."""
+        assert self.coordinator is not None
+        self._witness.halted(0, True)
+        self._convene(self.coordinator.begin_cut(number, "folder", self.shard), None)
+
+    def halt(self, number: int) -> tuple[tuple[int, int], ...]:
+        """The coordinator wants a checkpoint, and asks how far this shard is."""
+        self._witness.halted(self.index, True)
+        return self.shard.halt(number)
+
+    def give_up_cut(self, number: int) -> None:
+        """The coordinator does not want it any more."""
+        assert self.coordinator is not None
+        self.cut(Cut(number))
+        self._convene(self.coordinator.give_up_cut(number), None)
+
+    def cut(self, cut: Cut) -> None:
+        """The coordinator says where the checkpoint cuts."""
+        decisions = self.shard.cut(cut)
+        self._witness.halted(self.index, bool(cut.folder))
+        self._witness.adopted(self.index, cut.view or View(), decisions, self.shard)
+        for decision in decisions:
+            self._carry_out(decision)
+
+    def tell(self, closed: Closed) -> None:
+        """Shard 0 says what a round is made of."""
+        decisions = self.shard.tell(closed.clock, closed.workers)
+        self._witness.adopted(self.index, View(), decisions, self.shard)
+        for decision in decisions:
+            self._carry_out(decision)
+
     def _convene(self, decisions: list[Decision], token: Token | None) -> None:
         """Carry out what the coordinator decided; its own shard knows the new view at once."""
         assert self.coordinator is not None
@@ -93,8 +126,16 @@ class SimServer:
         for decision in decisions:
             self._carry_out(decision)
         self.adopt(self.coordinator.members.view)
-        for decision in self.coordinator.news():
+        cut = self.coordinator.take_cut()
+        for decision in self.coordinator.news(self.shard.closed):
             self._carry_out(decision)
+        if cut is not None:
+            self.cut(cut)
+        if self.shard.eventful:
+            self.shard.eventful = False
+            for worker, key in self.shard.dropped:
+                self._witness.dropped(worker, key)
+            self._convene(self.coordinator.take_back(self.shard), None)
 
     def _decide(self, request: Request, token: Token) -> list[Decision]:
         match request:
@@ -121,7 +162,7 @@ class SimServer:
             case Leave():
                 return coordinator.leave(request, token, self.shard)
             case Watch():
-                return coordinator.watch(request, token)
+                return coordinator.watch(request, token, self.shard)
             case _:
                 raise AssertionError(f"no server knows {request}")
 
@@ -137,7 +178,7 @@ class SimServer:
                 self._calls[decision.token].reason = decision.reason
             case Same():
                 self._same.setdefault(decision.first, []).append(decision.token)
-            case Apply():
+            case Apply() | Made() | Image():
                 pass
 
     def _answer(self, token: Token, reply: Reply) -> None:
@@ -156,32 +197,47 @@ class SimServer:
                 return f"hold [{decision.token}]: {decision.reason}"
             case Image():
                 return f"image {decision.cut.number}: {decision.reason}"
+            case Made():
+                return f"round {decision.clock} is of workers {list(decision.workers)}"
             case Same():
                 return f"[{decision.token}] is [{decision.first}]: {decision.reason}"
-
-
-class Watching(Protocol):
-    """A simulated server, as its watcher sees it."""
-
-    index: int
-
-    @property
-    def shard(self) -> ShardCore: ...
-    def adopt(self, view: View) -> None: ...
 
 
 class SimWatcher:
     """What a server does beside serving: it asks the coordinator for the next view, for ever."""
 
-    def __init__(self, server: Watching, caller_of: Callable[[Callable[[], None]], Caller]) -> None:
+    def __init__(
+        self, server: SimServer, caller_of: Callable[[Callable[[], None]], Caller]
+    ) -> None:
         self._server = server
         self.caller = caller_of(self.go_on)
         self._call: Call | None = None
+        self._words = self._rounds = 0
+        self._halted: int | None = None
+        self._clocks: tuple[tuple[int, int], ...] = ()
 
     def go_on(self) -> None:
-        """Take the view that has come, and ask for the next."""
-        call = self._call
-        if call is not None and isinstance(call.reply, Granted):
-            self._server.adopt(call.reply.view)
-        self._call = self.caller.ask(0, Watch(self._server.index, self._server.shard.gate.epoch))
+        """Take in the news that has come, and ask for more."""
+        shard = self._server.shard
+        if self._call is not None and self._call.reply is not None:
+            self._take_in(self._call.reply)
+        self._rounds = max(self._rounds, shard.gate.floor)
+        seen = (shard.gate.epoch, self._words, self._rounds)
+        watch = Watch(self._server.index, *seen, self._halted, self._clocks)
+        self._call = self.caller.ask(0, watch)
         self.caller.wait_for([self._call])
+
+    def _take_in(self, reply: Reply) -> None:
+        match reply:
+            case Granted():
+                self._server.adopt(reply.view)
+            case Closed():
+                self._rounds = reply.clock + 1
+                self._server.tell(reply)
+            case Halt():
+                self._words += 1
+                self._halted, self._clocks = reply.number, self._server.halt(reply.number)
+            case Cut():
+                self._words += 1
+                self._halted, self._clocks = None, ()
+                self._server.cut(reply)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 
-from psrpc.core.decisions import Answer, Apply, Decision, Hold, Image, Same, Token
+from psrpc.core.decisions import Answer, Apply, Decision, Hold, Image, Made, Same, Token
 from psrpc.core.shard import ShardCore
 from psrpc.messages import Failure, Pull, Push, Reply, Request, Stepped, UpdateKey, View
 from psrpc.modes import Aggregation
@@ -22,10 +24,16 @@ class ShardWitness:
         self.index = index
         self.schedule = schedule
         self.applied: set[UpdateKey] = set()
-        self.rounds: list[frozenset[UpdateKey]] = []
+        self.rounds: dict[int, frozenset[int]] = {}  # the workers of each clock's
+        self.images: dict[int, Image] = {}
+        self.halted = False
         self.holds = 0
         self._in_rounds = schedule.mode.aggregation is Aggregation.ROUND
         self._bound = schedule.mode.bound
+        self._backups = schedule.mode.backups
+        self._applying: list[Push] = []  # of the round that is about to be closed
+        self._late: set[_Step] = set()
+        self.late: Counter[int] = Counter()  # the pushes of each worker that came too late
         self._view = View()
         self._active: dict[int, int] = {}
         self._clocks: dict[int, int] = {}
@@ -36,7 +44,6 @@ class ShardWitness:
         self._latest: dict[int, int] = {}
         self._same: dict[Token, list[Token]] = {}
         self._keys_held: set[UpdateKey] = set()
-        self._silent: dict[_Step, Push] = {}  # they finish with their round, but carry nothing
         # Starts with weights: (clock, lead, others' updates), the latest last.
         self._begun: dict[int, list[tuple[int, int, int]]] = {}
         self._updates = 0
@@ -61,15 +68,15 @@ class ShardWitness:
                 self._duplicates += 1
             elif request.worker in self._active:
                 self._first[step] = token
-                self._note_silent(step, request)
+                if self._backups and request.clock < self._clocks[request.worker]:
+                    self._late.add(step)
+                else:
+                    self._note_key(request)
 
     def decided(self, token: Token, decisions: list[Decision], core: ShardCore) -> None:
         """The shard has decided about what it received last."""
         self._check_decided_once(token, decisions)
-        self._finish_silent_rounds()
         for decision in decisions:
-            if not self._in_rounds and self._silent and self._comes_after(decision, token):
-                self._finish(self._take_silent())
             self._check(decision)
         if core.gate.floor != self._floor():
             raise self._error(f"the floor is {core.gate.floor}, not {self._floor()}")
@@ -91,7 +98,6 @@ class ShardWitness:
         """A view has come from the coordinator."""
         if view.epoch > self._view.epoch:
             self._adopt(view)
-        self._finish_silent_rounds()
         for decision in decisions:
             self._check(decision)
         if core.gate.floor != self._floor():
@@ -101,12 +107,25 @@ class ShardWitness:
         match decision:
             case Apply():
                 self._check_apply(decision)
+            case Made():
+                self._check_made(decision)
+            case Image():
+                self._check_image(decision)
             case Answer():
                 self._check_answer(decision)
             case Hold():
                 self._check_hold(decision)
             case Same():
                 self._check_same(decision)
+
+    def _check_image(self, image: Image) -> None:
+        """The shard is copied for a checkpoint, as it is now."""
+        self.halted = False
+        if image.record["updates"] != self._updates or image.record["version"] != self._steps:
+            raise self._error(f"checkpoint {image.cut.number} has not what is applied")
+        if image.cut.number in self.images:
+            raise self._error(f"checkpoint {image.cut.number} is made twice")
+        self.images[image.cut.number] = image
 
     def ended(self, core: ShardCore) -> None:
         """Nothing is on its way any more."""
@@ -117,6 +136,7 @@ class ShardWitness:
             "optimizer_steps": self._steps,
             "samples": self._samples,
             "max_clock_gap": self._max_lead,
+            "dropped_late": self.late.total(),
             "staleness": tuple(sorted(self._staleness.items())),
             "update_lag": tuple(sorted(self._lag.items())),
         }
@@ -146,19 +166,16 @@ class ShardWitness:
             if step[1] >= self._clocks.get(step[0], 0):
                 # Not applied, and now it never is: somebody else makes that update.
                 self._keys_held.discard(self._pushes[self._first.pop(step)].key)
-                self._silent.pop(step, None)
 
-    def _note_silent(self, step: _Step, push: Push) -> None:
-        again = push.key in self.applied or push.key in self._keys_held
-        self._duplicates += again
+    def _note_key(self, push: Push) -> None:
+        self._duplicates += push.key in self.applied or push.key in self._keys_held
         self._keys_held.add(push.key)
-        if again or push.void:
-            self._silent[step] = push
 
     # What is decided.
 
     def _check_decided_once(self, token: Token, decisions: list[Decision]) -> None:
-        about = [d for d in decisions if not isinstance(d, Apply | Image) and d.token == token]
+        unnamed = Apply | Image | Made
+        about = [d for d in decisions if not isinstance(d, unnamed) and d.token == token]
         if len(about) != 1:
             raise self._error(f"{len(about)} decisions about {self._open[token]}")
 
@@ -169,48 +186,49 @@ class ShardWitness:
                 raise self._error(f"gradients are applied that are not held: {push}")
             if push.key in self.applied:
                 raise self._error(f"{push.key} is applied twice")
+        self._steps += 1
         if self._in_rounds:
-            pushes += self._take_silent(pushes[0].clock)
-            self._check_round(pushes)
-        elif len(pushes) != 1:
+            self._applying = pushes
+            return
+        if len(pushes) != 1:
             raise self._error(f"{len(pushes)} pushes in one optimizer step")
         self._finish(pushes)
-        self._steps += 1
 
-    def _check_round(self, pushes: list[Push]) -> None:
-        clock = pushes[0].clock
-        there = {push.worker for push in pushes}
-        late = {w for w in self._active if self._clocks[w] > clock}  # they join a later round
-        if any(push.clock != clock for push in pushes) or there != self._active.keys() - late:
-            raise self._error(f"round {clock} is of workers {there}, not {self._active.keys()}")
+    def _note_round(self, clock: int, pushes: list[Push]) -> None:
         if len({push.key.stream.major for push in pushes}) > 1 and not self.schedule.own_steps:
             raise self._error(f"round {clock} mixes epochs")
-        self.rounds.append(frozenset(push.key for push in pushes))
+        self.rounds[clock] = frozenset(push.worker for push in pushes)
 
-    def _take_silent(self, clock: int | None = None) -> list[Push]:
-        steps = [step for step in self._silent if clock is None or step[1] == clock]
-        return [self._silent.pop(step) for step in steps]
+    def _check_made(self, made: Made) -> None:
+        """A round is over, or a push that carries nothing: who takes part, who is left behind."""
+        clock, pushes = made.clock, []
+        for worker in made.workers:
+            token = self._first.get((worker, clock))
+            if token is None:
+                raise self._error(f"step {clock} is made without a push of worker {worker}")
+            pushes.append(self._pushes[token])
+        applying, self._applying = self._applying, []
+        carrying = {p.key for p in pushes if not p.void and p.key not in self.applied}
+        if {push.key for push in applying} != carrying:
+            raise self._error(f"step {clock} is of {carrying}, and {applying} are applied")
+        if self._in_rounds:
+            self._note_round(clock, pushes)
+            self._leave_behind(clock, made.workers)
+        self._finish(pushes)
 
-    def _finish_silent_rounds(self) -> None:
-        """Rounds of which no push carries anything end without an optimizer step."""
-        while self._in_rounds and self._active:
-            floor = self._floor()
-            slowest = [w for w in self._active if self._clocks[w] == floor]
-            if not all((worker, floor) in self._silent for worker in slowest):
-                return
-            self._finish(self._take_silent(floor))
-
-    def _comes_after(self, decision: Decision, token: Token) -> bool:
-        """Whether a decision is made after the push that came last has finished its step.
-
-        Others whom it lets go without that step are let go by the view that it brought.
-        """
-        if isinstance(decision, Apply | Image) or decision.token == token or self._bound is None:
-            return True
-        request = self._open[decision.token]
-        clock = request.clock + 1 if isinstance(request, Push) else getattr(request, "clock", 0)
-        clock += getattr(request, "ahead", 0)
-        return request.worker in self._active and clock - self._floor() > self._bound
+    def _leave_behind(self, clock: int, workers: Sequence[int]) -> None:
+        """A round is of `workers`; as many others as there are backup workers go on without."""
+        standing = {worker for worker in self._active if self._clocks[worker] == clock}
+        if clock != self._floor() or not standing.issuperset(workers):
+            raise self._error(f"round {clock} is of {workers}, and {standing} are there")
+        told = self._backups and self.index  # by shard 0
+        if not told and len(workers) < max(len(standing) - self._backups, 1):
+            raise self._error(f"round {clock} is of workers {workers}, not {standing}")
+        for worker in standing.difference(workers):
+            self._clocks[worker] += 1
+            if (worker, clock) in self._first:
+                self._late.add((worker, clock))
+                self._keys_held.discard(self._pushes[self._first[worker, clock]].key)
 
     def _finish(self, pushes: list[Push]) -> None:
         before = self._updates
@@ -266,21 +284,26 @@ class ShardWitness:
             if answer.reply != first and not (again and getattr(answer.reply, "duplicate", False)):
                 raise self._error(f"{push} is answered {answer.reply}, at first {first}")
             return
-        if self._in_rounds:
-            self._finish(self._take_silent(push.clock))
         self._replies[step] = answer.reply
         self._latest[push.worker] = push.clock
         self._check_start(push, push.clock + 1, answer.reply, reads=push.pull)
 
     def _check_start(self, request: Push | Pull, clock: int, reply: Reply, *, reads: bool) -> None:
         worker = request.worker
+        late = (worker, clock - 1) in self._late and isinstance(request, Push)
+        usual = clock
+        if self._backups and clock < self._clocks[worker] == self._floor():
+            clock = self._floor()
         lead = clock - self._floor() if worker in self._active else 0
         if self._bound is not None and lead and lead + request.ahead > self._bound:
             raise self._error(f"worker {worker} may start {lead} + {request.ahead} clocks ahead")
         if self._clocks.get(worker, 0) < clock:
             raise self._error(f"worker {worker} may start step {clock} before its own last")
-        if reply != Stepped(self._steps, lead):
-            raise self._error(f"{reply} should be of version {self._steps} and lead {lead}")
+        self.late[worker] += late
+        moved = clock if late or clock > usual else None
+        expected = Stepped(self._steps, lead, late=late, clock=moved)
+        if not isinstance(reply, Stepped) or replace(reply, view=None) != expected:
+            raise self._error(f"{reply} should be {expected}")
         self._max_lead = max(self._max_lead, lead + request.ahead)
         begun = self._begun.setdefault(worker, [])
         if reads and (not begun or begun[-1][0] < clock):
@@ -288,6 +311,8 @@ class ShardWitness:
 
     def _check_hold(self, hold: Hold) -> None:
         self.holds += 1
+        if self.halted:
+            return
         if self._bound is None and isinstance(self._open[hold.token], Push):
             raise self._error(f"an asynchronous push is held: {hold.reason}")
 

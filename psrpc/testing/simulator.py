@@ -77,6 +77,8 @@ class Simulation:
             self._start(rank)
         for at_s in self.schedule.joins:
             self._start_later(None, at_s)
+        for number, at_s in enumerate(sorted(self.schedule.checkpoints), 1):
+            self.events.after(at_s, self._cut, number)
         self._conclude(self.events.run(LIMIT_S, LIMIT_EVENTS))
 
     def _conclude(self, ended: bool) -> None:
@@ -107,10 +109,12 @@ class Simulation:
 
     def _server(self, index: int) -> SimServer:
         mode = self.schedule.mode
-        coordinator = None if index else CoordinatorCore(mode, self.schedule.workers)
-        return SimServer(
-            index, ShardCore(mode), coordinator, self._network, self.witness, self._trace
-        )
+        coordinator = None
+        if index == 0:
+            servers = self.schedule.servers
+            coordinator = CoordinatorCore(mode, self.schedule.workers, servers=servers)
+        shard = ShardCore(mode, follows=index > 0)
+        return SimServer(index, shard, coordinator, self._network, self.witness, self._trace)
 
     def _start(self, rank: int | None) -> None:
         """A process begins that wants to be a worker; each has a number of its own."""
@@ -122,6 +126,17 @@ class Simulation:
         worker.ended = self._ended
         cut = lambda: self.clock.now() < worker.cut_until  # noqa: E731
         worker.start(self._caller_of(worker.go_on, cut))
+
+    def _cut(self, number: int) -> None:
+        """Begin a checkpoint; the one before is given up if it is not made yet."""
+        core = self.servers[0].coordinator
+        assert core is not None
+        if core.over:
+            return
+        if not self.witness.made(number - 1):
+            self.servers[0].give_up_cut(number - 1)
+        self.witness.cut_begun(number)
+        self.servers[0].begin_cut(number)
 
     def _start_later(self, rank: int | None, after_s: float) -> None:
         self._to_come += 1

@@ -15,6 +15,7 @@ from psrpc.messages import (
     Granted,
     Idle,
     Lease,
+    LeaseId,
     Leave,
     Reply,
     Request,
@@ -38,7 +39,7 @@ class _Handed:
 
 @dataclass
 class _Epoch:
-    leases: dict[int, _Handed] = field(default_factory=dict)
+    parts: dict[LeaseId, _Handed] = field(default_factory=dict)
 
 
 class Witness:
@@ -50,7 +51,10 @@ class Witness:
         self._epochs: dict[int, _Epoch] = {}
         self._words: dict[Token, Request] = {}
         self._said: set[tuple[int, int]] = set()
+        self._granted: set[tuple[int, int]] = set()
         self._gone: set[int] = set()
+        self._checkpoints: set[int] = set()
+        self._gone_early: set[int] = set()  # with a push under way
 
     def received(self, server: int, token: Token, request: Request) -> None:
         """`server` has received a request."""
@@ -79,13 +83,32 @@ class Witness:
         """The coordinator's view has come to `server`."""
         self.shards[server].adopted(view, decisions, core)
 
+    def dropped(self, worker: int, key: UpdateKey) -> None:
+        """Shard 0 has dropped an update: others may have its batch."""
+        if key.stream.kind is StreamKind.LEASE:
+            part = (key.stream.major, key.stream.minor, key.sequence + 1)
+            handed = self._epochs[part[0]].parts.get(part)
+            if handed is not None and handed.worker == worker:
+                handed.worker = -1
+
+    def halted(self, server: int, halted: bool) -> None:
+        """A server takes no new steps, because a checkpoint is to be made, or does again."""
+        self.shards[server].halted = halted
+
+    def made(self, number: int) -> bool:
+        """Whether all shards have made their images for a checkpoint, or (0) there is none."""
+        return not number or all(number in shard.images for shard in self.shards)
+
+    def cut_begun(self, number: int) -> None:
+        """A checkpoint is wanted; the one before is given up if it is not made."""
+        if not self.made(number - 1):
+            self._checkpoints.discard(number - 1)
+        self._checkpoints.add(number)
+
     def lost(self, worker: int) -> None:
         """The coordinator takes `worker` for dead."""
         self._give_back(worker)
-
-    def take_leases(self, other: Witness) -> None:
-        """Know of leases what `other` knows."""
-        self._epochs = other._epochs
+        self._gone_early.add(worker)
 
     def job_ended(self, cores: list[ShardCore]) -> None:
         """Everybody has left and nothing is on its way any more."""
@@ -96,27 +119,50 @@ class Witness:
                 self._check_own_steps(shard)
             else:
                 self._check_samples(shard)
-            if not calm or self.schedule.joins:
-                continue  # who takes part in a round may differ
-            if shard.applied != self.shards[0].applied:
+            self._check_rounds(shard)
+            self._check_images(shard)
+            if calm and shard.applied != self.shards[0].applied:
                 raise CheckError(f"shards 0 and {shard.index} applied different updates")
-            if shard.rounds != self.shards[0].rounds:
-                raise CheckError(f"shards 0 and {shard.index} had different rounds")
+
+    def _check_rounds(self, shard: ShardWitness) -> None:
+        """A round is of the same workers on all shards, but for those that went before its end."""
+        first = self.shards[0].rounds
+        for clock in first.keys() | shard.rounds.keys():
+            ours, theirs = first.get(clock, frozenset()), shard.rounds.get(clock, frozenset())
+            if (ours ^ theirs) - self._gone_early:
+                raise CheckError(
+                    f"round {clock} is of workers {sorted(ours)} on shard 0 and of "
+                    f"{sorted(theirs)} on shard {shard.index}"
+                )
+
+    def _check_images(self, shard: ShardWitness) -> None:
+        """A checkpoint has the same updates of all shards, but for who went amid a push."""
+        if self._gone_early:
+            return
+        for number in self._checkpoints:
+            image, other = self.shards[0].images.get(number), shard.images.get(number)
+            if image is None or other is None:
+                continue  # the job was over before
+            if other.record["ledger"] != image.record["ledger"]:
+                raise CheckError(f"checkpoint {number} differs on shards 0 and {shard.index}")
 
     # Leases.
 
     def _note_word(self, word: Acquire | Idle | Leave) -> None:
         if word.worker in self._gone:
             return
-        for epoch, index in word.done:
-            self._epochs[epoch].leases[index].done = True
+        for lease in word.done:
+            handed = self._epochs[lease[0]].parts[lease]
+            handed.done = handed.done or handed.worker == word.worker
         if isinstance(word, Leave):
             self._give_back(word.worker)
+            if not word.settled:
+                self._gone_early.add(word.worker)
 
     def _give_back(self, worker: int) -> None:
         self._gone.add(worker)
         for epoch in self._epochs.values():
-            for handed in epoch.leases.values():
+            for handed in epoch.parts.values():
                 if handed.worker == worker and not handed.done:
                     handed.worker = -1
 
@@ -124,16 +170,17 @@ class Witness:
         if not isinstance(word, Acquire) or not isinstance(reply, Granted):
             return
         lease = reply.lease
-        if lease is None:
-            return
+        if lease is None or (word.worker, word.serial) in self._granted:
+            return  # what a repeated word is answered may be of the past
+        self._granted.add((word.worker, word.serial))
         epoch = self._epochs.setdefault(lease.epoch, _Epoch())
-        handed = epoch.leases.setdefault(lease.index, _Handed(lease, word.worker))
+        handed = epoch.parts.setdefault(lease.id, _Handed(lease, word.worker))
         if handed.worker not in (word.worker, -1) or handed.done:
             raise CheckError(f"{lease} went to worker {handed.worker} and to {word.worker}")
         handed.worker = word.worker
 
     def _samples_of(self, key: UpdateKey) -> range:
-        lease = self._epochs[key.stream.major].leases[key.stream.minor].lease
+        lease = self._epochs[key.stream.major].parts[key.stream.major, key.stream.minor, 0].lease
         return range(*lease.batch(key.sequence))
 
     # At the end.
@@ -166,7 +213,7 @@ class Witness:
         wanted = {
             (worker, step)
             for worker, steps in enumerate(self.schedule.own_steps)
-            for step in range(steps)
+            for step in range(steps - shard.late[worker])
         }
         if found != wanted:
             raise CheckError(

@@ -181,16 +181,16 @@ class SimWorker:
     def _train(self, lease: Lease | None) -> Life:
         """Train on leases while there are any; the next one is asked for ahead."""
         while lease is not None and not self._departs():
-            if lease.first_step >= lease.steps:
+            if lease.first_step >= lease.end:
                 raise CheckError(f"worker {self.progress.worker} got an empty lease")
             call: Call | None = None
-            for step in range(lease.first_step, lease.steps):
+            for step in range(lease.first_step, lease.end):
                 if self._departs():
                     break
                 yield from self._reach(lease, step)
                 if self._departs():
                     break  # that was its last update
-                if step == lease.steps - 1:
+                if step == lease.end - 1:
                     call = self._ask_lease()
                 low, high = lease.batch(step)
                 self._gathered += high - low
@@ -232,16 +232,24 @@ class SimWorker:
         self.progress.granted(call.reply)
         if self.progress.active and not was_active:
             # The first two steps of a worker that overlaps are of these weights.
-            calls = self._ask_all(
-                lambda server: Pull(
-                    self.progress.worker,
-                    self.progress.clock,
-                    self.progress.news_for(server),
-                    self._ahead,
-                )
+            yield from self._pull()
+            yield from self._even_out()
+
+    def _pull(self) -> Life:
+        progress = self.progress
+        calls = self._ask_all(
+            lambda server: Pull(
+                progress.worker, progress.clock, progress.news_for(server), self._ahead
             )
-            yield from self._hear(calls)
-            self._read = self.progress.clock
+        )
+        yield from self._hear(calls)
+        progress.pulled([call.reply for call in calls])
+
+    def _even_out(self) -> Life:
+        """Weights must be of one round: one shard may have begun the next."""
+        while self.progress.apart:
+            yield from self._pull()
+        self._read = self.progress.clock
 
     def _step(self) -> Life:
         read = self._read
@@ -285,10 +293,10 @@ class SimWorker:
         if flight is None:
             return
         yield from self._hear(flight.calls)
-        self.samples += flight.samples
-        self.progress.finished(flight.key)
+        late = self.progress.answered(flight.key, [call.reply for call in flight.calls])
+        self.samples += 0 if late else flight.samples
         if flight.pull:
-            self._read = self.progress.clock
+            yield from self._even_out()
 
     def _rest(self) -> Life:
         """Stop stepping, and let every shard know before anything else."""

@@ -99,9 +99,22 @@ def test_all_wrong_options_are_reported_at_once(shell: Shell) -> None:
             "--plane collective --mode sync --backend mpi",
             "--backend must be one of gloo, nccl, not 'mpi'",
         ),
+        (
+            "--backup-workers 1",
+            "--backup-workers belongs to --mode sync, not to bounded: give --mode sync, or no "
+            "--backup-workers",
+        ),
+        (
+            "--backup-workers 1 --mode sync --plane collective",
+            "--backup-workers cannot be with --plane collective, which adds up all gradients",
+        ),
+        (
+            "--backup-workers 2 --mode sync",
+            "--backup-workers 2 leaves none of 2 workers: give fewer, or more --workers",
+        ),
     ],
 )
-def test_options_of_process_groups(shell: Shell, options: str, reason: str) -> None:
+def test_options_that_do_not_go_together(shell: Shell, options: str, reason: str) -> None:
     assert shell.train(options) == (2, [f"Error: {reason}"])
 
 

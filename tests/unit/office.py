@@ -53,7 +53,7 @@ class Office:
         return self._told(self.core.lose(process, why, self.shard))
 
     def watch(self, server: int, epoch: int, token: Token) -> list[Decision]:
-        return self.core.watch(Watch(server, epoch), token)
+        return self.core.watch(Watch(server, epoch), token, self.shard)
 
     def push(self, worker: int, key: UpdateKey, token: Token = -50) -> list[Decision]:
         """A worker's next push arrives at the coordinator's shard."""

@@ -95,8 +95,8 @@ def test_who_feeds_itself_gets_no_lease(mode: Mode) -> None:
 def test_done_leases_are_counted() -> None:
     office = full_office(Asynchronous(), 1)
     office.acquire(ask(0, 1), 10)
-    office.acquire(ask(0, 2, done=((0, 0),)), 11)
-    office.idle(Idle(0, 3, 0, 0, done=((0, 1),)), 12)
+    office.acquire(ask(0, 2, done=((0, 0, 0),)), 11)
+    office.idle(Idle(0, 3, 0, 0, done=((0, 1, 0),)), 12)
     (epoch,) = office.core.leases.export()
     assert (epoch.epoch, epoch.samples, epoch.done) == (0, 12, 6 + 3)
 

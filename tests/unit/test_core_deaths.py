@@ -136,21 +136,21 @@ def test_one_that_dies_while_it_waits_for_the_end_has_done_its_work() -> None:
 
 def test_one_that_dies_before_its_last_word_does_not_keep_servers_waiting() -> None:
     council = Council(Asynchronous(), 1)
-    council.core.watch(Watch(1, 0), 50)
+    council.core.watch(Watch(1, 0), 50, council.shard)
     council.say(Leave(0, 1, 0, 0), 10)
     assert not council.core.over
     council.lose(0)
     assert council.core.over
-    assert answers(council.core.news()) == {50: Done()}
+    assert answers(council.core.news({})) == {50: Done()}
 
 
 def test_servers_are_told_who_died() -> None:
     council = Council(Asynchronous(), 2)
     for worker in (0, 1):
         council.take(worker, 1)
-    council.core.watch(Watch(1, council.core.members.view.epoch), 50)
+    council.core.watch(Watch(1, council.core.members.view.epoch), 50, council.shard)
     council.lose(1)
-    assert granted(council.core.news()) == {50: Granted(View(3, ((0, 0),)))}
+    assert granted(council.core.news({})) == {50: Granted(View(3, ((0, 0),)))}
 
 
 # What they leave.

@@ -82,9 +82,9 @@ def test_only_the_holder_finishes_a_lease_and_only_once() -> None:
     assert lease is not None
     book.finish(1, (lease.id,))
     assert export(book) == [(0, 0, 0)]
-    book.finish(0, (lease.id, lease.id, (0, 77)))
+    book.finish(0, (lease.id, lease.id, (0, 77, 0)))
     book.finish(0, (lease.id,))
-    book.finish(0, ((5, lease.index),))
+    book.finish(0, ((5, lease.index, 0),))
     assert export(book) == [(0, lease.stop - lease.start, 0)]
 
 
@@ -106,7 +106,7 @@ def test_what_is_given_back_goes_on_where_it_was_left() -> None:
     third = book.acquire(2, 0, 100, 5, 2)
     assert third == again, "what the first has done stays done"
     book.finish(1, (lease.id,))
-    assert export(book) == [(0, 0, 0)], "it is no longer worker 1's"
+    assert export(book) == [(0, 10, 0)], "it is no longer worker 1's"
     book.finish(2, (lease.id,))
     assert export(book) == [(0, 25, 0)]
 
@@ -152,7 +152,7 @@ def test_what_the_dead_leave_comes_first_the_earliest_epoch_before_all() -> None
     assert early is not None
     assert late is not None
     taken = [book.acquire(1, 1, 4, 1, 2) for _ in range(3)]
-    assert [lease.id for lease in taken if lease] == [early.id, late.id, (1, 1)]
+    assert [lease.id for lease in taken if lease] == [early.id, late.id, (1, 1, 0)]
 
 
 def test_what_the_dead_leave_is_not_done_before_its_epoch() -> None:
@@ -171,7 +171,7 @@ def test_a_worker_that_goes_on_gives_back_what_it_asked_for_before() -> None:
     assert late is not None
     assert [lease.id for lease in book.give_back(0, done(0), before=1)] == [early.id]
     taken = [book.acquire(1, 1, 4, 1, 2) for _ in range(2)]
-    assert [lease.id for lease in taken if lease] == [(1, 1), (1, 2)]
+    assert [lease.id for lease in taken if lease] == [(1, 1, 0), (1, 2, 0)]
     again = book.acquire(1, 0, 4, 1, 2)
     assert again is not None
     assert again.id == early.id, "it is done within its own epoch only"

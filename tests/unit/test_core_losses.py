@@ -223,7 +223,7 @@ def test_who_waits_for_the_poison_is_answered_when_it_is_skipped() -> None:
 
 def test_a_lease_of_an_earlier_epoch_that_was_asked_for_ahead_is_not_suspected() -> None:
     office, (left_behind, _) = working(Asynchronous())
-    lease = lease_of(office.acquire(ask(1, 2, epoch=1, done=((0, 1),)), 20), 20)
+    lease = lease_of(office.acquire(ask(1, 2, epoch=1, done=((0, 1, 0),)), 20), 20)
     office.lose(0)
     ahead = lease_of(office.acquire(ask(1, 3, epoch=1), 21), 21)
     assert ahead.id == left_behind.id
@@ -238,10 +238,10 @@ def test_a_server_is_told_of_the_next_view() -> None:
     office = full_office(Asynchronous(), 2)
     (hold,) = office.watch(1, 0, 50)
     assert isinstance(hold, Hold)
-    assert office.core.news() == []
+    assert office.core.news({}) == []
     office.acquire(ask(0, 1), 10)
-    assert granted(office.core.news())[50].view == View(1, ((0, 0),))
-    assert office.core.news() == []
+    assert granted(office.core.news({}))[50].view == View(1, ((0, 0),))
+    assert office.core.news({}) == []
 
 
 def test_a_server_that_is_behind_is_told_at_once() -> None:
@@ -250,7 +250,7 @@ def test_a_server_that_is_behind_is_told_at_once() -> None:
     assert granted(office.watch(1, view.epoch - 1, 50))[50].view == view
     assert isinstance(office.watch(1, view.epoch, 51)[0], Hold)
     office.lose(0)
-    assert granted(office.core.news())[51].view == office.core.members.view
+    assert granted(office.core.news({}))[51].view == office.core.members.view
 
 
 def test_every_server_is_told() -> None:
@@ -258,7 +258,7 @@ def test_every_server_is_told() -> None:
     for server in (1, 2):
         office.watch(server, 0, 50 + server)
     office.acquire(ask(0, 1), 10)
-    assert set(granted(office.core.news())) == {51, 52}
+    assert set(granted(office.core.news({}))) == {51, 52}
 
 
 def test_a_server_that_asks_again_has_one_question_open() -> None:
@@ -266,7 +266,7 @@ def test_a_server_that_asks_again_has_one_question_open() -> None:
     office.watch(1, 0, 50)
     assert office.watch(1, 0, 51) == [Same(51, 50, "it has asked before")]
     office.acquire(ask(0, 1), 10)
-    office.core.news()
+    office.core.news({})
     office.watch(1, 1, 52)
     decisions = office.watch(1, 0, 53)
     assert answers(decisions)[52] == Done(), "the question before is closed"
@@ -278,8 +278,8 @@ def test_servers_hear_of_the_end_when_all_have_said_bye() -> None:
     office.leave(Leave(0, 1, 0, 0), 10)
     office.leave(Leave(1, 1, 0, 0), 11)
     office.watch(1, office.core.members.view.epoch, 50)
-    assert office.core.news() == []
+    assert office.core.news({}) == []
     office.core.bye(0)
     office.lose(1)
-    assert answers(office.core.news()) == {50: Done()}
+    assert answers(office.core.news({})) == {50: Done()}
     assert answers(office.watch(2, 0, 51)) == {51: Done()}

@@ -18,7 +18,7 @@ def test_a_lease_is_worked_off() -> None:
         progress.finished()
     assert progress.lease is None
     assert progress.clock == 3
-    assert progress.acquire(6, 2).done == ((0, 4),)
+    assert progress.acquire(6, 2).done == ((0, 4, 0),)
     assert progress.acquire(6, 2).done == ()
 
 
@@ -27,7 +27,7 @@ def test_a_lease_begins_where_another_worker_left_it() -> None:
     progress.begin(Lease(0, 4, 0, 6, 2, first_step=2))
     assert progress.next_key() == LEASE.key(2)
     progress.finished()
-    assert progress.take_done() == ((0, 4),)
+    assert progress.take_done() == ((0, 4, 0),)
 
 
 def test_without_a_lease_updates_are_numbered_by_the_worker() -> None:
@@ -64,7 +64,7 @@ def test_a_batch_without_a_step_goes_into_the_next_update() -> None:
     following = Lease(epoch=0, index=5, start=6, stop=8, batch_size=2)
     progress.begin(following)
     progress.finished()
-    assert progress.take_done() == ((0, 4), (0, 5))
+    assert progress.take_done() == ((0, 4, 0), (0, 5, 0))
 
 
 def test_words_are_numbered() -> None:
@@ -105,7 +105,7 @@ def test_leaving_tells_what_is_done_and_how() -> None:
     progress.finished()
     progress.finished()
     leave = progress.leave(WorkerStats(steps=3))
-    assert (leave.done, leave.early, leave.settled) == (((0, 4),), False, True)
+    assert (leave.done, leave.early, leave.settled) == (((0, 4, 0),), False, True)
     assert leave.stats.steps == 3
 
 

@@ -7,7 +7,7 @@ import torch
 
 from psrpc.errors import ConfigError
 from psrpc.job import Backend, Job, PlaneChoice
-from psrpc.modes import Asynchronous, BoundedStaleness, Mode
+from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 from psrpc.planes import groups
 
 
@@ -18,6 +18,17 @@ def test_the_collective_plane_is_for_synchronous_training(mode: Mode) -> None:
     assert len(caught.value.problems) == 1
     Job(2, plane=PlaneChoice.COLLECTIVE).check()
     Job(2, mode=mode).check()
+
+
+def test_backup_workers_leave_some_to_wait_for() -> None:
+    with pytest.raises(ConfigError, match="2 backup workers leave none of 2 workers"):
+        Job(2, mode=Synchronous(2)).check()
+    Job(3, mode=Synchronous(2)).check()
+
+
+def test_backup_workers_and_the_collective_plane() -> None:
+    with pytest.raises(ConfigError, match="cannot do without backup workers"):
+        Job(2, mode=Synchronous(1), plane=PlaneChoice.COLLECTIVE).check()
 
 
 def test_all_problems_are_said_at_once() -> None:

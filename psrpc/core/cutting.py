@@ -1,0 +1,71 @@
+"""Where a checkpoint cuts a shard: what comes before its image, and what waits for it.
+
+A shard is halted first: it says how many steps of each worker it has, and takes no new ones.
+The cut is then at the most that any shard has of each worker. What a shard lacks is on its way
+to it, for a worker sends a step to all shards at once; so nobody waits for a step to be made.
+"""
+
+from __future__ import annotations
+
+from psrpc.core.consistency import Gate
+from psrpc.core.decisions import Token
+from psrpc.messages import Push
+from psrpc.orders import Cut
+
+Parked = tuple[Push, Token]
+
+
+class Cutting:
+    """The cut under way at one shard, if there is one."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self.number: int | None = None
+        self._cut: Cut | None = None
+        self._clocks: dict[int, int] = {}
+        self._parked: list[Parked] = []
+
+    def halt(self, number: int) -> None:
+        """Take no new steps until the cut `number` is made or given up."""
+        self.number, self._cut, self._clocks = number, None, {}
+
+    def begin(self, cut: Cut) -> list[Parked]:
+        """It is known where to cut; returns the waiting pushes that come before that."""
+        self.number, self._cut, self._clocks = cut.number, cut, dict(cut.clocks)
+        before = [parked for parked in self._parked if not self.holds(parked[0])]
+        self._parked = [parked for parked in self._parked if self.holds(parked[0])]
+        return before
+
+    def holds(self, push: Push) -> bool:
+        """Whether a push comes after the cut, as far as is known."""
+        return self.number is not None and push.clock >= self._clocks.get(push.worker, 0)
+
+    def park(self, push: Push, token: Token) -> None:
+        """Let a push wait for the image."""
+        self._parked.append((push, token))
+
+    def keep(self, workers: frozenset[int]) -> None:
+        """Forget the pushes of others than `workers`."""
+        self._parked = [parked for parked in self._parked if parked[0].worker in workers]
+
+    def lets_close(self) -> bool:
+        """Whether the current round comes before the cut, if there is one."""
+        if self.number is None:
+            return True
+        gate = self._gate
+        now = gate.floor
+        return any(
+            self._clocks.get(worker, 0) > now for worker in gate.active if gate.clock(worker) == now
+        )
+
+    def due(self) -> Cut | None:
+        """The cut, when all steps before it are made."""
+        gate = self._gate
+        behind = (w for w, clock in self._clocks.items() if gate.clock(w) < clock)
+        return None if any(worker in gate.active for worker in behind) else self._cut
+
+    def end(self) -> list[Parked]:
+        """Go on; returns the pushes that have waited."""
+        parked, self._parked = self._parked, []
+        self.number, self._cut, self._clocks = None, None, {}
+        return parked

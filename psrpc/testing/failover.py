@@ -118,7 +118,7 @@ class Failover(Simulation):
 
     def caller_of(self, replica: SimReplica, wake: Callable[[], None]) -> Caller:
         """What a server calls other shards with."""
-        return self._caller_of(wake, lambda: self._is_cut(replica))
+        return self._caller_of(wake, lambda shard: self._is_cut(replica))
 
     def look(self, replica: SimReplica, then: Callable[[Reign], None]) -> None:
         """A server wants to know who reigns."""

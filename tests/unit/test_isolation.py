@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -27,8 +27,8 @@ def ended(crew: Crew, *codes: int | None) -> Roles:
     """Roles whose ranks have ended with these codes."""
     roles = Roles([])
     for rank, code in enumerate(codes):
-        place = place_of("127.0.0.1", 1, "job", world_size=len(codes), rank=rank)
-        roles._agents[Agent(code)] = place  # type: ignore[index]
+        place = place_of("127.0.0.1", 1, "job", world_size=len(codes))
+        roles._agents[Agent(code)] = replace(place, rank=rank)  # type: ignore[index]
     return roles
 
 

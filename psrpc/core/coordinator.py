@@ -52,7 +52,6 @@ class CoordinatorCore:
     leases: LeaseBook = field(default_factory=LeaseBook)
     stats: dict[int, WorkerStats] = field(default_factory=dict)
     verdict: JobFailedError | None = None
-    poison: list[Lease] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.members = Membership(self.workers, self.least)
@@ -244,7 +243,6 @@ class CoordinatorCore:
         if not freed or self.leases.died_of(freed[0]) < POISON:
             return
         lease = freed[0]
-        self.poison.append(lease)
         if self.on_poison is OnPoison.SKIP:
             self.leases.skip(lease)
             return

@@ -104,7 +104,6 @@ class ShardCore:
             return None
         marks.extend()
         self._fronts.note(push, self._ledger.closed)
-        self._heard[worker] = clock
         staleness = self._counting.count(push)
         self._counting.applied(1)
         self.version += 1

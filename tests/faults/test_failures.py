@@ -128,7 +128,8 @@ def test_the_users_function_raises_under_torchrun(bench: Bench) -> None:
         ("raise", "worker 1 failed: ZeroDivisionError: mine"),
         ("model", "worker 1 has another model than the server: its parameter '0.weight' [7, 4] "
                   "float32 stands where the server has '0.weight' [5, 4] float32"),
-        ("mode", "mode is Asynchronous() on worker 1 and Synchronous() on the server"),
+        ("mode", "mode is Asynchronous() on worker 1 and Synchronous(backup_workers=0) on the "
+                 "server"),
         ("absent", "these have not come within 1 s: worker 1"),
     ],
 )  # fmt: skip

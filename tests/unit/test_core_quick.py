@@ -32,8 +32,20 @@ def pushes(seed: int, count: int = 200) -> list[Push]:
 
 
 def key_of(worker: int, clock: int) -> UpdateKey:
-    index, step = divmod(clock, LEASE)
-    return Lease(0, WORKERS * index + worker, 0, 8 * LEASE, 8).key(step)
+    return lease_of(worker, clock).key(clock % LEASE)
+
+
+def lease_of(worker: int, clock: int) -> Lease:
+    return Lease(0, WORKERS * (clock // LEASE) + worker, 0, 8 * LEASE, 8)
+
+
+def fronts(core: ShardCore, push: Push) -> tuple[int, int]:
+    """How far the coordinator would think that a worker has come, if it died now."""
+    lease = lease_of(push.worker, push.clock)
+    return (
+        core.steps_done(lease, push.worker, settled=True),
+        core.steps_done(lease, push.worker, settled=False),
+    )
 
 
 def shard(mode: Mode) -> ShardCore:
@@ -61,6 +73,7 @@ def test_both_ways_leave_the_same(mode: Mode, seed: int) -> None:
         assert quick.record() == full.record()
         assert quick.stats() == full.stats()
         assert quick.gate.floor == full.gate.floor
+        assert fronts(quick, push) == fronts(full, push)
     assert looks > 80, "most pushes are usual"
 
 
@@ -69,6 +82,8 @@ def unusual() -> dict[str, Push]:
     return {
         "repeated": Push(0, 0, key_of(0, 0), samples=8),
         "of a step to come": Push(0, 2, key_of(0, 2), samples=8),
+        "of a step to come, with the next name": Push(0, 2, usual.key, samples=8),
+        "of a step that was made, with the next name": Push(0, 0, usual.key, samples=8),
         "of another stream": Push(0, 1, key_of(0, LEASE), samples=8),
         "that skips an update": Push(0, 1, key_of(0, 2), samples=8),
         "of an unknown worker": Push(7, 1, usual.key, samples=8),

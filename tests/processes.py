@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import uuid
@@ -28,6 +29,9 @@ MARK = "PSRPC_TEST_MARK"
 PATIENCE_S = 100.0
 # Far below the half minute that torch gives a process to end; a busy machine needs some of it.
 SOON_S = 10.0
+
+# For what a killed launcher leaves; short, since paths of Unix sockets end at 107 characters.
+TEMPORARY = tempfile.TemporaryDirectory(prefix="p")
 
 # What another launcher, or this test's own, may have left in the environment.
 _FOREIGN = re.compile(r"RANK|WORLD_SIZE|LOCAL_|MASTER_|GROUP_|ROLE_|TORCH|PSRPC_|TP_")
@@ -140,8 +144,7 @@ class Command:
         self._out = folder / f"{self._mark}.out"
         self._err = folder / f"{self._mark}.err"
         env = {**clean_environment(), MARK: self._mark, "PYTHONPATH": str(ROOT)}
-        # A launcher that is killed leaves its temporary folder.
-        env |= {"TMPDIR": str(folder), **variables}
+        env |= {"TMPDIR": TEMPORARY.name, **variables}
         self.process = (
             forks.fork(words, folder, env, self._out, self._err)
             if forks

@@ -148,7 +148,15 @@ def check(job: Job, ended: Sequence[Finished], epochs: int = 2) -> dict[str, Any
     report: dict[str, Any] = json.loads(out)
     assert report["samples_counted_once"] is True, report
     assert report["epoch_accounts"] == [
-        {"epoch": e, "samples": SAMPLES, "lost": 0, "doubled": 0, "skipped": 0, "over": True}
+        {
+            "epoch": e,
+            "samples": SAMPLES,
+            "lost": 0,
+            "doubled": 0,
+            "skipped": 0,
+            "skipped_at": [],
+            "over": True,
+        }
         for e in range(epochs)
     ]
     if job.mode != "sync":

@@ -302,6 +302,9 @@ def test_equal_ones_are_compared_in_peace(pair: Pair, monkeypatch: pytest.Monkey
     begin(pair.primary, pair.stage)
     for clock in range(20):
         push(pair.primary, pair.stage, 0, clock).wait(PATIENCE_S)
+    pair.primary.close(PATIENCE_S)
+    pair.thread.join(PATIENCE_S)  # it may answer for an entry before it has done what that says
+    assert pair.ending is Ending.OVER
     assert digest(pair.stage.coordinator) == digest(pair.other.coordinator)
 
 

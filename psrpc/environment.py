@@ -42,7 +42,7 @@ class Place:
         return self.rank == JOINS
 
     def serves(self, servers: int) -> bool:
-        """Whether this process is a server, in a job that has `servers` of them."""
+        """Whether this process is a server, in a job that has `servers` processes of that kind."""
         return 0 <= self.rank < servers
 
     @property

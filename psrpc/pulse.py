@@ -170,10 +170,17 @@ class Pulse:
 class Heart:
     """A worker's side: says, as long as the process runs, that it lives."""
 
-    def __init__(self, address: str, process: int, dead_after_s: float) -> None:
-        host, port, secret = address.split()
-        self._where = (host, int(port))
-        self._hello = _HELLO.pack(bytes.fromhex(secret), process)
+    def __init__(
+        self,
+        address: str,
+        process: int,
+        dead_after_s: float,
+        find: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        """`find` tells another address, if the coordinator has moved."""
+        self._address = address
+        self._process = process
+        self._find = find
         self._beat_s = min(dead_after_s / _BEATS_A_LIFE, _LONGEST_BEAT_S)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="psrpc-heart", daemon=True)
@@ -193,11 +200,14 @@ class Heart:
 
     def _run(self) -> None:
         while not self._stop.wait(self._beat_s if self._sock is not None else _RETRY_S):
-            if self._sock is not None and not self._beat(self._sock):
+            if self._sock is not None and (self._moved() or not self._beat(self._sock)):
                 self._sock.close()
                 self._sock = None
             if self._sock is None:
                 self._sock = self._connect()
+
+    def _moved(self) -> bool:
+        return (self._find() or self._address) != self._address
 
     def _beat(self, sock: socket.socket) -> bool:
         try:
@@ -210,12 +220,15 @@ class Heart:
             return False
 
     def _connect(self) -> socket.socket | None:
+        self._address = self._find() or self._address
+        host, port, secret = self._address.split()
+        hello = _HELLO.pack(bytes.fromhex(secret), self._process)
         try:
-            sock = socket.create_connection(self._where, timeout=5.0)
+            sock = socket.create_connection((host, int(port)), timeout=5.0)
         except OSError:
             return None
         try:
-            sock.sendall(self._hello)
+            sock.sendall(hello)
         except OSError:
             sock.close()
             return None

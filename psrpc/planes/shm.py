@@ -113,9 +113,13 @@ class ShmLink:
             raise self.lost(error.strerror or str(error)) from None
         return ShmPending(self, bool(ahead))
 
+    def hang_up(self) -> None:
+        """Say nothing more to this server; the buffers stay, as memory of this process."""
+        self._sock.close()
+
     def close(self) -> None:
         """See `Link`. Farewells may still be called."""
-        self._sock.close()
+        self.hang_up()
         if self._region is not None:
             self._region.close()
         self.control.close()

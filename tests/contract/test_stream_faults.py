@@ -109,7 +109,7 @@ class Quay:
         return len(self.porter.places.free) == self.porter.places.made
 
     def weights(self) -> torch.Tensor:
-        return self.server._store.flats[0]
+        return self.server.store.flats[0]
 
     def close(self) -> None:
         for each in [*self.links, *self.socks, self.porter]:
@@ -203,7 +203,7 @@ def test_a_stream_that_breaks_while_the_answer_is_held_is_replaced(round_of_two:
     link, stats = quay.link(), quay.server.core.stats
     weights = quay.buffers.weights[0]
     held = link.exchange(push(worker=0), send=True, land=True)
-    until(lambda: len(quay.server._desk._calls) == 1)
+    until(lambda: len(quay.server.desk._calls) == 1)
     link._freight.cut()  # type: ignore[union-attr]
     until(lambda: stats().duplicates_dropped == 1)
     assert quay.control.pings == 1
@@ -304,7 +304,7 @@ def test_a_garbled_message_ends_its_stream_alone(quay: Quay) -> None:
 def test_a_link_that_is_closed_lets_go_of_its_caller(round_of_two: Quay) -> None:
     link = round_of_two.link()
     held = link.exchange(push(), send=True, land=True)
-    until(lambda: len(round_of_two.server._desk._calls) == 1)
+    until(lambda: len(round_of_two.server.desk._calls) == 1)
     link.close()
     with pytest.raises(PeerLostError, match="this end is closed"):
         held.wait(WAIT_S)

@@ -316,15 +316,34 @@ def test_a_heart_that_nobody_hears_at_first_is_heard_when_somebody_listens() -> 
     host, port, secret = ward.pulse.address.split()
     with socket.create_server((host, 0)) as other:
         nobody = other.getsockname()[1]
-    heart = Heart(f"{host} {nobody} {secret}", 7, SHORT_S)
+    found: list[str] = []
+    heart = Heart(f"{host} {nobody} {secret}", 7, SHORT_S, lambda: found[0] if found else None)
     ward.hearts.append(heart)
     heart.start()
-    heart._where = (host, int(port))
+    found.append(f"{host} {port} {secret}")
     ward.pulse.start()
     try:
         assert ward.is_heard(7)
     finally:
         ward.close()
+
+
+def test_a_heart_goes_to_where_the_coordinator_is_now() -> None:
+    """Though the one before still listens, as one does that stood still for a while."""
+    before, after = Ward(LONG_S), Ward(LONG_S)
+    found = [before.pulse.address]
+    heart = Heart(before.pulse.address, 7, SHORT_S, lambda: found[0])
+    before.hearts.append(heart)
+    for ward in (before, after):
+        ward.pulse.start()
+    heart.start()
+    try:
+        assert before.is_heard(7)
+        found[0] = after.pulse.address
+        assert after.is_heard(7)
+    finally:
+        before.close()
+        after.close()
 
 
 def test_a_pulse_that_ends_hangs_up_and_hearts_go_on_without_it() -> None:

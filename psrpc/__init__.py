@@ -41,6 +41,7 @@ ROOMS = (
     "environment",
     "interrupts",
     "lifeline",
+    "notes",
     "forks",
     "modes",
     "counts",

@@ -10,6 +10,7 @@ from psrpc.errors import AddressError
 
 UNIX = "unix:"
 TOKEN_BYTES = 32
+NO_TOKEN = "0" * TOKEN_BYTES  # of Unix sockets, where the kernel says who comes
 _PEER = struct.Struct("3i")
 
 

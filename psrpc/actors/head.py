@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from psrpc.actors import messages as m
-from psrpc.actors.doors import TOKEN_BYTES, UNIX
+from psrpc.actors.doors import NO_TOKEN, TOKEN_BYTES, UNIX
 from psrpc.actors.mail import Mail, Post
 from psrpc.actors.roster import Roster, Said
 from psrpc.core.placement import Resources
@@ -25,7 +25,8 @@ class Head:
         self.roster = Roster()
         self._mail = Mail(self._got, self._over, "psrpc-head")
         self._where = where or f"{UNIX}{HEAD_NAME}{os.getpid()}-{secrets.token_hex(4)}"
-        self._token = secrets.token_hex(TOKEN_BYTES // 2)
+        here = self._where.startswith(UNIX)
+        self._token = NO_TOKEN if here else secrets.token_hex(TOKEN_BYTES // 2)
         self._posts: dict[int, Post] = {}
         self._keys = itertools.count(1)
         self._clients = itertools.count(1)

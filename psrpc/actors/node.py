@@ -56,7 +56,7 @@ def start_here(
 
 def main(address: str, name: str, whole: dict[str, Any], labels: dict[str, str]) -> None:
     """Be a node until the head is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     # What runners need is imported here, once.
     from psrpc.actors import runner

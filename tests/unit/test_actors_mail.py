@@ -60,7 +60,7 @@ def test_what_can_change_is_copied_when_it_is_handed_over() -> None:
 
 
 def test_what_cannot_be_sent_is_named() -> None:
-    with pytest.raises(UsageError, match="lock.*cannot be sent"):
+    with pytest.raises(UsageError, match=r"lock.*cannot be sent"):
         pack(threading.Lock())
 
 

@@ -17,6 +17,7 @@ from psrpc.actors.messages import (
     LEARN,
     PACKED,
     RAISED,
+    READY,
     RETIRE,
     RUN,
     Answer,
@@ -176,6 +177,8 @@ class Cell:
             value = self._instance.known[number](*rest, **kwargs)
         elif method == CHUNK:
             return [self._one_of(self._named(args[0]), each) for each in args[1]]
+        elif method == READY:
+            return None
         elif method == LEARN:
             return self._instance.learn(*args)
         else:

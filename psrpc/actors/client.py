@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future as PlainFuture
 from typing import Any
 
@@ -47,6 +47,16 @@ class Line:
         # One that waits alone is sent by its own caller, others gather.
         self._post.send((number, actor, *future.call), at_once=len(self.waiting) == 1)
 
+    def call_all(self, actor: int, futures: Sequence[Future]) -> None:
+        """Send several calls."""
+        messages = []
+        for future in futures:
+            assert future.call is not None
+            number = future.number = next(self._numbers)
+            self.waiting[number] = future
+            messages.append((number, actor, *future.call))
+        self._post.send_all(messages, at_once=len(self.waiting) == len(messages))
+
     def give_up(self, actor: int, future: Future) -> None:
         """Ask that a call be not carried out."""
         self._post.send((future.number, actor, None, None, None))
@@ -76,7 +86,7 @@ class Line:
         self._client.forget(self._address, self)
         left = list(self.waiting.values())
         self.waiting.clear()
-        for route in list(self.routes):
+        for route in self.routes | {future.way for future in left}:
             route.lost([future for future in left if future.way is route])
 
 
@@ -128,6 +138,25 @@ class Route:
                 self._line.call(self.actor, future)
         return future
 
+    def post_all(self, futures: Sequence[Future]) -> bool:
+        """Send several calls, however many there are already; False if the actor is no more."""
+        with self._lock:
+            if self._error is not None:
+                return False
+            self._sent += len(futures)
+            for future in futures:
+                future.way = self
+            if self._line is None:
+                self._backlog.extend(futures)
+            else:
+                self._line.call_all(self.actor, futures)
+        return True
+
+    def open_futures(self) -> list[Future]:
+        """The calls that are sent and not answered, in their order."""
+        line = self._line
+        return [] if line is None else [f for f in list(line.waiting.values()) if f.way is self]
+
     def give_up(self, future: Future) -> None:
         """See `Giver`."""
         with self._lock:
@@ -145,8 +174,15 @@ class Route:
 
     def retire(self) -> None:
         """End the actor after its calls; nobody else can reach it."""
-        if not self._client.closed:
-            self.tell(m.RETIRE, ())
+        if self._client.closed:
+            return
+        self.tell(m.RETIRE, ())
+        if not self.spec.max_retries:
+            with self._lock:
+                if self._line is None:
+                    return  # it waits to be located
+                self._line.routes.discard(self)
+            self._client.drop(self.actor)
 
     def end(self) -> None:
         """End the actor at once."""
@@ -176,7 +212,9 @@ class Route:
             line.routes.add(self)
             while self._backlog:
                 future = self._backlog.popleft()
-                if not future.cancelled():
+                if future.cancelled():
+                    self.answered += 1
+                else:
                     line.call(self.actor, future)
 
     def gone(self, error: BaseException) -> None:
@@ -237,7 +275,6 @@ class Route:
     def _make_room(self) -> None:
         if self._waiting:
             with self._lock:
-                self._waiting = True
                 self._room.notify_all()
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, overload
 
 from psrpc.actors import cluster
-from psrpc.actors.client import Route
+from psrpc.actors.client import Client, Route
 from psrpc.actors.future import Future
-from psrpc.actors.messages import Spec
+from psrpc.actors.messages import READY, Spec
 from psrpc.actors.packing import pack, pack_definition
 from psrpc.core.placement import Resources, Strategy, Want
 from psrpc.errors import ConfigError, UsageError
@@ -98,9 +98,9 @@ class ActorClass(Generic[Class]):
         and by `psrpc.ready(handle)`. Raises UsageError if an argument cannot be sent or a name is
         taken.
         """
-        return Handle(self.make(args, kwargs), owned=True)
+        return Handle(self.make(cluster.client(), args, kwargs), owned=True)
 
-    def make(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Route:
+    def make(self, client: Client, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Route:
         """The way to a new actor."""
         if self._definition is None:
             self._definition = pack_definition(self._named() or self.kind)
@@ -117,7 +117,7 @@ class ActorClass(Generic[Class]):
             options.name,
             options.detached,
         )
-        return cluster.client().create(spec)
+        return client.create(spec)
 
     def _named(self) -> _Named | None:
         """The class by its name, if another process can import it by that."""
@@ -273,7 +273,7 @@ def get_actor(name: str) -> Handle:
 
 def ready(handle: Handle, timeout: float | None = None) -> None:
     """Wait until an actor is made; raises what went wrong, or TimeoutError. Blocks."""
-    handle._route.call("__init_subclass__", (), {}).result(timeout)
+    handle._route.call(READY, (), {}).result(timeout)
 
 
 def kill(handle: Handle) -> None:

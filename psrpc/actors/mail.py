@@ -15,7 +15,7 @@ import struct
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -133,8 +133,12 @@ class Post:
 
         Without `at_once` it is left to the mail's thread, which takes along what comes until then.
         """
+        self.send_all((message,), at_once)
+
+    def send_all(self, messages: Iterable[Any], at_once: bool) -> None:
+        """Send several, in order."""
         with self._lock:
-            self._outbox.append(message)
+            self._outbox.extend(messages)
             if self._sending:
                 return
             self._sending = True

@@ -18,6 +18,7 @@ from psrpc.core.placement import Resources, Want
 PLAIN, PACKED, RAISED, CANCELLED, GONE = range(5)  # statuses of an answer
 RETIRE = "__retire__"  # a call that ends its actor
 LEARN = "__learn__"  # a number, and the definition of the function that it names from now on
+READY = "__ready__"  # a call that is answered once the actor is made
 RUN = "__run__"  # a call of the function that its first argument names
 CHUNK = "__chunk__"  # many calls of one method (by name) or function (by number)
 

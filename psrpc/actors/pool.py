@@ -7,18 +7,19 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from psrpc.actors import cluster
 from psrpc.actors.cell import Functions
 from psrpc.actors.client import Route, pack_call
 from psrpc.actors.future import Future
 from psrpc.actors.handle import ActorClass, actor
-from psrpc.actors.messages import CANCELLED, CHUNK, GONE, LEARN, RUN
+from psrpc.actors.messages import CANCELLED, CHUNK, GONE, LEARN, PLAIN, RUN
 from psrpc.actors.packing import pack_definition, unpack_error
 from psrpc.core.crowd import AHEAD_S, next_window, wanted_members
-from psrpc.errors import ActorLostError, ClosedError, ConfigError
+from psrpc.errors import ActorLostError, ClosedError, ConfigError, PsrpcError
 
 _LOOK_AGAIN_S = 0.1
 _IDLE_S = 10.0
@@ -33,17 +34,18 @@ class Job(Future):
         super().__init__(pool, call)  # in no member's hands: the pool is its way
         self.pool = pool
         self.function = function
-        self.member: Member | None = None
 
     def settle(self, status: int, value: Any) -> None:
         """See `Future`; a job that came back undone is given out again."""
-        member = self.member
-        if member is not None:
-            member.jobs.pop(self, None)
-        if status == CANCELLED and not self.cancelled():
+        if status == PLAIN:
+            try:
+                self.set_result(value)
+            except cf.InvalidStateError:
+                return  # given up meanwhile
+        elif status == CANCELLED and not self.cancelled():
             self.pool.again(self)
         elif status == GONE:
-            self.pool.failed(member, self, unpack_error(value))
+            self.pool.failed(self.way, self, unpack_error(value))
         else:
             super().settle(status, value)
 
@@ -54,13 +56,12 @@ class Member:
     def __init__(self, pool: Pool, route: Route) -> None:
         self.route = route
         self.window = 1
-        self.jobs: dict[Job, None] = {}  # in the order in which it does them
-        self.known: set[int] = set()
+        self.known = {0}  # functions, by number; 0 is none
         self.since_s = time.monotonic()  # of its latest answer, or its first job after idling
         self.answered = 0
         self._pool = pool
         route.after_answers = self._after_answers
-        route.on_loss = lambda futures, error: pool.lost(self, error)
+        route.on_loss = lambda futures, error: pool.lost(self, futures, error)
 
     def _after_answers(self) -> None:
         now_s = time.monotonic()
@@ -103,6 +104,7 @@ class Pool(cf.Executor):
         if not 1 <= least <= most:
             raise ConfigError([f"size must be a number from 1 or (least, most), not {size!r}"])
         self._class = self._actor_class(kind, options)
+        self._client = cluster.client()
         self._made_with = (args, kwargs or {})
         self._least, self._most = least, most
         self._max_retries = max_retries
@@ -113,6 +115,7 @@ class Pool(cf.Executor):
         self._numbers = itertools.count(1)
         self._empty_deaths = 0
         self._waited = False
+        self._hungry = True  # whether some member has room
         self._error: BaseException | None = None
         self._closed = False
         self._lock = threading.RLock()
@@ -173,27 +176,30 @@ class Pool(cf.Executor):
             waiting = list(self._queue) if cancel_futures else []
         for job in waiting:
             job.cancel()
+        self.feed()
         if wait:
             with self._lock:
-                while self._error is None and (self._queue or any(m.jobs for m in self._members)):
+                while self._error is None and (self._queue or self._busy()):
                     self._idle.wait()
         self._wake.set()
 
     def feed(self) -> None:
-        """Give out what waits to members that have room for it."""
+        """Give out what waits to members that have room for it: the least busy first."""
         with self._lock:
-            queue = self._queue
-            while queue:
-                best, least = None, 0
-                for member in self._members:
-                    busy = len(member.jobs)
-                    if busy < member.window and (best is None or busy < least):
-                        best, least = member, busy
-                if best is None:
+            queue, members = self._queue, self._members
+            self._hungry = False
+            while queue and members:
+                member = min(members, key=_busyness)
+                room = member.window - member.route.open_calls
+                if room <= 0:
                     return
-                self._hand(best, queue.popleft())
+                share = min(room, max(1, len(queue) // len(members)))
+                self._hand(member, [queue.popleft() for _ in range(min(share, len(queue)))])
+            self._hungry = True
             if self._closed:
                 self._idle.notify_all()
+        if self._queue and members:  # one that came before we were hungry
+            self.feed()
 
     def again(self, job: Job) -> None:
         """A job has come back undone."""
@@ -201,48 +207,36 @@ class Pool(cf.Executor):
             self._queue.appendleft(job)
 
     def give_up(self, future: Future) -> None:
-        """See `Giver`."""
-        assert isinstance(future, Job)
-        with self._lock:
-            member = future.member
-            if member is None:
-                if future in self._queue:
-                    self._queue.remove(future)
-            elif future in member.jobs:
-                member.route.withdraw(future)
+        """See `Giver`. One that waits is passed over when its turn comes."""
+        if future.number:
+            future.way.withdraw(future)
 
-    def failed(self, member: Member | None, job: Job, error: BaseException) -> None:
+    def failed(self, route: Route, job: Job, error: BaseException) -> None:
         """A member says that it is no more; `job` has not been done."""
-        with self._lock:
-            self._queue.appendleft(job)
-        if member is not None:
-            self.lost(member, error)
+        self.again(job)
+        for member in list(self._members):
+            if member.route is route:
+                self.lost(member, [], error)
 
-    def lost(self, member: Member, error: BaseException) -> None:
-        """A member has died, or cannot be."""
-        failed: list[Job] = []
+    def lost(self, member: Member, futures: Sequence[Future], error: BaseException) -> None:
+        """A member has died, or cannot be; these jobs of its are not answered."""
+        failed: list[Future] = []
         with self._lock:
-            if member not in self._members:
-                return
-            self._members.remove(member)
-            jobs = [job for job in member.jobs if not job.cancelled()]
-            member.jobs.clear()
-            if not isinstance(error, ActorLostError):
-                self._break(error)
-            if not jobs:
-                self._empty_deaths += 1
-                if self._empty_deaths > _MOST_EMPTY_DEATHS and not self._closed:
+            jobs = [job for job in futures if isinstance(job, Job) and not job.cancelled()]
+            if member in self._members:
+                self._members.remove(member)
+                if not isinstance(error, ActorLostError):
                     self._break(error)
-            elif jobs[0].tries >= self._max_retries:
+                elif not jobs:
+                    self._empty_deaths += 1
+                    if self._empty_deaths > _MOST_EMPTY_DEATHS and not self._closed:
+                        self._break(error)
+            if jobs and jobs[0].tries >= self._max_retries:
                 failed.append(jobs.pop(0))
-            else:
+            elif jobs:
                 jobs[0].tries += 1
-            for job in reversed(jobs):
-                job.member = None
-                self._queue.appendleft(job)
-            if self._error is None and (not self._closed or self._queue):
-                while len(self._members) < self._least:
-                    self._add()
+            self._queue.extendleft(reversed(jobs))
+            self._replace()
             if self._error is not None:
                 failed += self._queue
                 self._queue.clear()
@@ -251,38 +245,52 @@ class Pool(cf.Executor):
             job.fail(self._error or error)
         self.feed()
 
+    def _replace(self) -> None:
+        while self._error is None and len(self._members) < self._least:
+            if self._closed and not self._queue:
+                return
+            try:
+                self._add()
+            except PsrpcError as error:
+                self._break(error)
+
     def _break(self, error: BaseException) -> None:
         self._error = error
         self._wake.set()
 
     def _add(self) -> None:
         args, kwargs = self._made_with
-        self._members.append(Member(self, self._class.make(args, kwargs)))
+        self._members.append(Member(self, self._class.make(self._client, args, kwargs)))
 
     def _give(self, job: Job) -> Job:
-        with self._lock:
-            if self._error is not None:
-                raise self._error
-            if self._closed:
-                raise ClosedError("this pool was shut down")
-            self._queue.append(job)
+        self._check()
+        self._queue.append(job)
+        if self._hungry:
             self.feed()
         if not self._wake.is_set():
             self._wake.set()
+        broken: BaseException | None = self._error  # meanwhile
+        if broken is not None:
+            job.fail(broken)
         return job
 
-    def _hand(self, member: Member, job: Job) -> None:
-        if job.cancelled():
-            return
-        if job.function and job.function not in member.known:
-            member.known.add(job.function)
-            definition = self._definitions[job.function]
-            member.route.tell(LEARN, (job.function, definition))
-        if not member.jobs:
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._closed:
+            raise ClosedError("this pool was shut down")
+
+    def _hand(self, member: Member, jobs: list[Job]) -> None:
+        jobs = [job for job in jobs if not job.cancelled()]
+        for number in {job.function for job in jobs} - member.known:
+            member.known.add(number)
+            member.route.tell(LEARN, (number, self._definitions[number]))
+        if not member.route.open_calls:
             member.since_s = time.monotonic()
-        member.jobs[job] = None
-        job.member = member
-        member.route.post(job)
+        if jobs and not member.route.post_all(jobs):
+            self._queue.extendleft(reversed(jobs))
+            self._members.remove(member)  # it will be said why
+            self._replace()
 
     def _number_of(self, function: Any) -> int:
         try:
@@ -344,9 +352,9 @@ class Pool(cf.Executor):
             self._wake.wait(None if self._quiet() else _LOOK_AGAIN_S)
             if self._error is not None or (self._closed and self._quiet()):
                 break
-            if not self._queue and not any(m.jobs for m in self._members):
+            if self._quiet():
                 self._wake.clear()
-                if self._queue:
+                if self._queue or self._closed:
                     self._wake.set()
             self._resize()
             self._share()
@@ -356,17 +364,19 @@ class Pool(cf.Executor):
         for member in members:
             member.route.end()
 
+    def _busy(self) -> bool:
+        return any(member.route.open_calls for member in self._members)
+
     def _quiet(self) -> bool:
-        return (
-            not self._queue
-            and not any(m.jobs for m in self._members)
-            and (len(self._members) <= self._least)
-        )
+        """Whether there is nothing to look after until there are jobs."""
+        return not self._queue and not self._busy() and len(self._members) <= self._least
 
     def _resize(self) -> None:
         now_s = time.monotonic()
         with self._lock:
-            idle = [m for m in self._members if not m.jobs and now_s - m.since_s > _IDLE_S]
+            idle = [
+                m for m in self._members if not m.route.open_calls and now_s - m.since_s > _IDLE_S
+            ]
             now, queued = len(self._members), len(self._queue)
             wanted = wanted_members(now, self._least, self._most, queued, self._waited, len(idle))
             self._waited = queued > 0
@@ -383,9 +393,14 @@ class Pool(cf.Executor):
         """Where somebody has nothing to do, take jobs from who is stuck at one."""
         now_s = time.monotonic()
         with self._lock:
-            if self._queue or all(m.jobs for m in self._members):
+            if self._queue or all(m.route.open_calls for m in self._members):
                 return
             for member in self._members:
-                if len(member.jobs) > 1 and now_s - member.since_s > AHEAD_S:
-                    for job in list(member.jobs)[1:]:
+                if member.route.open_calls > 1 and now_s - member.since_s > AHEAD_S:
+                    for job in member.route.open_futures()[1:]:
                         member.route.withdraw(job)
+
+
+def _busyness(member: Member) -> tuple[bool, int]:
+    busy = member.route.open_calls
+    return busy >= member.window, busy

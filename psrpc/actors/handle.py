@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, overload
 
 from psrpc.actors import cluster
-from psrpc.actors.client import Client, Route
+from psrpc.actors.client import Client
 from psrpc.actors.future import Future
 from psrpc.actors.messages import READY, Spec
 from psrpc.actors.packing import pack, pack_definition
+from psrpc.actors.route import Route
 from psrpc.core.placement import Resources, Strategy, Want
 from psrpc.errors import ConfigError, UsageError
 

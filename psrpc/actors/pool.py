@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures as cf
-import itertools
 import threading
 import time
 from collections import deque
@@ -13,17 +12,17 @@ from typing import Any
 
 from psrpc.actors import cluster
 from psrpc.actors.cell import Functions
-from psrpc.actors.client import Route, pack_call
+from psrpc.actors.definitions import Definitions
 from psrpc.actors.future import Future
 from psrpc.actors.handle import ActorClass, actor
 from psrpc.actors.messages import CANCELLED, CHUNK, GONE, LEARN, PLAIN, RUN
-from psrpc.actors.packing import pack_definition, unpack_error
+from psrpc.actors.packing import unpack_error
+from psrpc.actors.route import Route, pack_call
 from psrpc.core.crowd import AHEAD_S, next_window, wanted_members
 from psrpc.errors import ActorLostError, ClosedError, ConfigError, PsrpcError
 
 _LOOK_AGAIN_S = 0.1
 _IDLE_S = 10.0
-_MOST_FUNCTIONS = 1_000
 _MOST_EMPTY_DEATHS = 3
 
 
@@ -110,9 +109,7 @@ class Pool(cf.Executor):
         self._max_retries = max_retries
         self._members: list[Member] = []
         self._queue: deque[Job] = deque()
-        self._functions: dict[Any, int] = {}
-        self._definitions: dict[int, bytes] = {}
-        self._numbers = itertools.count(1)
+        self._functions = Definitions()
         self._empty_deaths = 0
         self._waited = False
         self._hungry = True  # whether some member has room
@@ -145,7 +142,7 @@ class Pool(cf.Executor):
             return self._give(Job(self, pack_call(function, args, kwargs), 0))
         if self._class.kind is not Functions:
             return self._give(Job(self, pack_call(function.__name__, args, kwargs), 0))
-        number = self._number_of(function)
+        number = self._functions.number_of(function)
         return self._give(Job(self, pack_call(RUN, (number, *args), kwargs), number))
 
     def map(
@@ -284,7 +281,7 @@ class Pool(cf.Executor):
         jobs = [job for job in jobs if not job.cancelled()]
         for number in {job.function for job in jobs} - member.known:
             member.known.add(number)
-            member.route.tell(LEARN, (number, self._definitions[number]))
+            member.route.tell(LEARN, (number, self._functions.packed[number]))
         if not member.route.open_calls:
             member.since_s = time.monotonic()
         if jobs and not member.route.post_all(jobs):
@@ -292,25 +289,11 @@ class Pool(cf.Executor):
             self._members.remove(member)  # it will be said why
             self._replace()
 
-    def _number_of(self, function: Any) -> int:
-        try:
-            number = self._functions.get(function)
-        except TypeError:  # not hashable
-            number, function = None, object()
-        if number is None:
-            definition = pack_definition(function)
-            with self._lock:
-                number = self._functions[function] = next(self._numbers)
-                self._definitions[number] = definition
-                if len(self._functions) > _MOST_FUNCTIONS:
-                    del self._functions[next(iter(self._functions))]
-        return number
-
     def _submit_chunk(self, function: Any, chunk: list[tuple[Any, ...]]) -> Job:
         number, name = 0, function
         if type(function) is not str:
             if self._class.kind is Functions:
-                number = name = self._number_of(function)
+                number = name = self._functions.number_of(function)
             else:
                 name = function.__name__
         job = Job(self, pack_call(CHUNK, (name, chunk), {}), number)

@@ -274,9 +274,9 @@ def test_a_pool_of_a_class_calls_its_methods_and_fails_with_its_constructor() ->
         assert pool.submit("add", 1).result(PATIENCE_S) == 101
         assert pool.submit(Counter.pid).result(PATIENCE_S) != os.getpid()
         assert sum(pool.map("add", [0] * 10)) in range(1_000, 1_011)
-    with psrpc.Pool(Counter, size=2, args=(1, 2)) as pool:
-        with pytest.raises(TypeError, match="positional"):
-            pool.submit("add").result(PATIENCE_S)
+    pool = psrpc.Pool(Counter, size=2, args=(1, 2))
+    with pool, pytest.raises(TypeError, match="positional"):
+        pool.submit("add").result(PATIENCE_S)
 
 
 def test_a_dead_members_jobs_are_done_by_others_and_a_deadly_one_fails(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ PLAIN = frozenset({int, float, str, bytes, bool, complex, type(None)})
 _BESIDE_BYTES = 1 << 16  # buffers from this size on travel beside the pickle, and are not copied
 _LONGEST_PLAIN = 1 << 12
 
-Packed = tuple[bytes, list[bytes]]
+Packed = tuple[bytes, list[bytearray]]
 
 
 def is_plain(value: object) -> bool:
@@ -33,13 +33,13 @@ def is_plain(value: object) -> bool:
 
 def pack(value: object) -> Packed:
     """A copy of `value` for another process. Raises UsageError if it cannot be sent."""
-    beside: list[bytes] = []
+    beside: list[bytearray] = []
 
     def aside(buffer: pickle.PickleBuffer) -> bool:
         view = buffer.raw()
         if view.nbytes < _BESIDE_BYTES:
             return True
-        beside.append(bytes(view))
+        beside.append(bytearray(view))
         return False
 
     file = io.BytesIO()

@@ -133,15 +133,19 @@ class Post:
 
         Without `at_once` it is left to the mail's thread, which takes along what comes until then.
         """
-        self.send_all((message,), at_once)
+        self._outbox.append(message)
+        if not self._sending:
+            self._begin(at_once)
 
     def send_all(self, messages: Iterable[Any], at_once: bool) -> None:
         """Send several, in order."""
-        with self._lock:
-            self._outbox.extend(messages)
-            if self._sending:
-                return
-            self._sending = True
+        self._outbox.extend(messages)
+        if not self._sending:
+            self._begin(at_once)
+
+    def _begin(self, at_once: bool) -> None:
+        if not self._claim():
+            return
         if at_once:
             self._flush(once=True)
         else:
@@ -179,13 +183,14 @@ class Post:
 
     def _flush(self, *, once: bool) -> bool:
         while True:
-            with self._lock:
-                if not self._outbox:
-                    self._sending = False
+            if not self._outbox:
+                self._sending = False
+                # Whoever came in between has left it to us.
+                if not self._outbox or not self._claim():
                     return True
-                batch = [
-                    self._outbox.popleft() for _ in range(min(len(self._outbox), _MOST_AT_ONCE))
-                ]
+                continue
+            count = min(len(self._outbox), _MOST_AT_ONCE)
+            batch = [self._outbox.popleft() for _ in range(count)]
             self._rest.extend(memoryview(part) for part in frame(batch))
             if not self._write():
                 if once:
@@ -194,6 +199,14 @@ class Post:
             if once and self._outbox:
                 self._mail.ask(self)  # others' messages
                 return True
+
+    def _claim(self) -> bool:
+        """Be the one who sends; False if somebody else is."""
+        with self._lock:
+            if self._sending:
+                return False
+            self._sending = True
+            return True
 
     def _write(self) -> bool:
         rest = self._rest

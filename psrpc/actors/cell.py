@@ -31,6 +31,7 @@ from psrpc.errors import ActorLostError, UsageError
 Letter = tuple[Post, Call]
 
 
+NO_MORE = "the actor is no more: it was killed, or nobody had a handle to it"
 _MOST_FUNCTIONS = 10_000
 
 
@@ -102,7 +103,7 @@ class Cell:
     def discard(self) -> None:
         """Take no calls any more; what waits is told so."""
         with self._lock:
-            self._error = pack_error(ActorLostError("the actor was killed"))
+            self._error = pack_error(ActorLostError(NO_MORE))
             letters = [each for each in self._mailbox if each is not None]
             self._mailbox.clear()
         for post, call in letters:
@@ -155,7 +156,7 @@ class Cell:
         if self._error is not None:
             return number, GONE, self._error
         if method == RETIRE:
-            self._error = pack_error(ActorLostError("nobody had a handle to this actor any more"))
+            self._error = pack_error(ActorLostError(NO_MORE))
             self._instance = None
             self.hooks.retired(actor)
             return number, PLAIN_VALUE, None

@@ -17,7 +17,7 @@ from psrpc.actors.messages import READY, Spec
 from psrpc.actors.packing import pack, pack_definition
 from psrpc.actors.route import Route
 from psrpc.core.placement import Resources, Strategy, Want
-from psrpc.errors import ConfigError, UsageError
+from psrpc.errors import ActorLostError, ConfigError, UsageError
 
 Class = TypeVar("Class")
 
@@ -280,4 +280,5 @@ def ready(handle: Handle, timeout: float | None = None) -> None:
 def kill(handle: Handle) -> None:
     """End an actor at once; its calls that are not answered raise ActorLostError."""
     handle._owned = False
+    handle._route.gone(ActorLostError(f"{handle._route.spec.title} was killed here"))
     cluster.client().kill(handle._route.actor)

@@ -14,7 +14,7 @@ import numpy as np
 
 from psrpc.actors import current
 from psrpc.actors import messages as m
-from psrpc.actors.cell import Cell, Hooks
+from psrpc.actors.cell import NO_MORE, Cell, Hooks
 from psrpc.actors.crew import Threads
 from psrpc.actors.doors import UNIX
 from psrpc.actors.mail import Mail, Post
@@ -68,7 +68,7 @@ class Runner:
                 if cell.put((post, call)):
                     take(cell.run)
             elif call[1] in self._gone:
-                gone = pack_error(ActorLostError("the actor is no more"))
+                gone = pack_error(ActorLostError(NO_MORE))
                 post.send((call[0], m.GONE, gone), at_once=False)
             else:
                 self._early[call[1]].append((post, call))  # the head's word is on its way

@@ -27,6 +27,7 @@ ROOMS = (
     "environment",
     "interrupts",
     "lifeline",
+    "notes",
     "forks",
     "modes",
     "counts",

@@ -69,6 +69,7 @@ ROOMS = (
     "optimizer",
     "untrained",
     "tally",
+    "samples",
     "batches",
     "worker",
     "timely",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import socket
 import threading
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,8 @@ def test_a_stranger_is_shown_the_door() -> None:
         with socket.create_connection((host, int(port)), 10) as stranger:
             stranger.sendall(b"b" * 32 + b"".join(frame([1, 2])))
             assert over.wait(10)
-            assert stranger.recv(1) == b""
+            with suppress(ConnectionResetError):  # what it sent was not even read
+                assert stranger.recv(1) == b""
     finally:
         mail.close()
     assert got == []

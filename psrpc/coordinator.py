@@ -154,7 +154,7 @@ class Coordinator:
         resolve(answers)
         self._tell()
 
-    def cut(self, number: int, folder: str) -> None:
+    def begin_cut(self, number: int, folder: str) -> None:
         """Let all shards be cut for a checkpoint: at a point that has not come on any."""
         with self._lock:
             answers = self._convene(lambda shard: self.core.begin_cut(number, folder, shard))
@@ -205,6 +205,11 @@ class Coordinator:
         self.core = core
         frozen, initial, of_worker = untrained
         self._frozen = list(frozen)
+        with torch.no_grad():  # for checkpoints
+            for parameter, value in zip(
+                self._blueprint.untrained(self._model), frozen, strict=True
+            ):
+                parameter.copy_(value)
         self._buffers.restore(initial, of_worker)
 
     def lose(self, process: int, why: str) -> None:

@@ -204,8 +204,6 @@ class Job:
                 "the collective plane cannot go on after a server's death: choose another plane "
                 "(auto, rpc, shm), or no replicas"
             )
-        if self.replicas and self.checkpointing is not None:
-            problems.append("a job with replicas makes no checkpoints yet: leave out one of both")
         return problems
 
     @property

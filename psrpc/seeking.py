@@ -78,6 +78,7 @@ class PairedServers:
         ]
         deadline = time.monotonic() + job.start_timeout_s
         while missing := [a.shard for a in self._authorities if served(a) is None]:
+            rendezvous.heed_failure()
             if time.monotonic() > deadline:
                 raise StartTimeoutError(
                     f"for {job.start_timeout_s:g} s nobody has served the shards {missing}"

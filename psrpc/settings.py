@@ -282,8 +282,6 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         given = [n for n in ("checkpoint_every", "checkpoint_keep") if values.get(n) is not None]
         given += ["resume"] if values.get("resume", "never") != "never" else []
         problems += [f"--{n.replace('_', '-')} needs a --checkpoint-dir" for n in given]
-    if values.get("replicas") and values.get("checkpoint_dir") is not None:
-        problems.append("--replicas makes no checkpoints yet: leave out it or --checkpoint-dir")
     if values.get("replicas") and values.get("plane") == "collective":
         problems.append("--replicas needs another --plane than collective: auto, rpc or shm")
     if values.get("epochs") and values.get("steps"):

@@ -64,15 +64,18 @@ class Checkpoints:
         self._bad: set[Path] = set()
         self._last = 0
 
-    def start(self) -> None:
-        """Make the folder if there is none, and clear away what a crash has left half-done."""
+    def start(self, after: int = 0) -> None:
+        """Make the folder if there is none, and clear away what a crash has left half-done.
+
+        The next checkpoint has a number above `after`.
+        """
         from psrpc.checkpoints import dcp  # noqa: F401, takes a second: not in the first checkpoint
 
         with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             for leftover in _numbered(self.directory, _PARTIAL).values():
                 shutil.rmtree(leftover)
-        self._last = max(_numbered(self.directory, ""), default=0)
+        self._last = max(after, *_numbered(self.directory, ""), 0)
 
     def newest(self, blueprint: Blueprint) -> tuple[Checkpoint | None, PassedOver]:
         """As the function `newest`; those passed over no longer count among those to keep."""
@@ -108,9 +111,13 @@ class Checkpoints:
         shutil.rmtree(partial_folder(self.directory, number), ignore_errors=True)
 
     def clear(self) -> None:
-        """Remove what is left of those that were given up; none is being made."""
-        for leftover in _numbered(self.directory, _PARTIAL).values():
-            shutil.rmtree(leftover, ignore_errors=True)
+        """Remove what is left of those that were given up; none is being made.
+
+        One with a later number is another coordinator's, which has taken this one's place.
+        """
+        for number, leftover in _numbered(self.directory, _PARTIAL).items():
+            if number <= self._last:
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def _prune(self) -> None:
         good = [folder for folder in checkpoints_in(self.directory) if folder not in self._bad]

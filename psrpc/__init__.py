@@ -65,6 +65,7 @@ ROOMS = (
     "replication",
     "nodes",
     "replicas",
+    "lives",
     "seeking",
     "working",
     "runtime",

@@ -208,6 +208,18 @@ class Checkpointer:
             _say(f"going on from {found_or_none.folder}")
         return found_or_none
 
+    def newest_number(self) -> int:
+        """The number of the newest checkpoint in the folder, good or not; 0 without one."""
+        return self._checkpoints.newest_number()
+
+    def newest_after(self, number: int) -> Checkpoint | None:
+        """The newest good checkpoint of a number above `number`; says what was passed over."""
+        self._checkpoints.start()
+        found, passed = self._checkpoints.newest(self._blueprint, above=number)
+        for _, why in passed:
+            _say(f"passed over: {why}")
+        return found
+
     def _check_seed(self, found: Checkpoint) -> None:
         ours, theirs = str(self._job.seed), found.manifest.settings.get("seed", str(self._job.seed))
         if ours != theirs:

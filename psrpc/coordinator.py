@@ -86,6 +86,7 @@ class Coordinator:
             OnPoison(elastic.on_poison),
         )
         self.meter = Meter()
+        self.updates_redone = 0
         self.changed = threading.Condition()
         self.lost: Callable[[int], None] = lambda process: None
         self.part_came: Callable[[PutPart], None] = lambda put: None
@@ -355,6 +356,7 @@ class Coordinator:
             final_loss=self.meter.loss,
             leases=self.core.leases.export(),
             workers_lost=self.core.members.lost,
+            updates_redone=self.updates_redone,
         )
         return [(call, (reply, []))]
 

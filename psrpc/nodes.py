@@ -70,6 +70,7 @@ class ServerNode:
         self.porter: Porter | None = None
         self.conductor: Conductor | None = None
         self.pulse: Pulse | None = None
+        self.start_within_s = job.start_timeout_s
         self.part_writer: PartWriter | None = None
         self.checkpointer: Checkpointer | None = None
 
@@ -212,7 +213,7 @@ class ServerNode:
             with coordinator.changed:
                 coordinator.changed.wait(_LOOK_AGAIN_S)
             now_s, members = time.monotonic(), coordinator.core.members
-            if not members.started and now_s - began_s > self.job.start_timeout_s:
+            if not members.started and now_s - began_s > self.start_within_s:
                 self._fail(self._nobody_came(coordinator))
             if not members.short:
                 short_since_s = None
@@ -231,9 +232,7 @@ class ServerNode:
 
     def _nobody_came(self, coordinator: Coordinator) -> StartTimeoutError:
         missing = ", ".join(f"worker {w}" for w in coordinator.core.members.missing)
-        return StartTimeoutError(
-            f"these have not come within {self.job.start_timeout_s:g} s: {missing}"
-        )
+        return StartTimeoutError(f"these have not come within {self.start_within_s:g} s: {missing}")
 
     def _deserted(self, live: int) -> JobFailedError:
         least = self.job.elastic.min_workers or 1

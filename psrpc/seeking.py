@@ -69,7 +69,7 @@ class SingleServers:
 
 
 class PairedServers:
-    """Servers in pairs, of which the worker follows the one that reigns."""
+    """Servers that may move: the worker follows whoever reigns."""
 
     def __init__(self, job: Job, rendezvous: Rendezvous) -> None:
         self._job, self._rendezvous = job, rendezvous

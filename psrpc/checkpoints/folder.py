@@ -32,15 +32,17 @@ def partial_folder(directory: Path, number: int) -> Path:
 
 
 def newest(
-    directory: Path, blueprint: Blueprint | None = None
+    directory: Path, blueprint: Blueprint | None = None, above: int = 0
 ) -> tuple[Checkpoint | None, PassedOver]:
     """The newest good checkpoint, if there is one, and the newer ones with what is wrong.
 
-    With a blueprint, those of another model or optimizer are passed over too. Reads
-    whole checkpoints.
+    With a blueprint, those of another model or optimizer are passed over too; only those with
+    a number above `above` count. Reads whole checkpoints.
     """
     passed: list[tuple[Path, str]] = []
-    for folder in checkpoints_in(directory):
+    found = _numbered(directory, "")
+    for number in sorted((n for n in found if n > above), reverse=True):
+        folder = found[number]
         try:
             checkpoint = open_checkpoint(folder)
             if blueprint is not None:
@@ -77,9 +79,13 @@ class Checkpoints:
                 shutil.rmtree(leftover)
         self._last = max(after, *_numbered(self.directory, ""), 0)
 
-    def newest(self, blueprint: Blueprint) -> tuple[Checkpoint | None, PassedOver]:
+    def newest_number(self) -> int:
+        """The number of the newest checkpoint, good or not; 0 without one."""
+        return max(_numbered(self.directory, ""), default=0)
+
+    def newest(self, blueprint: Blueprint, above: int = 0) -> tuple[Checkpoint | None, PassedOver]:
         """As the function `newest`; those passed over no longer count among those to keep."""
-        checkpoint, passed = newest(self.directory, blueprint)
+        checkpoint, passed = newest(self.directory, blueprint, above)
         self._bad.update(folder for folder, _ in passed)
         return checkpoint, passed
 

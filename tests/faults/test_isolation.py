@@ -121,6 +121,34 @@ def test_a_server_that_dies_comes_back_as_backup(bench: Bench) -> None:
     command.leaves_nothing()
 
 
+def test_without_backups_servers_go_back_to_a_checkpoint(bench: Bench) -> None:
+    """The workers stay; what the checkpoint lacks is done again, after either server's death."""
+    bench.write("slow.py", SLOW)
+    options = "--isolate --servers 2 --workers 2 --dataset slow:Slow --model slow:model --epochs 2"
+    more = "--batch-size 1 --checkpoint-dir kept --checkpoint-every 10 --json results.json"
+    command = bench.start(*PSRPC, "train", *options.split(), *more.split())
+    newest = lambda: max((bench.folder / "kept").glob("checkpoint-????????"), default=Path())  # noqa: E731
+    for death, rank in enumerate((1, 0), 1):
+        seen = newest()
+        wait_until(lambda: newest() > seen, PATIENCE_S, command.shown)  # noqa: B023
+        workers = [isolated_rank(command, worker) for worker in (2, 3)]
+        os.kill(isolated_rank(command, rank), signal.SIGKILL)
+        back = lambda: command.shown().count("going back to")  # noqa: E731
+        wait_until(lambda: back() == death, PATIENCE_S, command.shown)  # noqa: B023
+    seen = newest()
+    wait_until(lambda: newest() > seen, PATIENCE_S, command.shown)
+    assert workers == [isolated_rank(command, worker) for worker in (2, 3)]
+    (bench.folder / "hurry").touch()
+    ended = command.finish()
+    assert ended.code == 0, ended.err
+    results = json.loads((bench.folder / "results.json").read_text())
+    assert results["samples_counted_once"] is True
+    assert results["samples"] == results["updates_applied"] == 800
+    assert results["workers_lost"] == 0
+    assert results["updates_redone"] > 0
+    command.leaves_nothing()
+
+
 def authority(command: Command) -> Authority:
     """Who reigns in a job's first shard."""
     (address,) = re.findall(r"psrpc join (\S+)", command.shown())

@@ -290,9 +290,7 @@ class Worker:
         self._refresh()
 
     def _abandon(self) -> None:
-        """Leave a loop half-way: batches that were not pushed are others' now, or this worker's
-        own again, and their gradients do not count.
-        """
+        """Leave a loop half-way: others have what was not pushed; those gradients do not count."""
         if self._fetched is not None:
             self._safely(self._exchange.settle)
             self._exchange.clear()

@@ -22,6 +22,7 @@ from psrpc.errors import (
     DeposedError,
     FencedError,
     JobFailedError,
+    JobOverError,
     PeerLostError,
     StartTimeoutError,
     encode,
@@ -159,6 +160,8 @@ class _Life(ServerNode):
             wanted = Reign(self.life, number)
             if own.change(own.look(), wanted) != wanted:
                 raise DeposedError(f"another process has shard {self.index}")
+        except JobOverError:
+            raise
         except Exception as error:
             self._rendezvous.say(FAILED, json.dumps(encode(error)))
             raise
@@ -180,7 +183,11 @@ class _Life(ServerNode):
             return True
         self._restore_coordinator(self.coordinator, found)
         # Whoever comes to it may come to all: none is in an earlier life any more.
-        return self._await(lambda: self._all_serve() or None, "the other servers") is not None
+        others = range(1, self.job.servers)
+        if self._await(lambda: self._serve_now(others), "the other servers") is None:
+            return False
+        self._tell_redone(self.coordinator)
+        return True
 
     def _restore_coordinator(self, coordinator: Coordinator, found: Checkpoint | None) -> None:
         if found is not None:
@@ -206,23 +213,30 @@ class _Life(ServerNode):
         print(f"psrpc: a server died: going back to {found.folder}", file=sys.stderr, flush=True)
         return found
 
-    def _all_serve(self) -> bool:
-        others = (authority.look() for authority in self._authorities[1:])
-        return all(reign is not None and reign.epoch == self.life for reign in others)
+    def _serve_now(self, shards: Sequence[int]) -> str | None:
+        """Something if these are served in this life, else None."""
+        reigns = [self._authorities[shard].look() for shard in shards]
+        served = all(reign is not None and reign.epoch == self.life for reign in reigns)
+        return "they are" if served else None
 
-    def _await(self, look: Callable[[], str | bool | None], who: str) -> str | None:
-        """What `look` says in the end; None if this life is over before that."""
+    def _await(self, look: Callable[[], str | None], who: str) -> str | None:
+        """What `look` says in the end; None if this life is over before that.
+
+        Raises JobOverError if the job is.
+        """
         deadline = time.monotonic() + self.start_within_s
         while (found := look()) is None:
             if self.passed.is_set():
                 return None
+            if self.index and self._rendezvous.heard(gone("server0")) is not None:
+                raise JobOverError("the coordinator had closed when this server came")
             self._rendezvous.heed_failure()
             if time.monotonic() > deadline:
                 raise StartTimeoutError(
                     f"{self._name} waited {self.start_within_s:g} s for {who} in vain"
                 )
             time.sleep(_LOOK_AGAIN_S)
-        return str(found)
+        return found
 
     def _listen_to_hearts(self) -> str:
         if self.coordinator is None:
@@ -261,9 +275,10 @@ class _Life(ServerNode):
 
     def _wait_for_end(self, rendezvous: Rendezvous) -> None:
         if self.coordinator is not None:
-            self._tell_redone(self.coordinator)
             self._begin_checkpoints(None)
             self._supervise(self.coordinator)
+            return
+        if self._await(lambda: self._serve_now([0]), "the coordinator") is None:
             return
         is_over = lambda: self.passed.is_set() or rendezvous.heard(gone("server0")) is not None  # noqa: E731
         authority = Authority(rendezvous.branch(REPLICAS), 0)

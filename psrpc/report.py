@@ -29,7 +29,8 @@ class Report:
     a worker was let into its next step.
 
     `workers_lost` were taken for dead (since a server died without a backup, if one did).
-    `updates_redone` were in no checkpoint when a server died, and were made again. Of the samples
+    `updates_redone` were in no checkpoint when a server died, and were made again (`worker_steps`
+    counts them each time). Of the samples
     of all epochs that were finished, `samples_lost` are not in the weights of every shard,
     `samples_doubled` are in those of one
     more than once (short batches counted as full), `samples_skipped` were given up because

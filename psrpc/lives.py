@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -82,8 +82,8 @@ class _Fence:
         self._service.handle(request, tensors, answer, land)
 
 
-class _Life(ServerNode):
-    """A server in one life of its job."""
+class LifeNode(ServerNode):
+    """A process that serves a shard in one life of its job, the one that is when it comes."""
 
     def __init__(
         self,
@@ -92,30 +92,30 @@ class _Life(ServerNode):
         model: nn.Module,
         blueprint: Blueprint,
         fabric: Fabric,
-        life: int,
         rendezvous: Rendezvous,
     ) -> None:
         super().__init__(job, index, model, blueprint, fabric)
-        self.life = life
         self.passed = threading.Event()  # the next life has begun
         self._name = f"server{index}"
         self._rendezvous = rendezvous
         self._lives = Lives(rendezvous.branch(LIVES))
         store = rendezvous.branch(REPLICAS)
         self._authorities = [Authority(store, shard) for shard in range(job.servers)]
-        self._first = (life - 1) * NUMBERS_A_LIFE
+        self.life = self._present()
+        self._first = (self.life - 1) * NUMBERS_A_LIFE
         self._looks: threading.Thread | None = None
-        if life > 1:
+        if self.life > 1:
             self.start_within_s = job.elastic.rejoin_timeout_s
         if self.coordinator is not None:
             self.coordinator.suspect = self._look_after_servers
 
-    def live(self) -> bool:
-        """Serve until this life is over. Blocks; returns whether another one follows.
+    def serve(self, rendezvous: Rendezvous) -> None:
+        """Serve until the job ends, or this life of it. Blocks.
 
-        Raises JobFailedError if the job failed.
+        Raises JobFailedError if the job failed, and DeposedError if another life has begun: a new
+        process is to serve in that, for torch lets each have one RPC agent only.
         """
-        number = self._rendezvous.number()
+        number = rendezvous.number()
         self.agent = Agent(
             f"{self._name}_{number}",
             self.job.servers + number,
@@ -126,7 +126,7 @@ class _Life(ServerNode):
         try:
             self._look_out()
             if self._set_out(number):
-                self._wait_for_end(self._rendezvous)
+                self._wait_for_end(rendezvous)
             if not self.passed.is_set():
                 self._bid_farewell()
         finally:
@@ -134,12 +134,18 @@ class _Life(ServerNode):
             self._close()
             if self._looks is not None:
                 self._looks.join()
+        if self.server.failure is None and self.passed.is_set():
+            raise DeposedError(f"a server died, and {self._name} begins again with it")
+        rendezvous.say(gone(self._name))
         if self.server.failure is not None:
-            self._rendezvous.say(gone(self._name))
             raise self.server.failure
-        if not self.passed.is_set():
-            self._rendezvous.say(gone(self._name))
-        return self.passed.is_set()
+
+    def _present(self) -> int:
+        """Which life is now. If this server has served in it before, as a process that is dead
+        now, that life is over.
+        """
+        now, seen = self._lives.now(), self._authorities[self.index].look()
+        return self._lives.end(now) if seen is not None and seen.epoch == now else now
 
     # A life's beginning.
 
@@ -309,27 +315,3 @@ class _Life(ServerNode):
             error = json.dumps(encode(self.server.failure))
             self._rendezvous.say(reason(self._name), error)
         self._rendezvous.await_or_give_up(self._last_to_leave(), FAREWELL_S)
-
-
-class RisingServer:
-    """A process that serves a shard, in as many lives as the job has."""
-
-    def __init__(
-        self, job: Job, index: int, model: nn.Module, blueprint: Blueprint, fabric: Fabric
-    ) -> None:
-        self._parts = (job, index, model, blueprint, fabric)
-        self.living: Callable[[ServerNode], AbstractContextManager[object]] = lambda node: (
-            nullcontext()
-        )
-
-    def serve(self, rendezvous: Rendezvous) -> None:
-        """Serve until the job ends. Blocks; raises JobFailedError if it failed."""
-        lives = Lives(rendezvous.branch(LIVES))
-        seen = Authority(rendezvous.branch(REPLICAS), self._parts[1]).look()
-        if seen is not None and seen.epoch == lives.now():
-            lives.end(seen.epoch)  # this process's predecessor died in it
-        follows = True
-        while follows:
-            node = _Life(*self._parts, lives.now(), rendezvous)
-            with self.living(node):
-                follows = node.live()

@@ -80,6 +80,7 @@ ROOMS = (
     "replication",
     "nodes",
     "replicas",
+    "lives",
     "seeking",
     "working",
     "runtime",

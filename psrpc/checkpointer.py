@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -39,8 +39,15 @@ _LOOK_AGAIN_S = 0.1
 _TRIES = 5
 
 
-class _UnevenError(CheckpointError):
-    """The shards were not cut at one point, because one heard of the cut too late."""
+class _AgainError(CheckpointError):
+    """This checkpoint came to nothing by chance: it is to be made again at once."""
+
+
+class Orders(Protocol):
+    """Whoever takes the coordinator's orders about cuts."""
+
+    def begin_cut(self, number: int, folder: str) -> None: ...
+    def give_up_cut(self, number: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,8 @@ class PartWriter:
         self._store = store
         self._blueprint = blueprint
         self._deliver = deliver
+        # One that came after another server of its shard writes nothing of that one's last cut.
+        self._missed = server.core.latest_cut
         self.options: Sequence[Option] = ()  # of the latest image
         self._pictures: queue.SimpleQueue[_Picture | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="psrpc-part-writer", daemon=True)
@@ -81,6 +90,9 @@ class PartWriter:
 
     def _run(self) -> None:
         self._store.reserve(self._store.image_bytes())
+        if self._missed is not None:
+            with suppress(PsrpcError):
+                self._deliver(PutPart(self._index, self._missed, lost=True))
         while (picture := self._pictures.get()) is not None:
             try:
                 part = self._write(picture)
@@ -108,13 +120,17 @@ class PartWriter:
 
 
 class Checkpointer:
-    """The coordinator's side: begins checkpoints and completes them, in a thread of its own."""
+    """The coordinator's side: begins checkpoints and completes them, in a thread of its own.
+
+    `orders` are taken by the coordinator, or by whoever replicates it.
+    """
 
     def __init__(
         self,
         job: Job,
         plan: Checkpointing,
         coordinator: Coordinator,
+        orders: Orders,
         blueprint: Blueprint,
         model: nn.Module,
         options: Callable[[], Sequence[Option]],
@@ -123,6 +139,7 @@ class Checkpointer:
         self._options = options
         self._plan = plan
         self._coordinator = coordinator
+        self._orders = orders
         self._blueprint = blueprint
         self._model = model
         self._checkpoints = Checkpoints(Path(plan.directory), plan.keep)
@@ -133,8 +150,14 @@ class Checkpointer:
         coordinator.part_came = self._puts.put
 
     def start(self) -> None:
-        """Make the folder, and begin. Raises CheckpointError."""
-        self._checkpoints.start()
+        """Make the folder, and begin. Raises CheckpointError.
+
+        What another coordinator has begun before this one, and not finished, is given up.
+        """
+        before = self._coordinator.server.core.latest_cut
+        self._checkpoints.start(after=before or 0)
+        if before is not None:
+            self._orders.give_up_cut(before)
         self._thread.start()
 
     @property
@@ -185,6 +208,18 @@ class Checkpointer:
             _say(f"going on from {found_or_none.folder}")
         return found_or_none
 
+    def newest_number(self) -> int:
+        """The number of the newest checkpoint in the folder, good or not; 0 without one."""
+        return self._checkpoints.newest_number()
+
+    def newest_after(self, number: int) -> Checkpoint | None:
+        """The newest good checkpoint of a number above `number`; says what was passed over."""
+        self._checkpoints.start()
+        found, passed = self._checkpoints.newest(self._blueprint, above=number)
+        for _, why in passed:
+            _say(f"passed over: {why}")
+        return found
+
     def _check_seed(self, found: Checkpoint) -> None:
         ours, theirs = str(self._job.seed), found.manifest.settings.get("seed", str(self._job.seed))
         if ours != theirs:
@@ -197,7 +232,7 @@ class Checkpointer:
         """Make one checkpoint now. Blocks; raises CheckpointError."""
         number = self._checkpoints.begin()
         try:
-            self._coordinator.cut(number, str(self._folder(number)))
+            self._orders.begin_cut(number, str(self._folder(number)))
             parts = self._collect(number)
             _compare(parts)
             record = JobRecord(
@@ -210,7 +245,7 @@ class Checkpointer:
             )
             self._checkpoints.finish(number, parts, record)
         except Exception:
-            self._coordinator.give_up_cut(number)
+            self._orders.give_up_cut(number)
             self._checkpoints.abandon(number)
             raise
 
@@ -226,7 +261,7 @@ class Checkpointer:
             try:
                 self.make()
                 failures = 0
-            except _UnevenError as error:
+            except _AgainError as error:
                 failures += 1
                 if failures < _TRIES:
                     continue
@@ -259,6 +294,10 @@ class Checkpointer:
                 continue
             if put.number != number:
                 continue
+            if put.lost and put.worker not in parts:
+                raise _AgainError(f"server {put.worker} was lost before its part was written")
+            if put.lost:
+                continue
             if put.error:
                 raise CheckpointError(f"server {put.worker}: {put.error}")
             assert isinstance(put.part, Mapping)
@@ -267,9 +306,9 @@ class Checkpointer:
 
 
 def _compare(parts: Sequence[Part]) -> None:
-    """Raise _UnevenError unless all shards have the same updates."""
+    """Raise _AgainError unless all shards have the same updates."""
     if any(part.facts["ledger"] != parts[0].facts["ledger"] for part in parts):
-        raise _UnevenError("its parts are of different updates, because a server heard of it late")
+        raise _AgainError("its parts are of different updates, because a server heard of it late")
 
 
 def restore_server(

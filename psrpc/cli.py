@@ -260,7 +260,7 @@ def _start(settings: TrainSettings, argv: list[str], *, isolate: bool) -> None:
     if isolate:
         from psrpc.isolation import Crew, launch_isolated
 
-        crew = Crew(settings.servers, settings.replicas, settings.workers)
+        crew = Crew(settings.servers, settings.replicas, settings.workers, settings.goes_back)
         launch_isolated(argv, crew, settings.port, settings.max_restarts)
         return
     launch(argv, names, settings.port)

@@ -86,6 +86,7 @@ class Coordinator:
             OnPoison(elastic.on_poison),
         )
         self.meter = Meter()
+        self.updates_redone = 0
         self.changed = threading.Condition()
         self.lost: Callable[[int], None] = lambda process: None
         self.part_came: Callable[[PutPart], None] = lambda put: None
@@ -154,7 +155,7 @@ class Coordinator:
         resolve(answers)
         self._tell()
 
-    def cut(self, number: int, folder: str) -> None:
+    def begin_cut(self, number: int, folder: str) -> None:
         """Let all shards be cut for a checkpoint: at a point that has not come on any."""
         with self._lock:
             answers = self._convene(lambda shard: self.core.begin_cut(number, folder, shard))
@@ -205,6 +206,11 @@ class Coordinator:
         self.core = core
         frozen, initial, of_worker = untrained
         self._frozen = list(frozen)
+        with torch.no_grad():  # for checkpoints
+            for parameter, value in zip(
+                self._blueprint.untrained(self._model), frozen, strict=True
+            ):
+                parameter.copy_(value)
         self._buffers.restore(initial, of_worker)
 
     def lose(self, process: int, why: str) -> None:
@@ -350,6 +356,7 @@ class Coordinator:
             final_loss=self.meter.loss,
             leases=self.core.leases.export(),
             workers_lost=self.core.members.lost,
+            updates_redone=self.updates_redone,
         )
         return [(call, (reply, []))]
 

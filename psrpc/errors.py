@@ -113,7 +113,10 @@ class PeerLostError(PsrpcError):
 
 
 class DeposedError(PsrpcError):
-    """Another server has this one's shard now. As a new process it may be that one's backup."""
+    """Another server has this one's shard now, or the job has begun another life.
+
+    As a new process it may be that one's backup, or serve in that life.
+    """
 
 
 class FencedError(PsrpcError):

@@ -66,11 +66,15 @@ def own_address() -> str:
 
 @dataclass(frozen=True)
 class Crew:
-    """How many processes there are of each kind: the lowest ranks serve, backups last of them."""
+    """How many processes there are of each kind: the lowest ranks serve, backups last of them.
+
+    `goes_back` is whether servers without backups come back, to a checkpoint.
+    """
 
     servers: int = 0
     replicas: int = 0
     workers: int = 0
+    goes_back: bool = False
 
     @property
     def serving(self) -> int:
@@ -208,8 +212,9 @@ def launch_isolated(arguments: Sequence[str], crew: Crew, port: int, restarts: i
     first = place_of(host, port, uuid.uuid4().hex, world_size=world_size)
     with _terminable(), Roles(["-m", "psrpc", *arguments]) as roles:
         for rank in range(world_size):
-            # A server that came back without a backup would begin afresh.
-            often = restarts if rank >= crew.serving or crew.replicas else 0
+            # A server that came back without a backup or a checkpoint would begin afresh.
+            comes_back = rank >= crew.serving or crew.replicas or crew.goes_back
+            often = restarts if comes_back else 0
             roles.start(replace(first, rank=rank, local_rank=rank), restarts=often)
         roles.wait(crew)
     del store

@@ -79,7 +79,9 @@ class Checkpointing:
     One is made every `every_s` seconds, or every `every_updates` updates of the first shard
     (neither: only a resumed job reads `directory`, nothing is written). The newest `keep`
     stay. `resume` is "never", "auto" (the newest good one in `directory`; none is no error), or
-    the folder of one.
+    the folder of one. If servers are `revived`, the job goes back to its newest checkpoint when
+    one without a backup dies, as soon as its launcher has started it again; every process
+    needs a launcher of its own then, and the store one that stays.
     """
 
     directory: str
@@ -87,6 +89,7 @@ class Checkpointing:
     every_updates: int | None = None
     keep: int = 3
     resume: str = "never"
+    revived: bool = False
 
     @property
     def writes(self) -> bool:
@@ -204,9 +207,14 @@ class Job:
                 "the collective plane cannot go on after a server's death: choose another plane "
                 "(auto, rpc, shm), or no replicas"
             )
-        if self.replicas and self.checkpointing is not None:
-            problems.append("a job with replicas makes no checkpoints yet: leave out one of both")
         return problems
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether a server that dies takes the job back to its newest checkpoint."""
+        plan = self.checkpointing
+        able = not self.replicas and self.plane is not PlaneChoice.COLLECTIVE
+        return able and plan is not None and plan.revived and plan.writes
 
     @property
     def settings(self) -> tuple[tuple[str, str], ...]:
@@ -221,4 +229,5 @@ class Job:
             ("overlap", str(self.overlap)),
             ("backend", self.backend.value),
             ("seed", str(self.seed)),
+            ("revived", str(self.goes_back)),
         )

@@ -341,7 +341,8 @@ class Left(Reply):
 class StatsReply(Reply):
     """One server's shard counters; the coordinator adds what only it knows.
 
-    That is its workers' counters, the mean last loss, the leases, and the deaths it has seen.
+    That is its workers' counters, the mean last loss, the leases, the deaths it has seen, and the
+    updates that were done again because a server died.
     """
 
     shard: ShardStats
@@ -349,6 +350,7 @@ class StatsReply(Reply):
     final_loss: float | None = None
     leases: tuple[EpochLeases, ...] = ()
     workers_lost: int = 0
+    updates_redone: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from psrpc.checkpointer import Checkpointer, PartWriter, restore_server
+from psrpc.checkpointer import Checkpointer, Orders, PartWriter, restore_server
 from psrpc.checkpoints.reading import open_checkpoint
 from psrpc.coordinator import Coordinator
 from psrpc.core.ledger import Ledger
@@ -70,6 +70,7 @@ class ServerNode:
         self.porter: Porter | None = None
         self.conductor: Conductor | None = None
         self.pulse: Pulse | None = None
+        self.start_within_s = job.start_timeout_s
         self.part_writer: PartWriter | None = None
         self.checkpointer: Checkpointer | None = None
 
@@ -101,6 +102,7 @@ class ServerNode:
     def _begin(self, rendezvous: Rendezvous) -> None:
         """Be ready, and say so; or say why not, so that nobody waits for this server."""
         try:
+            self._prepare_checkpoints(self.coordinator)
             self._resume(rendezvous)
             self.conductor = self._raise_conductor(rendezvous)
             serve(self.agent, self.conductor or self.service)
@@ -142,20 +144,12 @@ class ServerNode:
 
     def _resume(self, rendezvous: Rendezvous) -> None:
         """Go on from a checkpoint, if there is one; the coordinator chooses it for all."""
-        plan = self.job.checkpointing
-        if plan is None:
+        if self.job.checkpointing is None:
             return
-        if self.coordinator is None:
+        if self.checkpointer is None:
             (folder,) = rendezvous.read([_RESUME])
             found = open_checkpoint(Path(folder), thorough=False) if folder else None
         else:
-            self.part_writer = PartWriter(
-                self.server, self.store, self.blueprint, self.coordinator.part_came_from_here
-            )
-            writer = self.part_writer
-            self.checkpointer = Checkpointer(
-                self.job, plan, self.coordinator, self.blueprint, self.model, lambda: writer.options
-            )
             found = self.checkpointer.resume()
             rendezvous.publish(_RESUME, str(found.folder.absolute()) if found else "")
         if found is None:
@@ -164,6 +158,24 @@ class ServerNode:
         if self.coordinator is not None:
             ledgers = [Ledger.from_json(part.facts["ledger"]) for part in found.manifest.parts]
             self.coordinator.restore(found.manifest.job.facts, found.rest(), ledgers)
+
+    def _prepare_checkpoints(self, orders: Orders | None) -> None:
+        """Have what makes the job's checkpoints, if this server coordinates."""
+        plan = self.job.checkpointing
+        if plan is None or self.coordinator is None or orders is None:
+            return
+        self.part_writer = writer = PartWriter(
+            self.server, self.store, self.blueprint, self.coordinator.part_came_from_here
+        )
+        self.checkpointer = Checkpointer(
+            self.job,
+            plan,
+            self.coordinator,
+            orders,
+            self.blueprint,
+            self.model,
+            lambda: writer.options,
+        )
 
     def _begin_checkpoints(self, coordinator: Link | None) -> None:
         """Be ready to be cut."""
@@ -201,7 +213,7 @@ class ServerNode:
             with coordinator.changed:
                 coordinator.changed.wait(_LOOK_AGAIN_S)
             now_s, members = time.monotonic(), coordinator.core.members
-            if not members.started and now_s - began_s > self.job.start_timeout_s:
+            if not members.started and now_s - began_s > self.start_within_s:
                 self._fail(self._nobody_came(coordinator))
             if not members.short:
                 short_since_s = None
@@ -220,9 +232,7 @@ class ServerNode:
 
     def _nobody_came(self, coordinator: Coordinator) -> StartTimeoutError:
         missing = ", ".join(f"worker {w}" for w in coordinator.core.members.missing)
-        return StartTimeoutError(
-            f"these have not come within {self.job.start_timeout_s:g} s: {missing}"
-        )
+        return StartTimeoutError(f"these have not come within {self.start_within_s:g} s: {missing}")
 
     def _deserted(self, live: int) -> JobFailedError:
         least = self.job.elastic.min_workers or 1

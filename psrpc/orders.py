@@ -35,12 +35,14 @@ class Closed(Reply):
 class PutPart(Request):
     """A server's part of a checkpoint is written, or (`error`) cannot be. `worker` is the server.
 
-    `part` is what `Part.to_json` gave.
+    `part` is what `Part.to_json` gave. With `lost`, whoever was to write it is gone, and nobody
+    does if it is not written.
     """
 
     number: int
     part: object = None
     error: str = ""
+    lost: bool = False
 
 
 @dataclass(frozen=True)

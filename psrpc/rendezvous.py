@@ -184,6 +184,11 @@ class Rendezvous:
         except (RuntimeError, dist.DistError) as error:
             raise self._lost_store() from error
 
+    def heed_failure(self) -> None:
+        """Raise the error for which a server could not begin, if there is one."""
+        if (text := self.heard(FAILED)) is not None:
+            raise decode(*json.loads(text))
+
     def await_or_give_up(self, keys: Sequence[str], timeout_s: float) -> None:
         """Wait for keys, but not long, and not if the store itself is gone."""
         with hushed(), contextlib.suppress(RuntimeError, dist.DistError):
@@ -198,8 +203,8 @@ class Rendezvous:
         while not self._store.check(list(keys)):
             if self._clock.now() > deadline:
                 return False
-            if heed_failure and self._store.check([FAILED]):
-                raise decode(*json.loads(self._store.get(FAILED).decode()))
+            if heed_failure:
+                self.heed_failure()
             time.sleep(_LOOK_AGAIN_S)
         return True
 

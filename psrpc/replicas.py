@@ -16,7 +16,7 @@ from psrpc.planes.agent import Agent
 from psrpc.planes.groups import Fabric
 from psrpc.planes.rpc import Patience, answers, serve
 from psrpc.pulse import Pulse
-from psrpc.rendezvous import FAREWELL_S, Rendezvous, gone, reason, worker_name
+from psrpc.rendezvous import FAILED, FAREWELL_S, Rendezvous, gone, reason, worker_name
 from psrpc.replication import places
 from psrpc.replication.authority import REPLICAS, Authority
 from psrpc.replication.failover import FailoverLink
@@ -115,6 +115,9 @@ class ReplicaNode(ServerNode):
         primary = PrimaryService(service, number, reign, last, authority, dead_after_s)
         self.service = self._primary = primary
         try:
+            self._prepare_checkpoints(primary)
+            if reign.epoch == 1:
+                self._go_on_from_checkpoint(rendezvous)
             self._open_harbour(authority, number)
             self._open(primary, authority, number, rendezvous)
             self._wait_for_end(rendezvous)
@@ -129,6 +132,14 @@ class ReplicaNode(ServerNode):
         if primary.deposed:
             raise DeposedError(f"another server has shard {self.index} now")
         rendezvous.say(gone(self._name))
+
+    def _go_on_from_checkpoint(self, rendezvous: Rendezvous) -> None:
+        """What the first primary has then, its backup gets as a copy."""
+        try:
+            self._resume(rendezvous)
+        except Exception as error:
+            rendezvous.say(FAILED, json.dumps(encode(error)))
+            raise
 
     def _open_harbour(self, authority: Authority, number: int) -> None:
         assert self._primary is not None
@@ -181,12 +192,14 @@ class ReplicaNode(ServerNode):
     def _wait_for_end(self, rendezvous: Rendezvous) -> None:
         assert self._primary is not None
         if self.coordinator is not None:
+            self._begin_checkpoints(None)
             self._supervise(self.coordinator)
             return
         authority = Authority(rendezvous.branch(REPLICAS), 0)
         is_over = lambda: rendezvous.heard(gone("server0")) is not None  # noqa: E731
         place = Reached(self.agent, authority, self.job.plane, is_over, words_only=True)
         link = FailoverLink(place, self.job.elastic.rejoin_timeout_s)
+        self._begin_checkpoints(link)
         Watcher(link, self.server, self._primary).start()
         self.server.ended.wait()
 

@@ -28,8 +28,11 @@ class Report:
     application. `max_clock_gap` is the largest lead, in finished steps, with which
     a worker was let into its next step.
 
-    `workers_lost` were taken for dead. Of the samples of all epochs that were finished,
-    `samples_lost` are not in the weights of every shard, `samples_doubled` are in those of one
+    `workers_lost` were taken for dead (since a server died without a backup, if one did).
+    `updates_redone` were in no checkpoint when a server died, and were made again (`worker_steps`
+    counts them each time). Of the samples
+    of all epochs that were finished, `samples_lost` are not in the weights of every shard,
+    `samples_doubled` are in those of one
     more than once (short batches counted as full), `samples_skipped` were given up because
     their lease had killed several workers; `samples_counted_once` says that there are none of
     either. `epoch_accounts` has the same for each epoch.
@@ -51,6 +54,7 @@ class Report:
     staleness_histogram: dict[int, int] = field(default_factory=dict)
     update_lag_histogram: dict[int, int] = field(default_factory=dict)
     workers_lost: int = 0
+    updates_redone: int = 0
     samples_counted_once: bool = True
     samples_lost: int = 0
     samples_doubled: int = 0
@@ -86,6 +90,7 @@ def summarize(replies: Sequence[StatsReply]) -> Report:
         staleness_histogram=dict(first.shard.staleness),
         update_lag_histogram=dict(first.shard.update_lag),
         workers_lost=first.workers_lost,
+        updates_redone=first.updates_redone,
         samples_counted_once=not (lost or doubled or skipped),
         samples_lost=lost,
         samples_doubled=doubled,

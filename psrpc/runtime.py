@@ -20,6 +20,7 @@ from psrpc.environment import Place
 from psrpc.errors import ConfigError, JobOverError, ModelError, PsrpcError, UsageError
 from psrpc.interrupts import Interrupts
 from psrpc.job import Backend, Checkpointing, Elastic, Job, NonFinite, PlaneChoice
+from psrpc.lives import LifeNode
 from psrpc.lobby import publish_lobby
 from psrpc.modes import Mode, Reduction, Synchronous
 from psrpc.nodes import ServerNode
@@ -299,7 +300,8 @@ def _serve(
         pair.reigning = lambda: watch.over(pair)
         pair.serve(rendezvous)
         return Result(Role.SERVER, place.rank)
-    node = ServerNode(job, place.rank, model, blueprint, fabric)
+    parts = (job, place.rank, model, blueprint, fabric)
+    node = LifeNode(*parts, rendezvous) if job.goes_back else ServerNode(*parts)
     with watch.over(node):
         node.serve(rendezvous)
     return Result(Role.SERVER, place.rank)

@@ -69,7 +69,7 @@ class SingleServers:
 
 
 class PairedServers:
-    """Servers in pairs, of which the worker follows the one that reigns."""
+    """Servers that may move: the worker follows whoever reigns."""
 
     def __init__(self, job: Job, rendezvous: Rendezvous) -> None:
         self._job, self._rendezvous = job, rendezvous
@@ -78,6 +78,7 @@ class PairedServers:
         ]
         deadline = time.monotonic() + job.start_timeout_s
         while missing := [a.shard for a in self._authorities if served(a) is None]:
+            rendezvous.heed_failure()
             if time.monotonic() > deadline:
                 raise StartTimeoutError(
                     f"for {job.start_timeout_s:g} s nobody has served the shards {missing}"

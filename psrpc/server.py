@@ -117,10 +117,9 @@ class ParameterServer:
         self.index = index
         self.core = ShardCore(job.mode, follows=index > 0, explains=False)
         self.observe: Callable[[Push, int], None] = lambda push, staleness: None
-        # Called while the shard stands still; takes the image over, and must release it.
-        self.pictured: Callable[[Cut, ShardImage, dict[str, Any]], None] = (
-            lambda cut, image, record: image.release()
-        )
+        # Called while the shard stands still; takes the image over, and must release it. Without
+        # it no image is made: another server of the shard writes it.
+        self.pictured: Callable[[Cut, ShardImage, dict[str, Any]], None] | None = None
         self._blueprint = blueprint
         self.store = store
         self._lock = threading.Lock()
@@ -312,7 +311,8 @@ class ParameterServer:
                 case Same(token, first):
                     self.desk.attach(token, first)
                 case Image(cut, record):
-                    self.pictured(cut, self.store.image(), record)
+                    if self.pictured is not None:
+                        self.pictured(cut, self.store.image(), record)
         return answers
 
     def _step(self, calls: Sequence[Call], staleness: Sequence[int]) -> None:

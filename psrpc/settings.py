@@ -196,6 +196,7 @@ class TrainSettings:
     json: str | None
     overlap: bool = False
     quiet: bool = False
+    isolate: bool = False
 
     @property
     def server_processes(self) -> int:
@@ -220,7 +221,15 @@ class TrainSettings:
             return None
         every_s, every = self.checkpoint_every or (60.0, None)
         keep = self.checkpoint_keep or 3
-        return Checkpointing(self.checkpoint_dir, every_s, every, keep, self.resume)
+        resume, revived = self.resume, self.isolate
+        return Checkpointing(self.checkpoint_dir, every_s, every, keep, resume, revived)
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether a server that dies comes back, and the job goes on from a checkpoint."""
+        plan = self.checkpointing
+        able = not self.replicas and self.plane != "collective"
+        return able and plan is not None and plan.revived and plan.writes
 
     @property
     def consistency(self) -> Mode:
@@ -261,7 +270,7 @@ def parse(
         )
     if problems:
         raise ConfigError(problems)
-    return TrainSettings(**_filled(values), overlap=overlap, quiet=quiet)
+    return TrainSettings(**_filled(values), overlap=overlap, quiet=quiet, isolate=isolate)
 
 
 def unwritable(settings: TrainSettings) -> list[str]:
@@ -282,8 +291,6 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         given = [n for n in ("checkpoint_every", "checkpoint_keep") if values.get(n) is not None]
         given += ["resume"] if values.get("resume", "never") != "never" else []
         problems += [f"--{n.replace('_', '-')} needs a --checkpoint-dir" for n in given]
-    if values.get("replicas") and values.get("checkpoint_dir") is not None:
-        problems.append("--replicas makes no checkpoints yet: leave out it or --checkpoint-dir")
     if values.get("replicas") and values.get("plane") == "collective":
         problems.append("--replicas needs another --plane than collective: auto, rpc or shm")
     if values.get("epochs") and values.get("steps"):

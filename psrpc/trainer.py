@@ -232,8 +232,9 @@ def _summary(results: dict[str, Any]) -> str:
 
 
 def _late(results: dict[str, Any]) -> str:
-    late = results["updates_dropped_late"]
-    return f", {late:,} came too late and were made again" if late else ""
+    late, redone = results["updates_dropped_late"], results["updates_redone"]
+    text = f", {late:,} came too late and were made again" if late else ""
+    return text + (f", {redone:,} were made again after a server's death" if redone else "")
 
 
 def _skipped(results: dict[str, Any]) -> list[str]:

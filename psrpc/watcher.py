@@ -7,16 +7,18 @@ from typing import Protocol
 
 from psrpc.errors import PsrpcError
 from psrpc.messages import Granted, View
-from psrpc.orders import Closed, Cut, Halt, Watch
+from psrpc.orders import Closed, Cut, Halt
 from psrpc.planes.base import Link
 from psrpc.server import ParameterServer
 
 
 class Listener(Protocol):
-    """Who is told of views, of what rounds are made of, and of the coordinator's end."""
+    """Who is told of views, of what rounds are made of, of cuts, and of the coordinator's end."""
 
     def adopt(self, view: View) -> None: ...
     def tell(self, closed: Closed) -> None: ...
+    def halt(self, number: int) -> object: ...
+    def cut(self, cut: Cut) -> None: ...
     def fail(self, error: PsrpcError) -> None: ...
 
 
@@ -39,14 +41,11 @@ class Watcher:
         self._thread.start()
 
     def _run(self) -> None:
-        server, words, rounds = self._server, 0, 0
-        halted: int | None = None
-        clocks: tuple[tuple[int, int], ...] = ()
+        server, rounds = self._server, 0
         while not server.ended.is_set():
-            gate = server.core.gate
-            rounds = max(rounds, gate.floor)
+            rounds = max(rounds, server.core.gate.floor)
             try:
-                watch = Watch(server.index, gate.epoch, words, rounds, halted, clocks)
+                watch = server.core.watches(server.index, rounds)
                 reply, _ = self._coordinator.call(watch).wait()
             except PsrpcError as error:
                 if not server.ended.is_set():
@@ -58,10 +57,9 @@ class Watcher:
                 rounds = reply.clock + 1
                 self._listener.tell(reply)
             elif isinstance(reply, Halt):
-                words, halted, clocks = words + 1, reply.number, server.halt(reply.number)
+                self._listener.halt(reply.number)
             elif isinstance(reply, Cut):
-                words, halted, clocks = words + 1, None, ()
-                server.cut(reply)
+                self._listener.cut(reply)
             else:
                 server.ended.set()
                 return

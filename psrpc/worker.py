@@ -80,9 +80,8 @@ class Worker:
         buffers = [link.open(layout) for link, layout in zip(self._links, layouts, strict=True)]
         binding = Binding(self.model, self._blueprint, layouts, buffers)
         self._exchange = Exchange(self._links, binding, self._progress, int(self.job.overlap))
-        self._untrained.take_frozen()
-        self._untrained.take_buffers()
-        self._exchange.peek(Peek(self.number))
+        while not (self._safely(self._untrained.take_frozen) and self._safely(self._take_rest)):
+            self.crew.stay()
         self._tally.begin()
 
     @property
@@ -224,10 +223,13 @@ class Worker:
         while not self._closed and (self._safely(part) or not self.leaving):
             pass
         if self.stayed and not (early or self._released):
-            self._untrained.take_buffers()
-            self._exchange.peek(Peek(self.number))
+            self._take_rest()
         self._exchange.release()
         self._closed = self._released = True
+
+    def _take_rest(self) -> None:
+        self._untrained.take_buffers()
+        self._exchange.peek(Peek(self.number))
 
     # What `batches` asks of its source.
 
@@ -288,9 +290,7 @@ class Worker:
         self._refresh()
 
     def _abandon(self) -> None:
-        """Leave a loop half-way: batches that were not pushed are others' now, or this worker's
-        own again, and their gradients do not count.
-        """
+        """Leave a loop half-way: others have what was not pushed; those gradients do not count."""
         if self._fetched is not None:
             self._safely(self._exchange.settle)
             self._exchange.clear()

@@ -107,7 +107,7 @@ class WorkerNode:
             agent.close()
 
     def _servers(self, rendezvous: Rendezvous) -> Servers:
-        if self.job.replicas:
+        if self.job.replicas or self.job.goes_back:
             return PairedServers(self.job, rendezvous)
         return SingleServers(self.job, rendezvous, self.fabric)
 

@@ -32,15 +32,17 @@ def partial_folder(directory: Path, number: int) -> Path:
 
 
 def newest(
-    directory: Path, blueprint: Blueprint | None = None
+    directory: Path, blueprint: Blueprint | None = None, above: int = 0
 ) -> tuple[Checkpoint | None, PassedOver]:
     """The newest good checkpoint, if there is one, and the newer ones with what is wrong.
 
-    With a blueprint, those of another model or optimizer are passed over too. Reads
-    whole checkpoints.
+    With a blueprint, those of another model or optimizer are passed over too; only those with
+    a number above `above` count. Reads whole checkpoints.
     """
     passed: list[tuple[Path, str]] = []
-    for folder in checkpoints_in(directory):
+    found = _numbered(directory, "")
+    for number in sorted((n for n in found if n > above), reverse=True):
+        folder = found[number]
         try:
             checkpoint = open_checkpoint(folder)
             if blueprint is not None:
@@ -64,19 +66,26 @@ class Checkpoints:
         self._bad: set[Path] = set()
         self._last = 0
 
-    def start(self) -> None:
-        """Make the folder if there is none, and clear away what a crash has left half-done."""
+    def start(self, after: int = 0) -> None:
+        """Make the folder if there is none, and clear away what a crash has left half-done.
+
+        The next checkpoint has a number above `after`.
+        """
         from psrpc.checkpoints import dcp  # noqa: F401, takes a second: not in the first checkpoint
 
         with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             for leftover in _numbered(self.directory, _PARTIAL).values():
                 shutil.rmtree(leftover)
-        self._last = max(_numbered(self.directory, ""), default=0)
+        self._last = max(after, *_numbered(self.directory, ""), 0)
 
-    def newest(self, blueprint: Blueprint) -> tuple[Checkpoint | None, PassedOver]:
+    def newest_number(self) -> int:
+        """The number of the newest checkpoint, good or not; 0 without one."""
+        return max(_numbered(self.directory, ""), default=0)
+
+    def newest(self, blueprint: Blueprint, above: int = 0) -> tuple[Checkpoint | None, PassedOver]:
         """As the function `newest`; those passed over no longer count among those to keep."""
-        checkpoint, passed = newest(self.directory, blueprint)
+        checkpoint, passed = newest(self.directory, blueprint, above)
         self._bad.update(folder for folder, _ in passed)
         return checkpoint, passed
 
@@ -108,9 +117,13 @@ class Checkpoints:
         shutil.rmtree(partial_folder(self.directory, number), ignore_errors=True)
 
     def clear(self) -> None:
-        """Remove what is left of those that were given up; none is being made."""
-        for leftover in _numbered(self.directory, _PARTIAL).values():
-            shutil.rmtree(leftover, ignore_errors=True)
+        """Remove what is left of those that were given up; none is being made.
+
+        One with a later number is another coordinator's, which has taken this one's place.
+        """
+        for number, leftover in _numbered(self.directory, _PARTIAL).items():
+            if number <= self._last:
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def _prune(self) -> None:
         good = [folder for folder in checkpoints_in(self.directory) if folder not in self._bad]

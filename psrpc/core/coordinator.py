@@ -65,6 +65,15 @@ class CoordinatorCore:
         self.incarnation = 0
         self._here: set[int] = set()  # workers that may still say something
 
+    def go_back(self, first: int) -> None:
+        """Begin anew, with whoever comes, in a job that goes back to a checkpoint.
+
+        No number of a worker or a view is below `first`. Workers may have come further than the
+        checkpoint, and do again what it lacks.
+        """
+        self.members = Membership(self.workers, self.least or 1, first)
+        self.leases.goes_back = True
+
     @property
     def over(self) -> bool:
         """Whether everybody has left, and nobody will say anything again."""
@@ -164,6 +173,12 @@ class CoordinatorCore:
         rank = self.members.rank(worker)
         self._forget(worker)
         self.members.leave(worker, early=request.early)
+        if self.leases.goes_back and self.members.finished and (left := self.leases.unfinished):
+            self.verdict = JobFailedError(
+                f"a server died when all workers had done their work, and nobody is left to do "
+                f"again what its checkpoint lacks of epochs {left}: start the job again with "
+                "--resume auto"
+            )
         decisions += self._proceed(shard)
         if request.early:
             decisions.append(self._answer(worker, Left(), "it leaves early"))

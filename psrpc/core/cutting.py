@@ -13,21 +13,37 @@ from psrpc.messages import Push
 from psrpc.orders import Cut
 
 Parked = tuple[Push, Token]
+Clocks = tuple[tuple[int, int], ...]
 
 
 class Cutting:
-    """The cut under way at one shard, if there is one."""
+    """The cut under way at one shard, if there is one.
+
+    `heard` is how many words about cuts have come so far, `latest` the number of the latest cut
+    that was heard of, `census` the number and clocks at which the shard stands halted.
+    """
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
         self.number: int | None = None
+        self.latest: int | None = None
+        self.heard = 0
+        self.census: tuple[int | None, Clocks] = (None, ())
         self._cut: Cut | None = None
         self._clocks: dict[int, int] = {}
         self._parked: list[Parked] = []
 
-    def halt(self, number: int) -> None:
-        """Take no new steps until the cut `number` is made or given up."""
+    def halt(self, number: int) -> Clocks:
+        """Take no new steps until the cut `number` is made or given up; returns the clocks."""
         self.number, self._cut, self._clocks = number, None, {}
+        gate = self._gate
+        clocks = tuple((worker, gate.clock(worker)) for worker in sorted(gate.active))
+        self.heard, self.latest, self.census = self.heard + 1, number, (number, clocks)
+        return clocks
+
+    def hear(self) -> None:
+        """It is said where to cut, or that there is no cut."""
+        self.heard, self.census = self.heard + 1, (None, ())
 
     def begin(self, cut: Cut) -> list[Parked]:
         """It is known where to cut; returns the waiting pushes that come before that."""

@@ -68,9 +68,14 @@ class _Epoch:
 
 
 class LeaseBook:
-    """The leases of all epochs: free, held by a worker, or done."""
+    """The leases of all epochs: free, held by a worker, or done.
+
+    If it `goes_back`, workers may have come further than it has: of the epochs before theirs all
+    that is not done comes first, and theirs is not over before that is.
+    """
 
     def __init__(self) -> None:
+        self.goes_back = False
         self._epochs: dict[int, _Epoch] = {}
         self._turns = 0
 
@@ -89,7 +94,10 @@ class LeaseBook:
                 f"{state.samples}: every worker must be given the same dataset"
             )
         source = self._with_returned(epoch)
-        lease = source.returned.pop() if source is not None else _cut(state, epoch, workers)
+        if source is not None:
+            lease: Lease | None = source.returned.pop()
+        else:
+            lease = self._cut_earliest(epoch, samples, batch_size, workers)
         if lease is not None:
             self._turns += 1
             held = _Held(worker, lease, epoch, self._turns)
@@ -105,12 +113,35 @@ class LeaseBook:
     def begun(self, epoch: int) -> bool:
         """Whether a lease of `epoch`, or of an earlier one that is not over, was handed out."""
         state = self._epochs.get(epoch)
+        if self.goes_back and self._behind(epoch):
+            return True
         return (state is not None and bool(state.stops)) or self._with_returned(epoch) is not None
 
     def closed(self, epoch: int) -> bool:
         """Whether every sample of `epoch` is done."""
         state = self._epochs.get(epoch)
-        return state is not None and state.closed
+        return state is not None and state.closed and not (self.goes_back and self._behind(epoch))
+
+    @property
+    def unfinished(self) -> list[int]:
+        """The epochs that were begun and are not over, but for those that were broken off."""
+        epochs = sorted(self._epochs.items())
+        return [number for number, state in epochs if not (state.closed or state.broken_off)]
+
+    def _behind(self, epoch: int) -> bool:
+        """Whether an earlier epoch is not over."""
+        return any(number < epoch for number in self.unfinished)
+
+    def _cut_earliest(
+        self, epoch: int, samples: int, batch_size: int, workers: int
+    ) -> Lease | None:
+        """The next new lease: of `epoch`, or of one before it that the book has not come to."""
+        for number in range(epoch if self.goes_back else 0):
+            state = self._epochs.setdefault(number, _Epoch(samples, batch_size))
+            lease = None if state.broken_off else _cut(state, number, workers)
+            if lease is not None:
+                return lease
+        return _cut(self._epochs[epoch], epoch, workers)
 
     def finish(self, worker: int, leases: Sequence[LeaseId]) -> None:
         """Note leases as done. One that `worker` does not hold is passed over."""

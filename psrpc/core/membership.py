@@ -15,10 +15,10 @@ class Membership:
     """Workers that are live (came, neither left nor dead) and active (stepping).
 
     `expected` workers are to come at the start, of which `least` (None: all) are enough; later
-    on, `least` (None: 1).
+    on, `least` (None: 1). Workers have numbers from `first` on, and views too.
     """
 
-    def __init__(self, expected: int, least: int | None = None) -> None:
+    def __init__(self, expected: int, least: int | None = None, first: int = 0) -> None:
         self.expected = expected
         self.least = expected if least is None else least
         self._enough = 1 if least is None else least
@@ -30,8 +30,9 @@ class Membership:
         self._done = False  # somebody has done all of its work
         self._active: dict[int, int] = {}
         self._since: dict[int, int] = {}
-        self._view = View()
-        self._next = expected
+        self._first = first
+        self._view = View(first)
+        self._next = first + expected
 
     @property
     def view(self) -> View:
@@ -78,9 +79,8 @@ class Membership:
         taken = set(self._ranks.values())
         if rank is None or rank in taken:
             rank = next(r for r in range(len(taken) + 1) if r not in taken)
-        if not self.started and rank < self.expected and rank not in self._used:
-            number = rank
-        else:
+        number = self._first + rank
+        if self.started or rank >= self.expected or number in self._used:
             number, self._next = self._next, self._next + 1
         if not self.started:
             self._used.add(number)

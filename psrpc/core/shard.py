@@ -25,7 +25,7 @@ from psrpc.core.rounds import Entry, Rounds
 from psrpc.counts import ShardStats
 from psrpc.messages import Failure, Lease, LeaseId, Pull, Push, Stepped, UpdateKey, View
 from psrpc.modes import Aggregation, Mode
-from psrpc.orders import Cut
+from psrpc.orders import Cut, Watch
 
 
 class ShardCore:
@@ -114,14 +114,14 @@ class ShardCore:
 
     def halt(self, number: int) -> tuple[tuple[int, int], ...]:
         """Take no new step until `cut`; returns the clocks of the workers that are stepping."""
-        self._cutting.halt(number)
-        return tuple((w, self.gate.clock(w)) for w in sorted(self.gate.active))
+        return self._cutting.halt(number)
 
     def cut(self, cut: Cut) -> list[Decision]:
         """Make an image when all steps before the cut are made; later ones wait for it.
 
         A cut without a folder gives up the one of its number.
         """
+        self._cutting.hear()
         if not cut.folder:
             return self._go_on() if self._cutting.number == cut.number else []
         decisions = self.adopt(cut.view)
@@ -144,6 +144,16 @@ class ShardCore:
         self.gate.raise_to(int(record["floor"]))
         self.version = int(record["version"])
         self._counting.restore(record)
+
+    @property
+    def latest_cut(self) -> int | None:
+        """The number of the latest cut that it has halted for, made or not."""
+        return self._cutting.latest
+
+    def watches(self, server: int, rounds: int) -> Watch:
+        """What this shard, of `server`, asks the coordinator: what does it not know yet?"""
+        cutting = self._cutting
+        return Watch(server, self.gate.epoch, cutting.heard, rounds, *cutting.census)
 
     @property
     def ledger(self) -> Ledger:

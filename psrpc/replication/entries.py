@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from psrpc.messages import Request, View
-from psrpc.orders import Closed
+from psrpc.orders import Closed, Cut, Halt
 from psrpc.planes import freight
 from psrpc.planes.freight import Freight, Load
 
@@ -32,9 +32,17 @@ class Death:
 
 @dataclass(frozen=True)
 class News:
-    """An event beside requests: the coordinator has told of a view, or what a round is made of."""
+    """An event beside requests: the coordinator has told of a view, a round or a cut."""
 
-    order: View | Closed
+    order: View | Closed | Halt | Cut
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An event beside requests: a checkpoint is to be made in `folder`, or without one given up."""
+
+    number: int
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class Check:
     digest: str
 
 
-Event = Request | Death | News | Verdict | Check
+Event = Request | Death | News | Wanted | Verdict | Check
 
 
 @dataclass(frozen=True)

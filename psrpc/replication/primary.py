@@ -24,7 +24,7 @@ from psrpc.messages import (
     Request,
     View,
 )
-from psrpc.orders import Closed
+from psrpc.orders import Closed, Cut, Halt
 from psrpc.planes import base
 from psrpc.planes.base import Landing, Payload
 from psrpc.replication.authority import Authority
@@ -40,6 +40,7 @@ from psrpc.replication.entries import (
     Message,
     News,
     Verdict,
+    Wanted,
 )
 from psrpc.replication.lines import Line
 from psrpc.replication.state import Replicated, capture, digest, server_of
@@ -87,6 +88,16 @@ def take_in(
             server_of(service).tell(closed)
         case News(View() as view):
             server_of(service).adopt(view)
+        case News(Halt(number)):
+            server_of(service).halt(number)
+        case News(Cut() as cut):
+            server_of(service).cut(cut)
+        case Wanted(number, folder):
+            assert isinstance(service, Coordinator)
+            if folder:
+                service.begin_cut(number, folder)
+            else:
+                service.give_up_cut(number)
         case Verdict(error):
             service.fail(decode(*error))
 
@@ -214,6 +225,22 @@ class PrimaryService:
     def tell(self, closed: Closed) -> None:
         """See `ParameterServer`."""
         self._enter(News(closed))
+
+    def halt(self, number: int) -> None:
+        """See `ParameterServer`."""
+        self._enter(News(Halt(number)))
+
+    def cut(self, cut: Cut) -> None:
+        """See `ParameterServer`."""
+        self._enter(News(cut))
+
+    def begin_cut(self, number: int, folder: str) -> None:
+        """See `Coordinator`."""
+        self._enter(Wanted(number, folder))
+
+    def give_up_cut(self, number: int) -> None:
+        """See `Coordinator`."""
+        self._enter(Wanted(number))
 
     def fail(self, error: PsrpcError) -> None:
         """See `Coordinator`."""

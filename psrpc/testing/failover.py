@@ -17,6 +17,7 @@ from psrpc.core.replication import Reign
 from psrpc.core.shard import ShardCore
 from psrpc.messages import Push, Reply, Stepped, UpdateKey
 from psrpc.testing.calls import Call, Caller, CheckError
+from psrpc.testing.cuts import Cuts
 from psrpc.testing.machines import OPTIMIZERS, Machine, replay
 from psrpc.testing.ordeal import Blow, Moment, Ordeal, Strike, draw_ordeal
 from psrpc.testing.replicas import BEATS_A_LIFE, SimReplica
@@ -60,6 +61,7 @@ class Failover(Simulation):
         self.random = self._random
         self.dead_after_s = ordeal.dead_after_s
         self.oath = Oath()
+        self.cuts = Cuts(self.schedule.servers, self.events, self._random)
         self.reigns: list[Reign] = []
         self.replicas: list[SimReplica] = []
         self.struck: list[Strike] = []
@@ -90,6 +92,8 @@ class Failover(Simulation):
         witness = last[0].machine.witness
         witness.shards = [r.machine.witness.shards[r.index] for r in last]
         witness.job_ended([replica.machine.shard for replica in last])
+        if not (self.struck or self.schedule.mishaps or self.schedule.departure):
+            self.cuts.check_even()
         for index, key in self.oath.applied:
             if not last[index].machine.shard.applied(key):
                 raise CheckError(f"shard {index} has lost {key}, which a worker was told of")
@@ -164,6 +168,20 @@ class Failover(Simulation):
             self.events.after(self.schedule.retry_s, replica.when_awake, ask)
 
         ask()
+
+    def cut_soon(self) -> None:
+        """A checkpoint has come to nothing, and is made again."""
+        self.events.after(self.schedule.retry_s, self._cut, 0)
+
+    def _cut(self, number: int) -> None:
+        """A checkpoint is due: whoever coordinates begins it, when somebody does."""
+        coordinator = self.replicas[self.reigns[0].primary]
+        if self.over or not self.workers:
+            return
+        if coordinator.serves:
+            coordinator.when_awake(coordinator.begin_cut)
+        else:
+            self.cut_soon()
 
     # What happens to servers.
 

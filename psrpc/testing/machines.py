@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from psrpc.core.coordinator import CoordinatorCore
-from psrpc.core.decisions import Apply, Decision, Token
+from psrpc.core.decisions import Apply, Decision, Image, Token
 from psrpc.core.shard import ShardCore
 from psrpc.messages import Push, Reply, Request, UpdateKey, View
 from psrpc.modes import Reduction
-from psrpc.orders import Closed
+from psrpc.orders import Closed, Cut, Halt
 from psrpc.store.blueprint import OptimizerFactory, draw
 from psrpc.store.image import ShardImage
 from psrpc.store.shard import Contribution, ShardStore
@@ -37,11 +37,16 @@ _SIZE = 3
 
 @dataclass(frozen=True)
 class Entry:
-    """What a primary forwards: a request, the coordinator's news, or a worker's death."""
+    """What a primary forwards: a request, the coordinator's news, or a worker's death.
+
+    Or the number of a checkpoint that is to be made, or given up.
+    """
 
     request: Request | None = None
-    news: View | Closed | None = None
+    news: View | Closed | Halt | Cut | None = None
     lost: tuple[int, str] | None = None
+    wanted: int | None = None
+    given_up: bool = False
 
 
 class Weights:
@@ -116,6 +121,7 @@ class Machine(SimServer):
     ) -> None:
         super().__init__(index, shard, coordinator, network, witness, None)
         self.keep: Callable[[Call, Reply], None] = lambda call, reply: None
+        self.pictured: Callable[[Image], None] = lambda image: None
         self.history: list[Step] = []
         self.weights = Weights(optimizer) if optimizer is not None else None
         self._all_traces = trace
@@ -135,10 +141,18 @@ class Machine(SimServer):
             self.receive(call or silent(self.index, entry.request))
         elif isinstance(entry.news, Closed):
             self.tell(entry.news)
+        elif isinstance(entry.news, Halt):
+            self.halt(entry.news.number)
+        elif isinstance(entry.news, Cut):
+            self.cut(entry.news)
         elif entry.news is not None:
             self.adopt(entry.news)
         elif entry.lost is not None:
             self.lose(*entry.lost)
+        elif entry.wanted is not None and entry.given_up:
+            self.give_up_cut(entry.wanted)
+        elif entry.wanted is not None:
+            self.begin_cut(entry.wanted)
 
     def copied(self) -> dict[str, Any]:
         """All of it, as one state."""
@@ -161,6 +175,8 @@ class Machine(SimServer):
 
     def _carry_out(self, decision: Decision) -> None:
         super()._carry_out(decision)
+        if isinstance(decision, Image):
+            self.pictured(decision)
         if isinstance(decision, Apply):
             pushes = [self._calls[token].request for token in decision.tokens]
             step = tuple((p.key, p.samples) for p in pushes if isinstance(p, Push))

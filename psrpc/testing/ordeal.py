@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from random import Random
 
@@ -65,8 +65,7 @@ def draw_ordeal(
     mode: str, seed: int, *, churn: bool, optimizer: str | None = None, epochs: int = 2
 ) -> Ordeal:
     """Draw a job for `mode`; with `churn` workers die as well."""
-    # Pairs of servers make no checkpoints.
-    schedule = replace(draw(mode, seed, epochs=epochs, churn=churn), checkpoints=())
+    schedule = draw(mode, seed, epochs=epochs, churn=churn)
     random = Random(f"strikes {mode} {seed} {churn}")
     dead_after_s = max(random.choice((0.2, 1.0)), 10 * schedule.weather.delay_s)
     strikes = tuple(

@@ -10,9 +10,11 @@ from typing import Any, Protocol
 from psrpc.core.replication import Backup, Primary, Reign
 from psrpc.errors import ProtocolError
 from psrpc.messages import Granted, Reply
-from psrpc.orders import Closed, Watch
+from psrpc.orders import Closed, Cut, Halt
 from psrpc.testing.calls import Call, Caller
+from psrpc.testing.cuts import Cuts
 from psrpc.testing.events import EventHeap
+from psrpc.testing.lines import SimLine
 from psrpc.testing.machines import Entry, Machine
 from psrpc.testing.ordeal import Moment
 
@@ -25,6 +27,7 @@ class World(Protocol):
     events: EventHeap
     random: Random
     dead_after_s: float
+    cuts: Cuts
 
     def delay(self) -> float: ...
     def strike(self, replica: SimReplica, moment: Moment) -> None: ...
@@ -36,65 +39,10 @@ class World(Protocol):
     def caller_of(self, replica: SimReplica, wake: Callable[[], None]) -> Caller: ...
     def replica(self, number: int) -> SimReplica: ...
     def reigns_now(self, replica: SimReplica) -> bool: ...
+    def cut_soon(self) -> None: ...
     def come_again(self, replica: SimReplica, after_s: float) -> None: ...
     @property
     def over(self) -> bool: ...
-
-
-class SimLine:
-    """From a primary to one that follows it, and back: in order, until one end closes it."""
-
-    def __init__(self, world: World, ends: tuple[SimReplica, SimReplica]) -> None:
-        self.cut_until = 0.0
-        self._world = world
-        self._ends = ends
-        self._closed: set[SimReplica] = set()
-        self._queues: dict[SimReplica, deque[tuple[Callable[..., None], tuple[Any, ...]]]] = {
-            end: deque() for end in ends
-        }
-        self._due_s = dict.fromkeys(ends, 0.0)
-
-    def send(
-        self, to: SimReplica, action: Callable[..., None], *args: Any, takes_s: float = 0.0
-    ) -> None:
-        """Have `to` do `action(*args)` when what was sent before has come."""
-        if not self._closed:
-            self._put(to, action, args, takes_s)
-
-    def close(self, end: SimReplica) -> None:
-        """One end closes it, or is dead: the other hears of it, after some of what was sent."""
-        if end in self._closed:
-            return
-        first = not self._closed
-        self._closed.add(end)
-        other = self.other(end)
-        if first:
-            queue = self._queues[other]
-            if self._world.random.random() < 0.5 and queue:
-                for _ in range(self._world.random.randint(1, len(queue))):
-                    queue.pop()
-            self._put(other, other.hung_up, (self,), 0.0)
-
-    def other(self, end: SimReplica) -> SimReplica:
-        """Who is at the other end."""
-        return self._ends[1] if end is self._ends[0] else self._ends[0]
-
-    def _put(
-        self, to: SimReplica, action: Callable[..., None], args: tuple[Any, ...], takes_s: float
-    ) -> None:
-        now = self._world.events.clock.now()
-        self._due_s[to] = max(self._due_s[to], now + self._world.delay()) + takes_s
-        self._queues[to].append((action, args))
-        self._world.events.after(self._due_s[to] - now, self._arrive, to)
-
-    def _arrive(self, to: SimReplica) -> None:
-        now = self._world.events.clock.now()
-        until = max(self.cut_until, *(end.cut_until for end in self._ends))
-        if until > now:
-            self._world.events.after(until - now, self._arrive, to)
-        elif self._queues[to] and to not in self._closed:
-            action, args = self._queues[to].popleft()
-            to.when_awake(action, *args)
 
 
 class SimReplica:
@@ -109,10 +57,10 @@ class SimReplica:
         self.cut_until = 0.0
         self.primary: Primary[tuple[Call, Reply]] | None = None
         self.backup = Backup(number)
-        self.line: SimLine | None = None
-        self.lines: dict[int, SimLine] = {}
+        self.line: SimLine[SimReplica] | None = None
+        self.lines: dict[int, SimLine[SimReplica]] = {}
         self._world = world
-        self._heard_s: dict[SimLine, float] = {}
+        self._heard_s: dict[SimLine[SimReplica], float] = {}
         self._asking = False
         self._alarm = False
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
@@ -186,6 +134,12 @@ class SimReplica:
         self.primary = Primary(self.number, reign, last)
         self.machine.keep = lambda call, reply: self.primary.keep((call, reply))  # type: ignore[union-attr]
         self.machine.speak()
+        self.machine.pictured = lambda image: self._world.cuts.pictured(self.index, image, self)
+        latest = self.machine.shard.latest_cut
+        if latest is not None and not self._world.cuts.written(latest, self.index):
+            self._world.cut_soon()  # nobody else writes what the one before has not
+        if latest is not None and not self.index:
+            self._enter(Entry(wanted=latest, given_up=True), None)
         if self.index and not self._world.over:
             self._asks = self._world.caller_of(self, lambda: self.when_awake(self._watch))
             self._watch()
@@ -196,15 +150,23 @@ class SimReplica:
             return
         reply = self._question.reply if self._question is not None else None
         self._question = None
-        if isinstance(reply, Granted | Closed):
+        if isinstance(reply, Granted | Closed | Halt | Cut):
             self._enter(Entry(news=reply.view if isinstance(reply, Granted) else reply), None)
         if isinstance(reply, Closed):
             self._rounds = reply.clock + 1
         if self.serves:
-            gate = self.machine.shard.gate
-            self._rounds = max(self._rounds, gate.floor)
-            self._question = self._asks.ask(0, Watch(self.index, gate.epoch, 0, self._rounds))
+            shard = self.machine.shard
+            self._rounds = max(self._rounds, shard.gate.floor)
+            self._question = self._asks.ask(0, shard.watches(self.index, self._rounds))
             self._asks.wait_for([self._question])
+
+    def begin_cut(self) -> None:
+        """A checkpoint is due; the one before is given up if it is not made yet."""
+        cuts, latest = self._world.cuts, self.machine.shard.latest_cut
+        if self.serves and latest is not None and not cuts.whole(latest):
+            self._enter(Entry(wanted=latest, given_up=True), None)
+        if self.serves:
+            self._enter(Entry(wanted=cuts.begin()), None)
 
     def lose(self, process: int, why: str) -> None:
         """The coordinator has noticed that a process is dead."""
@@ -263,7 +225,7 @@ class SimReplica:
         else:
             self._go_on()
 
-    def admit(self, line: SimLine) -> None:
+    def admit(self, line: SimLine[SimReplica]) -> None:
         """One that wants to follow is there."""
         newcomer = line.other(self)
         if not self.serves or self.primary is None:
@@ -282,7 +244,7 @@ class SimReplica:
         line.send(newcomer, newcomer.copied, *place, takes_s=takes_s)
         self._world.strike(self, Moment.COPY)
 
-    def has(self, line: SimLine, number: int) -> None:
+    def has(self, line: SimLine[SimReplica], number: int) -> None:
         """One that follows says what it has."""
         follower = line.other(self).number
         if self.primary is None or self.lines.get(follower) is not line:
@@ -292,7 +254,7 @@ class SimReplica:
         if not self._sleeps(Moment.SETTLE, self._go_on):
             self._go_on()
 
-    def _drop(self, line: SimLine) -> None:
+    def _drop(self, line: SimLine[SimReplica]) -> None:
         follower = line.other(self).number
         if self.primary is not None and self.lines.get(follower) is line:
             line.close(self)
@@ -315,7 +277,9 @@ class SimReplica:
         else:
             self.line.send(primary, primary.admit, self.line)
 
-    def copied(self, line: SimLine, epoch: int, number: int, state: dict[str, Any]) -> None:
+    def copied(
+        self, line: SimLine[SimReplica], epoch: int, number: int, state: dict[str, Any]
+    ) -> None:
         """The copy of the state has come."""
         if line is self.line:
             self._heard_s[line] = self.now
@@ -323,7 +287,7 @@ class SimReplica:
             self.backup.copied(epoch, number)
             self._say(line)
 
-    def take(self, line: SimLine, epoch: int, number: int, entry: Entry) -> None:
+    def take(self, line: SimLine[SimReplica], epoch: int, number: int, entry: Entry) -> None:
         """An entry has come."""
         if line is not self.line or not self.backup.take(epoch, number):
             return
@@ -331,17 +295,17 @@ class SimReplica:
         if not self._sleeps(Moment.TAKE, self._take, line, entry):
             self._take(line, entry)
 
-    def _take(self, line: SimLine, entry: Entry) -> None:
+    def _take(self, line: SimLine[SimReplica], entry: Entry) -> None:
         self.machine.do(entry)
         self._say(line)
 
-    def beat(self, line: SimLine) -> None:
+    def beat(self, line: SimLine[SimReplica]) -> None:
         """The primary has nothing to say but that it lives."""
         if line is self.line:
             self._heard_s[line] = self.now
             self._say(line)
 
-    def _say(self, line: SimLine) -> None:
+    def _say(self, line: SimLine[SimReplica]) -> None:
         primary = line.other(self)
         line.send(primary, primary.has, line, self.backup.last)
         self._world.strike(self, Moment.ACK)
@@ -370,7 +334,7 @@ class SimReplica:
 
     # Both.
 
-    def hung_up(self, line: SimLine) -> None:
+    def hung_up(self, line: SimLine[SimReplica]) -> None:
         """The other end has closed a line."""
         if line is self.line:
             self._miss()

@@ -93,10 +93,10 @@ class SimServer:
         self._witness.halted(0, True)
         self._convene(self.coordinator.begin_cut(number, "folder", self.shard), None)
 
-    def halt(self, number: int) -> tuple[tuple[int, int], ...]:
+    def halt(self, number: int) -> None:
         """The coordinator wants a checkpoint, and asks how far this shard is."""
         self._witness.halted(self.index, True)
-        return self.shard.halt(number)
+        self.shard.halt(number)
 
     def give_up_cut(self, number: int) -> None:
         """The coordinator does not want it any more."""
@@ -221,9 +221,7 @@ class SimWatcher:
         self._server = server
         self.caller = caller_of(self.go_on)
         self._call: Call | None = None
-        self._words = self._rounds = 0
-        self._halted: int | None = None
-        self._clocks: tuple[tuple[int, int], ...] = ()
+        self._rounds = 0
 
     def go_on(self) -> None:
         """Take in the news that has come, and ask for more."""
@@ -231,9 +229,7 @@ class SimWatcher:
         if self._call is not None and self._call.reply is not None:
             self._take_in(self._call.reply)
         self._rounds = max(self._rounds, shard.gate.floor)
-        seen = (shard.gate.epoch, self._words, self._rounds)
-        watch = Watch(self._server.index, *seen, self._halted, self._clocks)
-        self._call = self.caller.ask(0, watch)
+        self._call = self.caller.ask(0, shard.watches(self._server.index, self._rounds))
         self.caller.wait_for([self._call])
 
     def _take_in(self, reply: Reply) -> None:
@@ -244,9 +240,6 @@ class SimWatcher:
                 self._rounds = reply.clock + 1
                 self._server.tell(reply)
             case Halt():
-                self._words += 1
-                self._halted, self._clocks = reply.number, self._server.halt(reply.number)
+                self._server.halt(reply.number)
             case Cut():
-                self._words += 1
-                self._halted, self._clocks = None, ()
                 self._server.cut(reply)

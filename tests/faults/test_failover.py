@@ -49,6 +49,9 @@ SCRIPT = """
                 worker.step()
                 pathlib.Path(f"steps-{rank}").write_text(str(worker.steps))
 
+    checkpointing = None
+    if sys.argv[7] != "never":
+        checkpointing = psrpc.Checkpointing("kept", every_s=0.2, keep=1, resume="auto")
     result = psrpc.run(
         train,
         model=model,
@@ -57,6 +60,7 @@ SCRIPT = """
         plane=plane,
         servers=int(servers),
         replicas=1,
+        checkpointing=checkpointing,
         elastic=psrpc.Elastic(dead_after_s=1.0, rejoin_timeout_s=float(sys.argv[6])),
     )
     if result.is_main:
@@ -125,12 +129,14 @@ def begin(bench: Bench) -> Any:
         epochs: int = 2,
         seconds: float = 0.01,
         rejoin_s: float = 30.0,
+        checkpoints: bool = False,
     ) -> Job:
         bench.write("script.py", SCRIPT)
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         stores.append(store)
         count = 2 * servers + workers
-        words = ("script.py", mode, plane, str(servers), str(epochs), str(seconds), str(rejoin_s))
+        words = ["script.py", mode, plane, str(servers), str(epochs), str(seconds), str(rejoin_s)]
+        words.append("auto" if checkpoints else "never")
         ranks = bench.ranks(
             *words,
             count=count,
@@ -251,6 +257,35 @@ def test_twenty_kills_in_one_run(begin: Any) -> None:
     assert sum(each.code == -9 for each in ended) == 20
     assert all(each.code in (0, -9) for each in ended), job.ranks.shown()
     check(job, ended, epochs=12)
+
+
+def newest(job: Job) -> int:
+    """The number of the newest checkpoint; 0 without one."""
+    found = (job.bench.folder / "kept").glob("checkpoint-????????")
+    return max((int(path.name[-8:]) for path in found), default=0)
+
+
+def test_checkpoints_go_on_under_another_primary_and_a_job_from_them(begin: Any) -> None:
+    """Each shard's primary is killed in turn; what is written after that is as good."""
+    job = begin("bounded", servers=2, epochs=100, seconds=0.005, checkpoints=True)
+    for shard in (0, 1):
+        job.until_paired(shard)
+        seen = newest(job)
+        wait_until(lambda n=seen: newest(job) > n, PATIENCE_S, job.ranks.shown)  # type: ignore[misc]
+        os.kill(job.primary(shard), signal.SIGKILL)
+        wait_until(lambda s=shard: not job.paired(s), PATIENCE_S, job.ranks.shown)  # type: ignore[misc]
+        seen = newest(job)
+        wait_until(lambda n=seen: newest(job) > n + 1, PATIENCE_S, job.ranks.shown)  # type: ignore[misc]
+    for command in job.ranks.commands:
+        command.process.send_signal(signal.SIGKILL)
+    job.ranks.finish()
+    reached = newest(job)
+    again = begin("bounded", servers=2, epochs=10, seconds=0.0, checkpoints=True)
+    ended = again.ranks.finish()
+    assert [each.code for each in ended] == [0] * 6, again.ranks.shown()
+    report = check(again, ended, epochs=10)
+    assert report["updates_applied"] == 10 * SAMPLES / 5
+    assert newest(again) >= reached > 0
 
 
 def test_without_the_other_a_death_ends_the_job(begin: Any) -> None:

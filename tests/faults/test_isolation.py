@@ -14,6 +14,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 from psrpc import __version__
 from psrpc.lobby import look_up
 from psrpc.replication.authority import REPLICAS, Authority
+from psrpc.replication.lives import LIVES, Lives
 from tests.faults import endless
 from tests.processes import PATIENCE_S, PSRPC, SOON_S, Bench, Command, free_port, wait_until
 
@@ -121,12 +122,55 @@ def test_a_server_that_dies_comes_back_as_backup(bench: Bench) -> None:
     command.leaves_nothing()
 
 
+def test_without_backups_servers_go_back_to_a_checkpoint(bench: Bench) -> None:
+    """The workers stay; what the checkpoint lacks is done again, after either server's death."""
+    bench.write("slow.py", SLOW)
+    options = "--isolate --servers 2 --workers 2 --dataset slow:Slow --model slow:model --epochs 2"
+    more = "--batch-size 1 --checkpoint-dir kept --checkpoint-every 20 --json results.json"
+    command = bench.start(*PSRPC, "train", *options.split(), *more.split())
+    wait_until(lambda: "step " in command.shown(), PATIENCE_S, command.shown)
+    lives = Lives(store_of(command, LIVES))
+    newest = lambda: max((bench.folder / "kept").glob("checkpoint-????????"), default=Path())  # noqa: E731
+    for death, rank in enumerate((1, 0), 1):
+        seen = newest()
+        wait_until(lambda: newest() > seen, PATIENCE_S, command.shown)  # noqa: B023
+        kept = updates_in(newest())
+        wait_until(lambda: lives.counted(death, 2) > kept, PATIENCE_S, command.shown)  # noqa: B023
+        workers = [isolated_rank(command, worker) for worker in (2, 3)]
+        os.kill(isolated_rank(command, rank), signal.SIGKILL)
+        back = lambda: command.shown().count("going back to")  # noqa: E731
+        wait_until(lambda: back() == death, PATIENCE_S, command.shown)  # noqa: B023
+    seen = newest()
+    wait_until(lambda: newest() > seen, PATIENCE_S, command.shown)
+    assert workers == [isolated_rank(command, worker) for worker in (2, 3)]
+    (bench.folder / "hurry").touch()
+    ended = command.finish()
+    assert ended.code == 0, ended.err
+    results = json.loads((bench.folder / "results.json").read_text())
+    assert results["samples_counted_once"] is True
+    assert results["samples"] == results["updates_applied"] == 800
+    assert results["workers_lost"] == 0
+    assert results["updates_redone"] > 0
+    command.leaves_nothing()
+
+
+def updates_in(checkpoint: Path) -> int:
+    """How many updates are in a checkpoint's weights."""
+    manifest = json.loads((checkpoint / "psrpc.json").read_text())
+    return int(manifest["content"]["parts"][0]["facts"]["updates"])
+
+
 def authority(command: Command) -> Authority:
     """Who reigns in a job's first shard."""
+    return Authority(store_of(command, REPLICAS), 0)
+
+
+def store_of(command: Command, what: str) -> PrefixStore:
+    """A part of the store of a job's launcher, when the job has begun."""
     (address,) = re.findall(r"psrpc join (\S+)", command.shown())
     host, port = address.split(":")
     store = TCPStore(host, int(port), is_master=False, wait_for_workers=False)
-    return Authority(PrefixStore(f"psrpc/{look_up(address).job}/{REPLICAS}", store), 0)
+    return PrefixStore(f"psrpc/{look_up(address).job}/{what}", store)
 
 
 def test_replicas_need_a_launcher_for_each_process(bench: Bench) -> None:

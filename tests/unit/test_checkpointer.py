@@ -50,7 +50,13 @@ class Saved:
         built = model()
         self.blueprint = draw(built, optimizer, None)
         self.checkpointer = Checkpointer(
-            self.job, plan, coordinator, self.blueprint, built, lambda: self.writers[0].options
+            self.job,
+            plan,
+            coordinator,
+            coordinator,
+            self.blueprint,
+            built,
+            lambda: self.writers[0].options,
         )
         self.alter: Callable[[PutPart], PutPart] = lambda put: put
         self.writers = [

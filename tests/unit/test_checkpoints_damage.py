@@ -247,3 +247,27 @@ def test_what_is_still_written_into_one_that_was_given_up_goes(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == [partial_folder(tmp_path, following).name]
     checkpoints.clear()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_was_deposed_clears_nothing_of_its_successor(tmp_path: Path) -> None:
+    before, after = Checkpoints(tmp_path), Checkpoints(tmp_path)
+    before.start()
+    number = before.begin()
+    after.start(after=number)
+    following = after.begin()
+    assert following == number + 1
+    before.clear()
+    before.abandon(number)
+    assert [path.name for path in tmp_path.iterdir()] == [partial_folder(tmp_path, following).name]
+
+
+def test_older_ones_are_another_jobs(tmp_path: Path) -> None:
+    shards = Shards(OPTIMIZERS["sgd"])
+    for _ in range(2):
+        last = save(shards, tmp_path)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.newest_number() == 2
+    assert checkpoints.newest(shards.blueprint, above=2) == (None, ())
+    found, _ = checkpoints.newest(shards.blueprint, above=1)
+    assert found is not None
+    assert found.folder == last

@@ -5,8 +5,22 @@ from __future__ import annotations
 import pytest
 
 from psrpc.core.decisions import Answer, Hold, Same, some_workers
-from psrpc.counts import WorkerStats
-from psrpc.messages import Done, Failure, Granted, Idle, Leave, Left, View, Welcome
+from psrpc.core.ledger import Ledger
+from psrpc.counts import EpochLeases, WorkerStats
+from psrpc.messages import (
+    Done,
+    Failure,
+    Granted,
+    Idle,
+    Leave,
+    Left,
+    Push,
+    Stream,
+    StreamKind,
+    UpdateKey,
+    View,
+    Welcome,
+)
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 from tests.unit.office import Office, answers, ask, full_office, granted, lease_of, left, welcomed
 
@@ -262,3 +276,29 @@ def test_answers_are_given_once() -> None:
     office.acquire(ask(1, 1), 11)
     seen = answers(office.idle(Idle(0, 2, 0, 0), 12))
     assert set(seen) == {12}
+
+
+def test_after_going_back_nobody_has_an_old_number() -> None:
+    office = Office(Asynchronous(), 2)
+    office.core.go_back(1000)
+    office.shard.adopt(View(1000))
+    assert welcomed(office.register(7, 10, rank=1)) == {10: (1001, 1)}, "whoever comes begins"
+    assert welcomed(office.register(8, 11)) == {11: (1002, 0)}
+    grant = granted(office.acquire(ask(1001, 1), 12))[12]
+    assert grant.view == View(1001, ((1001, 0),))
+    (refusal,) = office.acquire(ask(1, 9), 13)
+    assert isinstance(refusal, Answer)
+    assert isinstance(refusal.reply, Failure)
+    old = UpdateKey(Stream(StreamKind.WORKER, 1, 0), 0)
+    (late,) = office.shard.push(Push(1, 0, old, 1, view=View(3, ((1, 0),))), 14)
+    assert isinstance(late, Answer)
+    assert late.reply == Failure(("FencedError", late.reason)), "an old view counts no more"
+
+
+def test_work_that_nobody_is_left_to_do_again_ends_the_job() -> None:
+    office = Office(Asynchronous(), 1)
+    office.core.go_back(1000)
+    office.core.leases.restore([EpochLeases(0, 4, 0, 0, 2, (4,), False, ())], [Ledger()])
+    office.register(0, 10, rank=0)
+    office.leave(Leave(1000, 1, 0, 0), 11)
+    assert "lacks of epochs [0]: start the job again" in str(office.core.verdict)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 from psrpc.core.decisions import Answer, Apply, Decision, Hold, Image, Same
 from psrpc.core.leases import LeaseBook
 from psrpc.core.ledger import Ledger
@@ -232,3 +234,17 @@ def test_what_any_shard_lacks_is_handed_out_again() -> None:
     assert again.acquire(0, 0, 8, 2, 1) == Lease(
         0, lease.index, lease.start, lease.stop, 2, first_step=1, again=True
     )
+
+
+def test_a_shard_knows_which_words_about_cuts_have_come() -> None:
+    """Another server that has its state asks on from there."""
+    core = shard(Asynchronous())
+    core.push(push(0, 0), 10)
+    assert core.watches(1, 5) == Watch(1, 1, 0, 5)
+    core.halt(4)
+    copy = pickle.loads(pickle.dumps(core))
+    copy.push(push(1, 0), 11)
+    assert copy.watches(1, 5) == Watch(1, 1, 1, 5, 4, ((0, 1), (1, 0)))
+    copy.cut(Cut(4, ((0, 1), (1, 1)), "folder"))
+    assert copy.watches(1, 5) == Watch(1, 1, 2, 5)
+    assert copy.latest_cut == 4

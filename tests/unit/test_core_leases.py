@@ -307,3 +307,36 @@ def test_after_a_checkpoint_what_is_left_comes_in_the_epochs_order() -> None:
     while (lease := book.acquire(0, 0, 24, 2, 1)) is not None:
         taken += [lease.batch(step)[0] for step in range(lease.first_step, lease.end)]
     assert taken == [2, 4, 6, 8, 12, 14, 16, 18, 20, 22]
+
+
+def test_a_book_that_goes_back_hands_out_what_earlier_epochs_lack_first() -> None:
+    """Workers are in epoch 2; the checkpoint is of epoch 0's middle."""
+    book = LeaseBook()
+    book.goes_back = True
+    ledger = Ledger()
+    book.restore([EpochLeases(0, 6, 0, 0, 2, (4,), False, ())], [ledger])
+    leases = []
+    while (lease := book.acquire(0, 2, 6, 2, 1)) is not None:
+        leases.append((lease.epoch, lease.start + 2 * lease.first_step, lease.stop))
+        assert not book.closed(2)
+        book.finish(0, (lease.id,))
+    assert leases == [(0, 0, 4), (0, 4, 6), (1, 0, 2), (1, 2, 4), (1, 4, 6), *leases[5:]]
+    assert [epoch for epoch, *_ in leases[5:]] == [2, 2, 2]
+    assert book.closed(2)
+    assert book.unfinished == []
+
+
+def test_an_epoch_is_not_over_before_what_went_back_is() -> None:
+    book = LeaseBook()
+    book.goes_back = True
+    first = book.acquire(0, 1, 1, 1, 1)
+    second = book.acquire(1, 1, 1, 1, 1)
+    assert first is not None
+    assert second is not None
+    assert (first.epoch, second.epoch) == (0, 1)
+    book.finish(1, (second.id,))
+    assert not book.closed(1)
+    assert book.unfinished == [0]
+    assert book.begun(1), "a synchronous worker that comes need not wait for all"
+    book.finish(0, (first.id,))
+    assert book.closed(1)

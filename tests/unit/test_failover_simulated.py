@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from psrpc.core.cutting import Cutting
 from psrpc.core.replication import Backup, Primary, Reign
 from psrpc.testing.failover import Failover, endure, main
 from psrpc.testing.machines import Machine
@@ -57,14 +58,17 @@ def test_the_seeds_cover_what_can_happen() -> None:
 
 
 def test_servers_are_struck_at_every_moment_and_others_take_over() -> None:
-    struck, promoted = set(), 0
+    struck, promoted, cuts = set(), 0, 0
     for mode, seed in itertools.product(MODES, range(60)):
         job = endure(mode, seed)
         struck |= {(strike.moment, strike.blow) for strike in job.struck}
-        promoted += sum(r.primary is not None and r.backup.last >= 0 for r in job.replicas)
+        took_over = sum(r.primary is not None and r.backup.last >= 0 for r in job.replicas)
+        promoted += took_over
+        cuts += job.cuts.made if took_over else 0
     assert {moment for moment, _ in struck} == set(Moment)
     assert {blow for _, blow in struck} == set(Blow)
     assert promoted > 60
+    assert cuts > 60, "checkpoints are made all the same"
 
 
 def test_the_command_replays_a_seed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,6 +139,17 @@ def copy_all_but_the_ledger(patch: Patch) -> None:
     patch.setattr(Machine, "copied", copied)
 
 
+def copy_all_but_the_cut(patch: Patch) -> None:
+    original = Machine.copied
+
+    def copied(self: Machine) -> dict[str, Any]:
+        state = original(self)
+        state["cores"][0]._cutting = Cutting(state["cores"][0].gate)
+        return state
+
+    patch.setattr(Machine, "copied", copied)
+
+
 def forget_what_was_answered(patch: Patch) -> None:
     """A repeated push is refused by one that took over."""
     original = Machine.copied
@@ -156,6 +171,7 @@ BROKEN: list[tuple[Callable[[Patch], None], int]] = [
     (take_entries_while_claiming, 0),
     (name_a_newcomer_too_soon, 200),
     (copy_all_but_the_ledger, 0),
+    (copy_all_but_the_cut, 0),
     (forget_what_was_answered, 0),
 ]
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from psrpc.errors import ConfigError
-from psrpc.job import Backend, Job, PlaneChoice
+from psrpc.job import Backend, Checkpointing, Job, PlaneChoice
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 from psrpc.planes import groups
+from psrpc.settings import parse
 
 
 @pytest.mark.parametrize("mode", [Asynchronous(), BoundedStaleness(0), BoundedStaleness(4)])
@@ -49,3 +52,16 @@ def test_nccl_needs_a_gpu_for_every_process(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ConfigError, match="4 processes run here and torch finds 3 GPUs"):
         groups.check(Backend.NCCL, 4)
     assert groups.device_of(Backend.NCCL, 2) == torch.device("cuda", 2)
+
+
+def test_only_servers_without_backups_go_back_to_a_checkpoint() -> None:
+    plan = Checkpointing("folder", revived=True)
+    assert Job(1, checkpointing=plan).goes_back
+    assert not Job(1).goes_back
+    assert not Job(1, checkpointing=replace(plan, revived=False)).goes_back
+    assert not Job(1, checkpointing=replace(plan, every_s=None)).goes_back, "there will be none"
+    assert not Job(1, checkpointing=plan, replicas=1).goes_back
+    assert not Job(1, checkpointing=plan, plane=PlaneChoice.COLLECTIVE).goes_back
+    assert parse({"checkpoint_dir": "folder"}, isolate=True).goes_back
+    assert not parse({"checkpoint_dir": "folder"}).goes_back
+    assert parse({"checkpoint_dir": "folder", "replicas": "1"}, isolate=True).checkpointing

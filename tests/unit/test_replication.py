@@ -29,6 +29,7 @@ from psrpc.messages import (
     UpdateKey,
 )
 from psrpc.modes import Asynchronous, Mode, Synchronous
+from psrpc.orders import Cut
 from psrpc.planes.loopback import LoopbackLink
 from psrpc.replication import entries
 from psrpc.replication.authority import Authority
@@ -41,6 +42,7 @@ from psrpc.replication.state import capture, digest, restore
 from psrpc.server import ParameterServer
 from psrpc.store.blueprint import Blueprint, draw
 from psrpc.store.flats import Buffers
+from psrpc.store.image import ShardImage
 from psrpc.store.layout import ShardLayout
 from psrpc.store.shard import ShardStore
 
@@ -217,6 +219,32 @@ def test_a_backup_takes_over_with_all_that_was_answered(pair: Pair) -> None:
     assert digest(pair.other.coordinator) == before
     again = push(pair.other.coordinator, pair.other, 0, 4).wait(0)[0]
     assert again == Stepped(5, 5)
+
+
+def test_a_backup_is_cut_with_its_primary_and_writes_nothing(pair: Pair) -> None:
+    pair.follow()
+    begin(pair.primary, pair.stage)
+    made: list[int] = []
+
+    def picture(cut: Cut, image: ShardImage, record: dict[str, Any]) -> None:
+        made.append(cut.number)
+        image.release()
+
+    pair.stage.server.pictured = picture
+    push(pair.primary, pair.stage, 0, 0).wait(PATIENCE_S)
+    pair.primary.begin_cut(4, "folder")
+    assert made == [4]
+    pair.primary.halt(5)
+    held = push(pair.primary, pair.stage, 0, 1)
+    push(pair.primary, pair.stage, 1, 0)
+    LoopbackLink(pair.primary).call(GetStats(0)).wait(PATIENCE_S)  # the backup has all before it
+    pair.primary.stop()
+    pair.thread.join(PATIENCE_S)
+    core = pair.other.server.core
+    assert (core.latest_cut, core.version) == (5, 1), "it stands halted as well"
+    assert not held.done()
+    pair.other.coordinator.give_up_cut(5)
+    assert core.version == 3
 
 
 def test_a_job_that_ends_is_taken_over_by_nobody(pair: Pair) -> None:

@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import torch
 
 from psrpc.planes.memory import Part, Region
@@ -42,6 +43,14 @@ def test_other_tensors_are_written_in_place_of_the_first() -> None:
     server.write(Part.AHEAD, flats(3.0))
     assert seen(worker, Part.WEIGHTS) == [[1.0] * 2, [1.0] * 3]
     assert seen(worker, Part.AHEAD) == [[3.0] * 2, [3.0] * 3]
+
+
+def test_large_tensors_are_written_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psrpc.planes.memory._PART_BYTES", 5)
+    monkeypatch.setattr("psrpc.store.hands._count", lambda: 2)
+    server, worker = pair()
+    server.write(Part.WEIGHTS, [torch.tensor([1.0, 2.0]).half(), torch.tensor([3.0, 4.0, 5.0])])
+    assert seen(worker, Part.WEIGHTS) == [[1.0, 2.0], [3.0, 4.0, 5.0]]
 
 
 def test_nothing_is_written_when_it_is_closed() -> None:

@@ -55,6 +55,7 @@ ROOMS = (
     "optimizer",
     "untrained",
     "tally",
+    "samples",
     "batches",
     "worker",
     "timely",

@@ -2,7 +2,6 @@
 
 import os
 
-import pytest
 import torch
 
 from psrpc.planes.memory import Part, Region
@@ -45,12 +44,15 @@ def test_other_tensors_are_written_in_place_of_the_first() -> None:
     assert seen(worker, Part.AHEAD) == [[3.0] * 2, [3.0] * 3]
 
 
-def test_large_tensors_are_written_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("psrpc.planes.memory._PART_BYTES", 5)
-    monkeypatch.setattr("psrpc.store.hands._count", lambda: 2)
+def test_a_stretch_is_written_where_it_belongs() -> None:
     server, worker = pair()
-    server.write(Part.WEIGHTS, [torch.tensor([1.0, 2.0]).half(), torch.tensor([3.0, 4.0, 5.0])])
-    assert seen(worker, Part.WEIGHTS) == [[1.0, 2.0], [3.0, 4.0, 5.0]]
+    weights = [torch.tensor([1.0, 2.0]).half(), torch.tensor([3.0, 4.0, 5.0])]
+    server.write_stretch(Part.WEIGHTS, weights, 0, 1, 2)
+    server.write_stretch(Part.WEIGHTS, weights, 1, 0, 2)
+    assert seen(worker, Part.WEIGHTS) == [[0.0, 2.0], [3.0, 4.0, 0.0]]
+    server.close()
+    server.write_stretch(Part.WEIGHTS, weights, 1, 2, 3)
+    assert seen(worker, Part.WEIGHTS) == [[0.0, 2.0], [3.0, 4.0, 0.0]]
 
 
 def test_nothing_is_written_when_it_is_closed() -> None:

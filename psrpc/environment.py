@@ -15,6 +15,8 @@ LAUNCHER = "PSRPC_LAUNCHER"
 PLACE = "PSRPC_PLACE"
 AGENT = "PSRPC_AGENT"
 INTERFACE = "TP_SOCKET_IFNAME"
+SECRET = "PSRPC_SECRET"
+SECRET_FILE = "PSRPC_SECRET_FILE"
 
 
 JOINS = -1
@@ -104,6 +106,11 @@ def use_interface(name: str) -> None:
 def interface() -> str | None:
     """The network interface that the user chose to listen on, if any."""
     return os.environ.get(INTERFACE)
+
+
+def secret() -> tuple[str | None, str | None]:
+    """The user's secret, and the file that has it, where the environment gives one."""
+    return os.environ.get(SECRET) or None, os.environ.get(SECRET_FILE) or None
 
 
 def for_children(**variables: str) -> None:

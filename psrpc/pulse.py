@@ -4,12 +4,12 @@ A connection that ends tells of a death at once; one that is silent for too long
 process that stands still, or that the network cuts off. This has nothing to do with calls: one
 that takes long is no death, and the words are said by a thread of their own.
 
-The first word is the job's secret and the process's number, every later one a byte.
+Who connects says the process's number, and proves that he has the job's secret (`doors`); every
+later word is a byte.
 """
 
 from __future__ import annotations
 
-import os
 import selectors
 import socket
 import struct
@@ -18,21 +18,27 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from psrpc.errors import SecretError
 from psrpc.forks import keep_from_children
+from psrpc.planes.doors import ANSWER_BYTES, MOST_STRANGERS, Challenge, enter
+from psrpc.secret import Secret
 
-_HELLO = struct.Struct("!16sI")
+_PURPOSE = "pulse"
+_PROCESS = struct.Struct("!I")
 _BEAT = b"\x01"
 _BEATS_A_LIFE = 5
 _LONGEST_BEAT_S = 2.0
 _RETRY_S = 0.2
+_CONNECT_S = 5.0
 
 
 @dataclass
 class _Line:
-    """One connection; `process` is None until its first word has come."""
+    """One connection; `process` is None, and it is a stranger's, until it has proved itself."""
 
     sock: socket.socket
     heard_s: float
+    challenge: Challenge
     process: int | None = None
     begun: bytes = b""
 
@@ -43,16 +49,19 @@ class Pulse:
     `lost` runs on this object's thread, and may be called more than once for a process.
     """
 
-    def __init__(self, host: str, dead_after_s: float, lost: Callable[[int, str], None]) -> None:
+    def __init__(
+        self, host: str, dead_after_s: float, lost: Callable[[int, str], None], secret: Secret
+    ) -> None:
         self._dead_after_s = dead_after_s
         self._lost = lost
-        self._secret = os.urandom(16)
+        self._secret = secret
         self._selector = selectors.DefaultSelector()
         self._lines: dict[int, _Line] = {}  # by descriptor
         self._expected: dict[int, float] = {}  # processes that must connect, since when
         self._heard: set[int] = set()  # processes that are connected
         self._expect_lock = threading.Lock()
-        self._listener = socket.create_server((host, 0), backlog=128)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family, backlog=128)
         self._listener.setblocking(False)
         self._bell, self._ear = socket.socketpair()
         self._selector.register(self._listener, selectors.EVENT_READ)
@@ -61,9 +70,9 @@ class Pulse:
 
     @property
     def address(self) -> str:
-        """What workers need to know: host, port and the job's secret."""
+        """Where workers reach this: host and port."""
         host, port = self._listener.getsockname()[:2]
-        return f"{host} {port} {self._secret.hex()}"
+        return f"{host} {port}"
 
     def start(self) -> None:
         """Begin to listen."""
@@ -103,12 +112,22 @@ class Pulse:
         while True:
             try:
                 sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
             except OSError:
+                time.sleep(_RETRY_S)  # out of descriptors; strangers' become free soon
                 return
             sock.setblocking(False)
-            line = self._lines[sock.fileno()] = _Line(sock, time.monotonic())
+            strangers = [line for line in self._lines.values() if line.process is None]
+            if len(strangers) >= MOST_STRANGERS:
+                self._drop(strangers[0])
+            challenge = Challenge(self._secret, _PURPOSE)
+            line = self._lines[sock.fileno()] = _Line(sock, time.monotonic(), challenge)
             self._selector.register(sock, selectors.EVENT_READ)
-            self._listen(line)
+            try:
+                sock.send(challenge.words)
+            except OSError:
+                self._drop(line)
 
     def _listen(self, line: _Line) -> None:
         try:
@@ -119,20 +138,25 @@ class Pulse:
             words = b""
         if not words:
             self._hang_up(line, "its connection was closed")
+        elif line.process is not None:
+            line.heard_s = time.monotonic()
+        else:
+            line.begun += words
+            if len(line.begun) >= _PROCESS.size + ANSWER_BYTES:
+                self._meet(line)
+
+    def _meet(self, line: _Line) -> None:
+        """Somebody has said who he is: is it true?"""
+        said, answer = line.begun[: _PROCESS.size], line.begun[_PROCESS.size :][:ANSWER_BYTES]
+        try:
+            line.sock.send(line.challenge.proof(answer, said))
+        except (SecretError, OSError):
+            self._drop(line)
             return
-        line.heard_s = time.monotonic()
-        if line.process is not None:
-            return
-        line.begun += words
-        if len(line.begun) < _HELLO.size:
-            return
-        secret, process = _HELLO.unpack_from(line.begun)
-        if secret != self._secret:
-            self._hang_up(line, "a stranger")
-            return
+        (process,) = _PROCESS.unpack(said)
         for old in [x for x in self._lines.values() if x.process == process]:
             self._drop(old)  # it lives, and speaks over another line now
-        line.process = process
+        line.process, line.heard_s = process, time.monotonic()
         with self._expect_lock:
             self._expected.pop(process, None)
             self._heard.add(process)
@@ -175,11 +199,13 @@ class Heart:
         address: str,
         process: int,
         dead_after_s: float,
+        secret: Secret,
         find: Callable[[], str | None] = lambda: None,
     ) -> None:
         """`find` tells another address, if the coordinator has moved."""
         self._address = address
         self._process = process
+        self._secret = secret
         self._find = find
         self._beat_s = min(dead_after_s / _BEATS_A_LIFE, _LONGEST_BEAT_S)
         self._stop = threading.Event()
@@ -221,15 +247,14 @@ class Heart:
 
     def _connect(self) -> socket.socket | None:
         self._address = self._find() or self._address
-        host, port, secret = self._address.split()
-        hello = _HELLO.pack(bytes.fromhex(secret), self._process)
+        host, port = self._address.split()
         try:
-            sock = socket.create_connection((host, int(port)), timeout=5.0)
+            sock = socket.create_connection((host, int(port)), timeout=_CONNECT_S)
         except OSError:
             return None
         try:
-            sock.sendall(hello)
-        except OSError:
+            enter(sock, self._secret, _PURPOSE, _PROCESS.pack(self._process), _CONNECT_S)
+        except (OSError, SecretError):
             sock.close()
             return None
         sock.setblocking(False)

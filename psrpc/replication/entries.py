@@ -1,12 +1,11 @@
 """What a primary and those that follow it say to each other, over one connection.
 
-Each message is a frozen dataclass, pickled, with the tensors that belong to it behind it as
-bytes. Both ends belong to one job, and know its token.
+Each message is a frozen dataclass, as `codec` has it, with the tensors that belong to it behind it
+as bytes. Both ends belong to one job, and have its secret.
 """
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 
 from psrpc.messages import Request, View
 from psrpc.orders import Closed
+from psrpc.planes import codec
 from psrpc.planes.freight import Freight
 
 # A tensor's dtype and shape.
@@ -103,20 +103,22 @@ class Differs:
     theirs: str
 
 
+codec.know(Death, News, Verdict, Check, Follow, Copy, Entry, Beat, Over, Has, Differs)
+
 Message = Follow | Copy | Entry | Beat | Over | Has | Differs
 
 
 def send(freight: Freight, message: Message, tensors: Sequence[torch.Tensor] = ()) -> None:
     """Send a message, with tensors on the CPU. Raises OSError or EOFError."""
     specs: list[Spec] = [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors]
-    head = pickle.dumps((message, specs), pickle.HIGHEST_PROTOCOL)
+    head = codec.encode((message, specs))
     freight.send(head, [tensor.detach().contiguous().reshape(-1) for tensor in tensors])
 
 
 def receive(freight: Freight) -> tuple[Message, list[torch.Tensor]]:
     """The next message with its tensors, in fresh memory. Blocks; raises as `send` does."""
     head, _ = freight.receive()
-    message, specs = pickle.loads(head)
+    message, specs = codec.decode(head)
     tensors = [torch.empty(shape, dtype=dtype) for dtype, shape in specs]
     freight.take([tensor.view(-1) for tensor in tensors if tensor.numel()])
     return message, tensors

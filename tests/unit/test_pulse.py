@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from psrpc.planes.doors import CHALLENGE_BYTES, MOST_STRANGERS, STRANGER_S, receive
 from psrpc.pulse import Heart, Pulse
+from psrpc.secret import MAC_BYTES, Secret
 
 LONG_S = 30.0  # a death that is told sooner was not told for silence
 SHORT_S = 0.3
+SECRET = Secret(b"a secret of these tests")
 CLOSED = "its connection was closed"
 
 Told = tuple[int, str]
@@ -27,7 +30,7 @@ class Ward:
     def __init__(self, dead_after_s: float) -> None:
         self.told: queue.Queue[Told] = queue.Queue()
         self.then: Callable[[int], None] = lambda process: None
-        self.pulse = Pulse("127.0.0.1", dead_after_s, self._lost)
+        self.pulse = Pulse("127.0.0.1", dead_after_s, self._lost, SECRET)
         self.hearts: list[Heart] = []
         self.socks: list[socket.socket] = []
 
@@ -37,27 +40,29 @@ class Ward:
 
     def heart(self, process: int, dead_after_s: float = 0.1) -> Heart:
         """A worker's heart, which beats far more often than it must."""
-        heart = Heart(self.pulse.address, process, dead_after_s)
+        heart = Heart(self.pulse.address, process, dead_after_s, SECRET)
         self.hearts.append(heart)
         heart.start()
         return heart
 
     def connect(self) -> socket.socket:
         """A connection over which nothing has been said."""
-        host, port, _ = self.pulse.address.split()
+        host, port = self.pulse.address.split()
         sock = socket.create_connection((host, int(port)), timeout=10.0)
         self.socks.append(sock)
         return sock
 
-    def hello(self, process: int) -> bytes:
-        """The first word of a process."""
-        secret = bytes.fromhex(self.pulse.address.split()[2])
-        return struct.pack("!16sI", secret, process)
+    def hello(self, sock: socket.socket, process: int, secret: Secret = SECRET) -> bytes:
+        """The first word of a process, which proves that it has the secret."""
+        nonce = receive(sock, CHALLENGE_BYTES, time.monotonic() + STRANGER_S)[-16:]
+        said, mine = struct.pack("!I", process), bytes(16)
+        return said + mine + secret.mac("pulse/visitor", nonce, mine, said)
 
     def say_hello(self, process: int) -> socket.socket:
         """A process that says who it is, and nothing more."""
         sock = self.connect()
-        sock.sendall(self.hello(process))
+        sock.sendall(self.hello(sock, process))
+        receive(sock, MAC_BYTES, time.monotonic() + STRANGER_S)
         return sock
 
     def next_told(self, timeout_s: float = 10.0) -> Told:
@@ -130,7 +135,7 @@ def test_a_heart_that_stops_is_told_at_once(calm: Ward) -> None:
 def test_a_first_word_may_come_in_pieces(calm: Ward) -> None:
     sock = calm.connect()
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    for byte in calm.hello(0x01020304):
+    for byte in calm.hello(sock, 0x01020304):
         sock.sendall(bytes([byte]))
     sock.close()
     assert calm.next_told() == (0x01020304, CLOSED)
@@ -138,7 +143,7 @@ def test_a_first_word_may_come_in_pieces(calm: Ward) -> None:
 
 def test_a_word_and_beats_in_one_piece_are_understood(calm: Ward) -> None:
     sock = calm.connect()
-    sock.sendall(calm.hello(5) + b"\x01\x01\x01")
+    sock.sendall(calm.hello(sock, 5) + b"\x01\x01\x01")
     sock.close()
     assert calm.next_told() == (5, CLOSED)
 
@@ -175,10 +180,10 @@ def test_a_connection_that_is_lost_for_silence_is_hung_up(quick: Ward) -> None:
         b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
         bytes(20),
         b"\x01",
-        struct.pack("!16sI", b"not the secret!!", 7),
+        bytes(52),
         b"\xff" * 100_000,
     ],
-    ids=["nothing", "http", "zeros", "a beat", "wrong secret", "a lot"],
+    ids=["nothing", "http", "zeros", "a beat", "a false proof", "a lot"],
 )
 def test_strangers_harm_nothing_and_tell_nothing(calm: Ward, words: bytes) -> None:
     calm.heart(7, LONG_S)
@@ -196,22 +201,48 @@ def test_strangers_harm_nothing_and_tell_nothing(calm: Ward, words: bytes) -> No
 
 def test_a_stranger_with_a_wrong_secret_is_hung_up(calm: Ward) -> None:
     stranger = calm.connect()
-    stranger.sendall(struct.pack("!16sI", b"not the secret!!", 7))
+    stranger.sendall(calm.hello(stranger, 7, Secret(b"another")))
     stranger.settimeout(10.0)
     with contextlib.suppress(ConnectionResetError):
         assert stranger.recv(1) == b""
+    assert not calm.pulse._heard
+
+
+def test_what_a_worker_has_said_cannot_be_said_again(calm: Ward) -> None:
+    worker, stranger = calm.connect(), calm.connect()
+    said = calm.hello(worker, 7)
+    worker.sendall(said)
+    assert calm.is_heard(7)
+    stranger.sendall(said)
+    stranger.settimeout(10.0)
+    receive(stranger, CHALLENGE_BYTES, time.monotonic() + STRANGER_S)
+    with contextlib.suppress(ConnectionResetError):
+        assert stranger.recv(1) == b""
+    assert calm.told.empty(), "the worker's own line stays"
+
+
+def test_many_strangers_do_not_keep_a_worker_out(calm: Ward) -> None:
+    strangers = [calm.connect() for _ in range(MOST_STRANGERS + 10)]
+    calm.heart(7, LONG_S)
+    assert calm.is_heard(7)
+    strangers[0].settimeout(10.0)
+    receive(strangers[0], CHALLENGE_BYTES, time.monotonic() + STRANGER_S)
+    assert strangers[0].recv(1) == b"", "the oldest has to go"
+
+
+def test_a_heart_does_not_beat_for_a_stranger() -> None:
+    with ward_of(LONG_S) as ward:
+        heart = Heart(ward.pulse.address, 7, LONG_S, Secret(b"another"))
+        assert heart._connect() is None
+        assert not ward.pulse._heard
 
 
 def test_a_stranger_that_says_nothing_is_hung_up_and_not_told(quick: Ward) -> None:
     stranger = quick.connect()
     stranger.settimeout(10.0)
+    receive(stranger, CHALLENGE_BYTES, time.monotonic() + STRANGER_S)
     assert stranger.recv(1) == b""
     assert quick.told.empty()
-
-
-def test_secrets_differ() -> None:
-    with ward_of(LONG_S) as one, ward_of(LONG_S) as other:
-        assert one.pulse.address.split()[2] != other.pulse.address.split()[2]
 
 
 def test_who_is_expected_and_never_comes_is_lost_once(quick: Ward) -> None:
@@ -313,14 +344,14 @@ def test_a_heart_that_was_hung_up_on_comes_again(calm: Ward) -> None:
 
 def test_a_heart_that_nobody_hears_at_first_is_heard_when_somebody_listens() -> None:
     ward = Ward(LONG_S)
-    host, port, secret = ward.pulse.address.split()
+    host, port = ward.pulse.address.split()
     with socket.create_server((host, 0)) as other:
         nobody = other.getsockname()[1]
     found: list[str] = []
-    heart = Heart(f"{host} {nobody} {secret}", 7, SHORT_S, lambda: found[0] if found else None)
+    heart = Heart(f"{host} {nobody}", 7, SHORT_S, SECRET, lambda: found[0] if found else None)
     ward.hearts.append(heart)
     heart.start()
-    found.append(f"{host} {port} {secret}")
+    found.append(f"{host} {port}")
     ward.pulse.start()
     try:
         assert ward.is_heard(7)
@@ -332,7 +363,7 @@ def test_a_heart_goes_to_where_the_coordinator_is_now() -> None:
     """Though the one before still listens, as one does that stood still for a while."""
     before, after = Ward(LONG_S), Ward(LONG_S)
     found = [before.pulse.address]
-    heart = Heart(before.pulse.address, 7, SHORT_S, lambda: found[0])
+    heart = Heart(before.pulse.address, 7, SHORT_S, SECRET, lambda: found[0])
     before.hearts.append(heart)
     for ward in (before, after):
         ward.pulse.start()

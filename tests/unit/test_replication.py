@@ -38,6 +38,7 @@ from psrpc.replication.follower import HARBOUR, Ending, Follower
 from psrpc.replication.lines import Harbour, reach
 from psrpc.replication.primary import PrimaryService
 from psrpc.replication.state import capture, digest, restore
+from psrpc.secret import Secret
 from psrpc.server import ParameterServer
 from psrpc.store.blueprint import Blueprint, draw
 from psrpc.store.flats import Buffers
@@ -45,6 +46,7 @@ from psrpc.store.layout import ShardLayout
 from psrpc.store.shard import ShardStore
 
 PATIENCE_S = 20.0
+SECRET = Secret(b"a secret of these tests")
 
 
 def key_of(worker: int, clock: int) -> UpdateKey:
@@ -171,10 +173,10 @@ class Pair:
             self.stage.coordinator, 1, reign, 0, self.authority, dead_after_s
         )
         self.primary.start()
-        self.harbour = Harbour("127.0.0.1", self.primary.admit)
+        self.harbour = Harbour("127.0.0.1", self.primary.admit, SECRET)
         self.harbour.start()
         self.authority.post(1, HARBOUR, self.harbour.address)
-        self.follower = Follower(self.other.coordinator, 2, self.authority, dead_after_s)
+        self.follower = Follower(self.other.coordinator, 2, self.authority, dead_after_s, SECRET)
         self.ending: Ending | None = None
         self.error: JobFailedError | None = None
         self.thread = threading.Thread(target=self._follow, daemon=True)
@@ -229,7 +231,7 @@ def test_a_job_that_ends_is_taken_over_by_nobody(pair: Pair) -> None:
 
 def test_an_answer_waits_until_the_backup_has_it(pair: Pair) -> None:
     """The backup is here a connection in this test's hands."""
-    freight = reach(pair.harbour.address, 7, PATIENCE_S)
+    freight = reach(pair.harbour.address, 7, PATIENCE_S, SECRET)
     copy = next_of(freight, Copy)
     entries.send(freight, Has(copy.number))
     assert pair.primary.wait_for_backup(PATIENCE_S)
@@ -309,14 +311,11 @@ def test_equal_ones_are_compared_in_peace(pair: Pair, monkeypatch: pytest.Monkey
 
 
 def test_strangers_are_not_let_in(pair: Pair) -> None:
-    _, _, place = pair.harbour.address.rpartition("@")
-    freight = reach(f"{'0' * 32}@{place}", 3, PATIENCE_S)
-    with pytest.raises((EOFError, OSError)):
-        entries.receive(freight)
-    freight.close()
+    with pytest.raises(AddressError, match="hung up"):
+        reach(pair.harbour.address, 3, PATIENCE_S, Secret(b"another"))
     pair.harbour.close()
     with pytest.raises(AddressError):
-        reach(pair.harbour.address, 3, PATIENCE_S)
+        reach(pair.harbour.address, 3, PATIENCE_S, SECRET)
 
 
 class Moving:

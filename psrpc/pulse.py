@@ -94,10 +94,12 @@ class Pulse:
 
     def _run(self) -> None:
         beat_s = min(self._dead_after_s / _BEATS_A_LIFE, _LONGEST_BEAT_S)
+        now_s = time.monotonic()
         while True:
             # Judged is what had come at this moment: if it was this process that stood still, or
             # `lost` that took long, the others' words are waiting, and are heard first.
-            now_s = time.monotonic()
+            before_s, now_s = now_s, time.monotonic()
+            self._forgive(now_s - before_s - beat_s)
             for key, _ in self._selector.select(beat_s):
                 if key.fileobj is self._ear:
                     self._shut()
@@ -107,6 +109,13 @@ class Pulse:
                 elif key.fd in self._lines:  # not one that a newer line has just replaced
                     self._listen(self._lines[key.fd])
             self._judge(now_s)
+
+    def _forgive(self, stood_still_s: float) -> None:
+        """Nobody could prove meanwhile who he is, for that takes an answer."""
+        if stood_still_s > 0:
+            with self._expect_lock:
+                for process in self._expected:
+                    self._expected[process] += stood_still_s
 
     def _admit(self) -> None:
         while True:
@@ -209,11 +218,11 @@ class Heart:
         self._find = find
         self._beat_s = min(dead_after_s / _BEATS_A_LIFE, _LONGEST_BEAT_S)
         self._stop = threading.Event()
+        self._sock: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, name="psrpc-heart", daemon=True)
 
     def start(self) -> None:
-        """Connect and say the first word; if that fails it is tried again, in the background."""
-        self._sock = self._connect()
+        """Connect and say the first word, in the background, again and again if that fails."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -225,6 +234,7 @@ class Heart:
             self._sock.close()
 
     def _run(self) -> None:
+        self._sock = self._connect()
         while not self._stop.wait(self._beat_s if self._sock is not None else _RETRY_S):
             if self._sock is not None and (self._moved() or not self._beat(self._sock)):
                 self._sock.close()

@@ -72,6 +72,7 @@ ROOMS = (
     "settings",
     "trainer",
     "interpreter",
+    "onehost",
     "launch",
     "isolation",
     "cli",

@@ -40,6 +40,7 @@ ROOMS = (
     "datasets",
     "models",
     "tree",
+    "seeds",
     "store",
     "checkpoints",
     "planes",

@@ -25,7 +25,7 @@ from psrpc.errors import (
     decode,
 )
 from psrpc.planes.agent import hushed
-from psrpc.sealed import SealedStore
+from psrpc.sealed import Plain, SealedStore
 from psrpc.secret import Secret, user_key
 from psrpc.timely import TimelyStore
 
@@ -94,9 +94,8 @@ class Rendezvous:
     def _agree(self, key: Secret) -> Secret:
         """The job's secret: of the user's key, the job's name, and the number that came first."""
         assert self._store is not None
-        mine = key.derive("job", self._place.job.encode())
         try:
-            number = SealedStore(self._store, mine).compare_set("nonce", "", os.urandom(16).hex())
+            return job_secret(self._store, key, self._place.job)
         except (RuntimeError, dist.DistError) as error:
             raise self._lost_store() from error
         except SecretError:
@@ -105,7 +104,6 @@ class Rendezvous:
                 f"do all hosts share a home folder? If not, give all the same {SECRET_FILE} (a "
                 f"file with mode 0600) or {SECRET}"
             ) from None
-        return mine.derive("secret", number)
 
     def branch(self, name: str) -> Store:
         """A way to the store for another thread's own use, with its keys under `name`.
@@ -245,6 +243,16 @@ class Rendezvous:
                 raise decode(*json.loads(failed))
             time.sleep(_LOOK_AGAIN_S)
         return True
+
+
+def job_secret(store: Plain, key: Secret, job: str) -> Secret:
+    """The secret of a job whose keys are in `store`, for a user with this key.
+
+    Raises SecretError if it is another user's, and what the store raises.
+    """
+    mine = key.derive("job", job.encode())
+    number = SealedStore(store, mine).compare_set("nonce", "", os.urandom(16).hex())
+    return mine.derive("secret", number)
 
 
 def worker_name(process: int) -> str:

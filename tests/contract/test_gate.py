@@ -41,9 +41,17 @@ class Behind:
         return int(self.listener.getsockname()[1])
 
     def reached(self, timeout_s: float = SHORT_S) -> bool:
-        with suppress(OSError), socket.create_connection((self.host, self.port), timeout_s):
-            return True
-        return False
+        try:
+            ends = self.connect(timeout_s)
+        except TimeoutError:
+            return False
+        for end in ends:
+            end.close()
+        return True
+
+    def connect(self, timeout_s: float = WAIT_S) -> tuple[socket.socket, socket.socket]:
+        here = socket.create_connection((self.host, self.port), timeout_s)
+        return here, self.listener.accept()[0]
 
 
 @pytest.fixture(params=["127.0.0.1", "::1"])
@@ -61,15 +69,13 @@ def test_it_is_open_while_somebody_of_the_job_connects(behind: Behind) -> None:
     for _ in range(2):
         with pass_through(behind.host, gate.port, SECRET):
             with pass_through(behind.host, gate.port, SECRET):
-                sock = socket.create_connection((behind.host, behind.port), WAIT_S)
+                here, there = behind.connect()
             assert behind.reached(WAIT_S), "the other one is still at it"
         until(lambda: not behind.reached())
-        there, _ = behind.listener.accept()
         there.sendall(b"what was connected stays connected")
-        assert sock.recv(4) == b"what"
-        sock.close()
+        assert here.recv(4) == b"what"
+        here.close()
         there.close()
-        behind.listener.accept()[0].close()
     gate.close()
 
 

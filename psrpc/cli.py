@@ -98,8 +98,8 @@ def train(
             f"--workers {settings.workers} does not fit: torchrun has started {place.world_size} "
             f"processes, which leaves {workers} workers beside {serving} server(s)"
         )
-    from psrpc.launch import confess, failed_already, over_already
     from psrpc.lifeline import die_with_launcher
+    from psrpc.notes import confess, failed_already, over_already
     from psrpc.trainer import take_part
 
     die_with_launcher()
@@ -171,6 +171,21 @@ def join(address: str, script: tuple[str, ...], workers: int, max_restarts: int)
     command = list(script) if lobby.arguments is None else ["-m", "psrpc", *lobby.arguments]
     place = place_of(host, port, lobby.job, world_size=lobby.world_size, one_host=one_host)
     launch_joiners(command, place, workers, max_restarts)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="findings as one JSON list")
+def doctor(*, as_json: bool) -> None:
+    """Look at what usually goes wrong, before a job is started.
+
+    Called plainly it looks at this host: torch and its RPC, the address that others are told,
+    ports, limits, GPUs, SLURM. Under torchrun (torchrun ... -m psrpc doctor) or srun, with a
+    process on each host, it compares the hosts' clocks and measures the links between them as
+    well. Exits with 0 if a job should work, else 1.
+    """
+    from psrpc.doctor.visit import visit
+
+    sys.exit(visit(as_json=as_json))
 
 
 def _start(settings: TrainSettings, argv: list[str], *, isolate: bool) -> None:

@@ -11,6 +11,7 @@ from psrpc.errors import UsageError
 
 LAUNCHED_AT = "PSRPC_LAUNCHED_AT"
 FAILURE_FILE = "PSRPC_FAILURE_FILE"
+OVER_FILE = "PSRPC_OVER_FILE"
 LAUNCHER = "PSRPC_LAUNCHER"
 PLACE = "PSRPC_PLACE"
 AGENT = "PSRPC_AGENT"
@@ -92,6 +93,11 @@ def failure_file() -> str | None:
     return os.environ.get(FAILURE_FILE)
 
 
+def over_file() -> str | None:
+    """Where our launcher says that the job is over."""
+    return os.environ.get(OVER_FILE)
+
+
 def launcher() -> int | None:
     """The process id of our launcher, if it started this process."""
     said = os.environ.get(LAUNCHER)
@@ -111,6 +117,15 @@ def interface() -> str | None:
 def secret() -> tuple[str | None, str | None]:
     """The user's secret, and the file that has it, where the environment gives one."""
     return os.environ.get(SECRET) or None, os.environ.get(SECRET_FILE) or None
+
+
+_SLURM = ("SLURM_JOB_ID", "SLURM_NNODES", "SLURM_NTASKS", "SLURM_JOB_PARTITION", "SLURM_NODELIST")
+
+
+def slurm() -> dict[str, str]:
+    """What SLURM says of the job that this process is in; empty if it is in none."""
+    found = {name: os.environ[name] for name in _SLURM if name in os.environ}
+    return found if "SLURM_JOB_ID" in found else {}
 
 
 def for_children(**variables: str) -> None:

@@ -131,7 +131,9 @@ class Agent:
 
     @property
     def host(self) -> str:
-        """The address of this host on which the agent listens."""
+        """The address of this host on which the agent listens; empty if it does not."""
+        if self._agent is None:
+            return ""
         return urlsplit(self.url).hostname or ""
 
     def start(self) -> None:

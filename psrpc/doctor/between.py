@@ -141,7 +141,7 @@ def look_between(place: Place, listens: str, rendezvous: Rendezvous) -> list[Fin
     `listens` is the address of this host that others are told; empty if there is none.
     """
     rank, name = place.rank, socket.gethostname()
-    rendezvous.publish(f"doctor/host/{rank}", name)
+    rendezvous.publish(f"doctor/host/{rank}", f"{name} {listens}")
     everybody = rendezvous.read([f"doctor/host/{each}" for each in range(place.world_size)])
     leaders = hosts_of(everybody)
     if rank not in leaders:

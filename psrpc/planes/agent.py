@@ -121,7 +121,7 @@ class Agent:
         self._gate: Gate | None = None
         self._undo = ExitStack()
         self._met: set[int] = set()
-        self._unreached: dict[str, str] = {}  # the urls of those whom it has not called yet
+        self._unreached: dict[str, str] = {}  # urls of those it may call, and has not yet
 
     @property
     def url(self) -> str:
@@ -184,13 +184,14 @@ class Agent:
         The first call to it must be answered within the block. Raises OSError if nobody is there,
         SecretError if it has another secret.
         """
-        url = urlsplit(self._unreached.pop(name, ""))
+        url = urlsplit(self._unreached.get(name, ""))
         gate = dict(parse_qsl(url.query)).get("gate")
         if gate is None:
             yield
             return
         with pass_through(url.hostname or "", int(gate), self.secret):
             yield
+        self._unreached.pop(name, None)
 
     def ticket(self, to: str) -> Ticket:
         """For one call of a peer."""
@@ -201,7 +202,8 @@ class Agent:
         if number in self._met:
             return
         self._met.add(number)
-        self._unreached[name] = url
+        if "?" in url:
+            self._unreached[name] = url
         self._store.set(f"addrs/{name}", url.partition("?")[0])
         info = _rpc().WorkerInfo(name, number)
         self._agent._update_group_membership(info, [], {}, True)

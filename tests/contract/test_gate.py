@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -233,4 +234,34 @@ agent.close()
     assert "hung up" in told
     assert answers(dock.agent, "server0", WAIT_S)
     RpcLink(dock.agent, Address(address.name, address.number, address.url)).connect()
+    fleet.close()
+
+
+def test_torchs_own_messages_run_nothing(dock: Dock, tmp_path: Path) -> None:
+    """Even from a process that has come in: what torch would run is not read."""
+    fleet = dock.fleet("rpc", Plan(Job(1)))
+    address, proof = dock.processes[0].address, tmp_path / "it ran"
+    probe = f"""
+import os
+from torch.distributed.rpc import api, internal, rpc_async
+from psrpc.planes.agent import Agent
+from psrpc.secret import Secret
+agent = Agent("insider", 2001, threads=1, one_host=True, secret=Secret({SECRET.key!r}))
+agent.start()
+agent.meet({address.name!r}, {address.number}, {address.url!r})
+api._default_pickler = internal._internal_rpc_pickler = internal._InternalRPCPickler()
+with agent.reaching({address.name!r}):
+    for function, arguments in ((os.mkdir, ({str(proof)!r},)), (eval, ("1",))):
+        try:
+            print(rpc_async({address.name!r}, function, arguments, timeout=20).wait())
+        except Exception as error:
+            print("refused", "nobody of this job has signed" in str(error))
+agent.close()
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, timeout=100, check=True
+    )
+    assert told.stdout == "refused True\nrefused True\n", told.stderr
+    assert not proof.exists()
+    assert answers(dock.agent, "server0", WAIT_S)
     fleet.close()

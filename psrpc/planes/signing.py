@@ -112,9 +112,18 @@ class Signer:
         self._error_of = error_of
 
     def serialize(self, message: Any) -> tuple[bytes, list[torch.Tensor]]:
-        """A call or a result as bytes, and its tensors. Raises ProtocolError for anything else."""
+        """A call or a result as bytes, and its tensors.
+
+        Raises ProtocolError for a call that cannot be sent; the other side is told of a result.
+        """
         beside: list[torch.Tensor] = []
-        body = codec.encode(self._outward(message), beside)
+        try:
+            body = codec.encode(self._outward(message), beside)
+        except ProtocolError as error:
+            if isinstance(message, self._call_of):
+                raise
+            beside.clear()
+            body = codec.encode(Raised(str(error)))
         return self._mac(body, beside) + body, beside
 
     def deserialize(self, data: bytes, beside: Sequence[torch.Tensor]) -> Any:

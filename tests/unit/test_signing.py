@@ -142,8 +142,10 @@ def test_only_listed_functions_are_called(host: Host) -> None:
             host.door.deserialize(signed(codec.encode(Call(function, (ticket,)))), [])
     with pytest.raises(ProtocolError, match="go_off is not to be called by RPC"):
         host.door.serialize(PythonUDF(bomb.go_off, (1,), {}))
-    with pytest.raises(ProtocolError, match="cannot be sent"):
-        host.door.serialize(host.server)  # what a fetched RRef would bring
+    # What fetching an RRef would bring.
+    told = signer(host.mine).deserialize(*host.door.serialize(host.server))
+    assert isinstance(told, RemoteException)
+    assert "ParameterServer cannot be sent" in told.msg
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import time
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from psrpc.errors import (
     decode,
 )
 from psrpc.planes.agent import hushed
-from psrpc.sealed import Plain, SealedStore
+from psrpc.sealed import SealedStore, job_secret
 from psrpc.secret import Secret, user_key
 from psrpc.timely import TimelyStore
 
@@ -243,16 +242,6 @@ class Rendezvous:
                 raise decode(*json.loads(failed))
             time.sleep(_LOOK_AGAIN_S)
         return True
-
-
-def job_secret(store: Plain, key: Secret, job: str) -> Secret:
-    """The secret of a job whose keys are in `store`, for a user with this key.
-
-    Raises SecretError if it is another user's, and what the store raises.
-    """
-    mine = key.derive("job", job.encode())
-    number = SealedStore(store, mine).compare_set("nonce", "", os.urandom(16).hex())
-    return mine.derive("secret", number)
 
 
 def worker_name(process: int) -> str:

@@ -6,6 +6,7 @@ the job's secret, the key and the value.
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
 from psrpc.secret import Secret
@@ -53,3 +54,13 @@ class SealedStore:
 
     def _open(self, key: str, value: bytes) -> bytes:
         return self._secret.unseal(f"{self._name}/{key}", value.decode(errors="replace")).encode()
+
+
+def job_secret(store: Plain, key: Secret, job: str) -> Secret:
+    """The secret of a job whose keys are in `store`, for a user with this key.
+
+    Raises SecretError if it is another user's, and what the store raises.
+    """
+    mine = key.derive("job", job.encode())
+    number = SealedStore(store, mine).compare_set("nonce", "", os.urandom(16).hex())
+    return mine.derive("secret", number)

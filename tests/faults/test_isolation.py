@@ -14,9 +14,8 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from psrpc import __version__
 from psrpc.lobby import KEY, look_up
-from psrpc.rendezvous import job_secret
 from psrpc.replication.authority import REPLICAS, Authority
-from psrpc.sealed import SealedStore
+from psrpc.sealed import SealedStore, job_secret
 from psrpc.secret import user_key
 from tests.faults import endless
 from tests.processes import PATIENCE_S, PSRPC, SOON_S, Bench, Command, free_port, wait_until

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import collections
+import os
+import pickle
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -13,7 +16,13 @@ from torch import nn
 
 from psrpc.coordinator import Coordinator
 from psrpc.core.replication import Reign
-from psrpc.errors import AddressError, FencedError, JobFailedError, PeerLostError
+from psrpc.errors import (
+    AddressError,
+    FencedError,
+    JobFailedError,
+    PeerLostError,
+    ProtocolError,
+)
 from psrpc.job import PROTOCOL, Job
 from psrpc.messages import (
     Acquire,
@@ -44,6 +53,8 @@ from psrpc.store.blueprint import Blueprint, draw
 from psrpc.store.flats import Buffers
 from psrpc.store.layout import ShardLayout
 from psrpc.store.shard import ShardStore
+from tests import bomb
+from tests.bomb import Bomb
 
 PATIENCE_S = 20.0
 SECRET = Secret(b"a secret of these tests")
@@ -420,3 +431,15 @@ def test_what_a_server_answers_is_no_loss() -> None:
     link.open(stage.layout)
     with pytest.raises(FencedError):
         link.exchange(Pull(9, 0), send=False, land=True).wait()
+
+
+def test_a_state_is_made_of_listed_types_alone() -> None:
+    """Whoever sends it: a primary has proved who it is, and could still have been taken over."""
+    stage = Stage(Asynchronous())
+    state, tensors, release = capture(stage.coordinator)
+    release()
+    restore(Stage(Asynchronous()).coordinator, state, tensors)
+    for poison in (Bomb(), os.system, collections.namedtuple, print):
+        with pytest.raises(ProtocolError, match="is no part of a server's state"):
+            restore(stage.coordinator, {**state, "shard": pickle.dumps(poison)}, tensors)
+    assert not bomb.went_off

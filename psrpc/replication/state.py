@@ -88,7 +88,7 @@ def restore(service: Replicated, state: dict[str, Any], tensors: Sequence[torch.
 
 
 class _Decisions(pickle.Unpickler):
-    """Makes again what decides, and nothing else: types of the core, of what it speaks of, plain ones.
+    """Makes again what decides, of types of the core, of what it speaks of, and plain ones.
 
     Its bytes come from the shard's primary, which has proved that it is of the job.
     """

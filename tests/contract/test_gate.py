@@ -18,7 +18,7 @@ from psrpc.job import Job
 from psrpc.planes import doors, filters
 from psrpc.planes.doors import CHALLENGE_BYTES, MOST_STRANGERS, Door, knock
 from psrpc.planes.gate import Gate, pass_through, shut_for_good
-from psrpc.planes.rpc import Address, RpcLink, answers
+from psrpc.planes.rpc import RpcLink, answers
 from psrpc.secret import Secret
 from tests.contract.fleet import SECRET, Dock, Plan, until
 
@@ -97,9 +97,10 @@ def test_what_is_shut_for_good_is_shut(behind: Behind) -> None:
     assert not behind.reached()
     let_go()
     assert not behind.reached()
+    where = (behind.host, behind.port)
     behind.listener.close()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((behind.host, behind.port), WAIT_S)
+        socket.create_connection(where, WAIT_S)
 
 
 def test_a_filter_knows_addresses_apart() -> None:
@@ -232,8 +233,8 @@ agent.close()
     ).stdout
     assert told.startswith("PeerLostError server0 at ")
     assert "hung up" in told
-    assert answers(dock.agent, "server0", WAIT_S)
-    RpcLink(dock.agent, Address(address.name, address.number, address.url)).connect()
+    RpcLink(dock.agent, address).connect()
+    assert answers(dock.agent, address.name, WAIT_S)
     fleet.close()
 
 
@@ -263,5 +264,6 @@ agent.close()
     )
     assert told.stdout == "refused True\nrefused True\n", told.stderr
     assert not proof.exists()
-    assert answers(dock.agent, "server0", WAIT_S)
+    RpcLink(dock.agent, address).connect()
+    assert answers(dock.agent, address.name, WAIT_S)
     fleet.close()

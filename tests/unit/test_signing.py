@@ -43,7 +43,7 @@ class Host:
         service = plan.service(0)
         self.server: ParameterServer = getattr(service, "server", service)
         service.handle(Adopt(0, View(1, ((0, 0),))), [], lambda payload: None)
-        self.gradients = [torch.ones_like(flat) for flat in self.server._store.flats]
+        self.gradients = [torch.ones_like(flat) for flat in self.server.store.flats]
         self.theirs = Tickets("server0")
         self.door, self.mine = signer(self.theirs), Tickets("worker0")
         rpc.serve(cast(Agent, SimpleNamespace(name="server0")), service)
@@ -189,7 +189,7 @@ def test_of_ten_thousand_changed_messages_none_does_anything(host: Host) -> None
     chance = random.Random(2)
     messages = [host.message(clock)[0] for clock in range(20)]
     messages += [pickle.dumps(Bomb()), signed(codec.encode(Call("go_off", (1,))))]
-    weights = [flat.clone() for flat in host.server._store.flats]
+    weights = [flat.clone() for flat in host.server.store.flats]
     refused = 0
     for _ in range(10_000):
         one, other = chance.choice(messages), chance.choice(messages)
@@ -202,7 +202,7 @@ def test_of_ten_thousand_changed_messages_none_does_anything(host: Host) -> None
     assert refused > 9_000
     assert not bomb.went_off
     assert host.applied == 0
-    assert all(map(torch.equal, weights, host.server._store.flats))
+    assert all(map(torch.equal, weights, host.server.store.flats))
     for clock in range(3):
         host.comes(*host.message(clock))
     assert (host.applied, host.server.core.stats().duplicates_dropped) == (3, 0)

@@ -32,7 +32,7 @@ def test_what_is_bad_has_a_remedy_and_the_exit_code(bench: Bench) -> None:
     assert found(ended.out)["secret"]["level"] == "bad"
     ended = bench.run(*PSRPC, "doctor", "--json", TP_SOCKET_IFNAME="nosuch0")
     assert ended.code == 1
-    assert "TP_SOCKET_IFNAME=eth0" in found(ended.out)["rpc"]["remedy"]
+    assert "TP_SOCKET_IFNAME=eth0" in found(ended.out)["address"]["remedy"]
 
 
 def test_under_torchrun_one_process_speaks(bench: Bench) -> None:
@@ -53,7 +53,7 @@ def test_two_hosts_are_compared(bench: Bench, hosts: Hosts) -> None:
         local = {"RANK": str(rank), "TP_SOCKET_IFNAME": cable, "PSRPC_TEST_HOST": name}
         commands.append(bench.start(*PSRPC, "doctor", "--json", **shared, **local))
     first, second = (command.finish() for command in commands)
-    assert (first.code, second.code, second.out) == (0, 0, ""), first.err + second.err
+    assert (first.code, second.code, second.out) == (0, 0, ""), first.out + first.err
     findings = json.loads(first.out)
     assert [each["subject"] for each in findings].count("link") == 2
     assert [each["subject"] for each in findings].count("clock") == 2

@@ -56,6 +56,7 @@ ROOMS = (
     "optimizer",
     "untrained",
     "tally",
+    "samples",
     "batches",
     "worker",
     "timely",

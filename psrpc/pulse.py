@@ -14,10 +14,10 @@ import selectors
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from psrpc.clock import Clock, SystemClock
 from psrpc.errors import SecretError
 from psrpc.forks import keep_from_children
 from psrpc.planes.doors import ANSWER_BYTES, MOST_STRANGERS, Challenge, enter
@@ -50,9 +50,15 @@ class Pulse:
     """
 
     def __init__(
-        self, host: str, dead_after_s: float, lost: Callable[[int, str], None], secret: Secret
+        self,
+        host: str,
+        dead_after_s: float,
+        lost: Callable[[int, str], None],
+        secret: Secret,
+        clock: Clock | None = None,
     ) -> None:
         self._dead_after_s = dead_after_s
+        self._clock = clock or SystemClock()
         self._lost = lost
         self._secret = secret
         self._selector = selectors.DefaultSelector()
@@ -82,7 +88,7 @@ class Pulse:
         """A process belongs to the job now, so it must be heard, or is lost."""
         with self._expect_lock:
             if process not in self._heard:
-                self._expected.setdefault(process, time.monotonic())
+                self._expected.setdefault(process, self._clock.now())
 
     def close(self) -> None:
         """Stop listening."""
@@ -94,11 +100,11 @@ class Pulse:
 
     def _run(self) -> None:
         beat_s = min(self._dead_after_s / _BEATS_A_LIFE, _LONGEST_BEAT_S)
-        now_s = time.monotonic()
+        now_s = self._clock.now()
         while True:
             # Judged is what had come at this moment: if it was this process that stood still, or
             # `lost` that took long, the others' words are waiting, and are heard first.
-            before_s, now_s = now_s, time.monotonic()
+            before_s, now_s = now_s, self._clock.now()
             self._forgive(now_s - before_s - beat_s)
             for key, _ in self._selector.select(beat_s):
                 if key.fileobj is self._ear:
@@ -131,7 +137,7 @@ class Pulse:
             if len(strangers) >= MOST_STRANGERS:
                 self._drop(strangers[0])
             challenge = Challenge(self._secret, _PURPOSE)
-            line = self._lines[sock.fileno()] = _Line(sock, time.monotonic(), challenge)
+            line = self._lines[sock.fileno()] = _Line(sock, self._clock.now(), challenge)
             self._selector.register(sock, selectors.EVENT_READ)
             try:
                 sock.send(challenge.words)
@@ -148,7 +154,7 @@ class Pulse:
         if not words:
             self._hang_up(line, "its connection was closed")
         elif line.process is not None:
-            line.heard_s = time.monotonic()
+            line.heard_s = self._clock.now()
         else:
             line.begun += words
             if len(line.begun) >= _PROCESS.size + ANSWER_BYTES:
@@ -165,7 +171,7 @@ class Pulse:
         (process,) = _PROCESS.unpack(said)
         for old in [x for x in self._lines.values() if x.process == process]:
             self._drop(old)  # it lives, and speaks over another line now
-        line.process, line.heard_s = process, time.monotonic()
+        line.process, line.heard_s = process, self._clock.now()
         with self._expect_lock:
             self._expected.pop(process, None)
             self._heard.add(process)

@@ -14,7 +14,7 @@ import torch
 
 from psrpc.errors import ProtocolError, SecretError
 from psrpc.job import Job
-from psrpc.messages import Adopt, Done, Failure, Push, Stream, StreamKind, UpdateKey, View
+from psrpc.messages import Adopt, Done, Failure, Push, Stepped, Stream, StreamKind, UpdateKey, View
 from psrpc.modes import Asynchronous
 from psrpc.planes import codec, rpc
 from psrpc.planes.agent import Agent
@@ -76,7 +76,7 @@ def host() -> Iterator[Host]:
 
 
 def test_a_call_goes_there_and_its_answer_back(host: Host) -> None:
-    assert isinstance(host.comes(*host.message(0)), Done)
+    assert isinstance(host.comes(*host.message(0)), Stepped)
     assert host.applied == 1
     answer = signer(host.theirs).serialize(("ticket", (Done(3), [torch.ones(2)])))
     ticket, (done, tensors) = signer(host.mine).deserialize(*answer)

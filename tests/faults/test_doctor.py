@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from functools import partial
 from typing import Any
 
 from tests.faults.test_cut_link import Hosts, hosts
-from tests.processes import PSRPC, TORCHRUN, Bench, free_port
+from tests.processes import PATIENCE_S, PSRPC, TORCHRUN, Bench, free_port, wait_until
 
 __all__ = ["hosts"]
+
+
+def is_up(host: str, cable: str) -> bool:
+    """Whether a new cable carries already, which torch looks at."""
+    shown = ["ip", "-n", host, "link", "show", cable]
+    return b"state UP" in subprocess.run(shown, check=True, capture_output=True).stdout
 
 
 def found(text: str) -> dict[str, Any]:
@@ -50,6 +58,7 @@ def test_two_hosts_are_compared(bench: Bench, hosts: Hosts) -> None:
     commands = []
     for rank, name in enumerate(hosts.names):
         cable = hosts.cable if rank else hosts.cable.replace("vb", "va", 1)
+        wait_until(partial(is_up, name, cable), PATIENCE_S, lambda: "a cable without a carrier")
         local = {"RANK": str(rank), "TP_SOCKET_IFNAME": cable, "PSRPC_TEST_HOST": name}
         commands.append(bench.start(*PSRPC, "doctor", "--json", **shared, **local))
     first, second = (command.finish() for command in commands)

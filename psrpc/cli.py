@@ -225,6 +225,21 @@ def node(
     nodes.main(address, named, whole, dict(label.split("=", 1) for label in labels))
 
 
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="findings as one JSON list")
+def doctor(*, as_json: bool) -> None:
+    """Look at what usually goes wrong, before a job is started.
+
+    Called plainly it looks at this host: torch and its RPC, the address that others are told,
+    ports, limits, GPUs, SLURM. Under torchrun (torchrun ... -m psrpc doctor) or srun, with a
+    process on each host, it compares the hosts' clocks and measures the links between them as
+    well. Exits with 0 if a job should work, else 1.
+    """
+    from psrpc.doctor.visit import visit
+
+    sys.exit(visit(as_json=as_json))
+
+
 def _start(settings: TrainSettings, argv: list[str], *, isolate: bool) -> None:
     from psrpc import datasets, models
     from psrpc.job import Backend

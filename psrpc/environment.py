@@ -17,6 +17,8 @@ PLACE = "PSRPC_PLACE"
 AGENT = "PSRPC_AGENT"
 CLUSTER = "PSRPC_CLUSTER"
 INTERFACE = "TP_SOCKET_IFNAME"
+SECRET = "PSRPC_SECRET"
+SECRET_FILE = "PSRPC_SECRET_FILE"
 
 
 JOINS = -1
@@ -111,6 +113,20 @@ def use_interface(name: str) -> None:
 def interface() -> str | None:
     """The network interface that the user chose to listen on, if any."""
     return os.environ.get(INTERFACE)
+
+
+def secret() -> tuple[str | None, str | None]:
+    """The user's secret, and the file that has it, where the environment gives one."""
+    return os.environ.get(SECRET) or None, os.environ.get(SECRET_FILE) or None
+
+
+_SLURM = ("SLURM_JOB_ID", "SLURM_NNODES", "SLURM_NTASKS", "SLURM_JOB_PARTITION", "SLURM_NODELIST")
+
+
+def slurm() -> dict[str, str]:
+    """What SLURM says of the job that this process is in; empty if it is in none."""
+    found = {name: os.environ[name] for name in _SLURM if name in os.environ}
+    return found if "SLURM_JOB_ID" in found else {}
 
 
 def for_children(**variables: str) -> None:

@@ -14,6 +14,7 @@
     ├── OptimizerError            an optimizer psrpc cannot run on a server, or bad options for one
     ├── TorchInterfaceError       this torch lacks RPC, or its private interface has changed
     ├── AddressError              a port is taken, an address cannot be bound or reached
+    ├── SecretError               the other side does not have this job's secret
     ├── ProtocolError             a peer said something impossible (a bug, or another version)
     ├── StartTimeoutError         not everybody came in time; says who is missing
     ├── ClosedError               you closed this object, or left the job, and used it afterwards
@@ -94,6 +95,10 @@ class TorchInterfaceError(PsrpcError):
 
 class AddressError(PsrpcError):
     """A port is taken, or an address cannot be bound or reached."""
+
+
+class SecretError(PsrpcError):
+    """The other side does not have this job's secret."""
 
 
 class ProtocolError(PsrpcError):

@@ -103,17 +103,19 @@ def run_agent(command: Sequence[str], restarts: int) -> int:
 
 
 def _config(processes: int, port: int) -> Any:
-    """What `torchrun --standalone` would give to the elastic launch."""
+    """What `torchrun --standalone` would give to the elastic launch, but for its rendezvous."""
     from torch.distributed.launcher.api import LaunchConfig
 
+    from psrpc import onehost
+
+    onehost.register()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
         run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
+        rdzv_backend=onehost.BACKEND,
         rdzv_endpoint=f"127.0.0.1:{port}",
-        rdzv_configs={"is_host": True},
         local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=_MONITOR_S,

@@ -98,8 +98,8 @@ class LifeNode(ServerNode):
         self.passed = threading.Event()  # the next life has begun
         self._name = f"server{index}"
         self._rendezvous = rendezvous
-        self._lives = Lives(rendezvous.branch(LIVES))
-        store = rendezvous.branch(REPLICAS)
+        self._lives = Lives(rendezvous.sealed_branch(LIVES))
+        store = rendezvous.sealed_branch(REPLICAS)
         self._authorities = [Authority(store, shard) for shard in range(job.servers)]
         self.life = self._present()
         self._first = (self.life - 1) * NUMBERS_A_LIFE
@@ -258,7 +258,7 @@ class LifeNode(ServerNode):
 
     def _look_out(self) -> None:
         """See when the next life begins, and say how far this one is."""
-        lives = Lives(self._rendezvous.branch(LIVES))
+        lives = Lives(self._rendezvous.sealed_branch(LIVES))
 
         def look() -> None:
             with suppress(PeerLostError):
@@ -287,7 +287,7 @@ class LifeNode(ServerNode):
         if self._await(lambda: self._serve_now([0]), "the coordinator") is None:
             return
         is_over = lambda: self.passed.is_set() or rendezvous.heard(gone("server0")) is not None  # noqa: E731
-        authority = Authority(rendezvous.branch(REPLICAS), 0)
+        authority = Authority(rendezvous.sealed_branch(REPLICAS), 0)
         place = Reached(self.agent, authority, self.job.plane, is_over, words_only=True)
         try:
             link = FailoverLink(place, self.job.elastic.rejoin_timeout_s)

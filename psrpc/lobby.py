@@ -13,11 +13,12 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from psrpc._version import __version__
-from psrpc.environment import INTERFACE, Place, interface
-from psrpc.errors import AddressError, ConfigError, UsageError
+from psrpc.environment import INTERFACE, SECRET_FILE, Place, interface
+from psrpc.errors import AddressError, ConfigError, SecretError, UsageError
 from psrpc.job import Job
 from psrpc.planes.agent import hushed
 from psrpc.rendezvous import Rendezvous
+from psrpc.secret import user_key
 
 KEY = "psrpc/lobby"
 _PATIENCE_S = 5.0
@@ -123,7 +124,13 @@ def look_up(address: str) -> Lobby:
         ) from error
     if text is None:
         raise AddressError(f"a store is at {address}, but no psrpc job has begun there")
-    found: dict[str, object] = json.loads(text)
+    try:
+        found: dict[str, object] = json.loads(user_key().derive("lobby").unseal(KEY, text))
+    except SecretError:
+        raise SecretError(
+            f"the job at {address} has another secret than you: joining needs the one of who "
+            f"started it, which {SECRET_FILE} may name (the file of its user is ~/.psrpc/secret)"
+        ) from None
     if found.get("version") != __version__:
         raise ConfigError(
             f"the job at {address} runs psrpc {found.get('version')}, this is {__version__}: "

@@ -37,6 +37,7 @@ from psrpc.rendezvous import (
     stream_key,
     worker_name,
 )
+from psrpc.secret import Secret
 from psrpc.server import ParameterServer
 from psrpc.store.blueprint import Blueprint
 from psrpc.store.shard import ShardStore
@@ -62,9 +63,8 @@ class ServerNode:
         self.blueprint, self.model = blueprint, model
         self.server = ParameterServer(job, index, blueprint, store)
         self.coordinator = Coordinator(job, self.server, blueprint, model) if index == 0 else None
-        self.agent = Agent(
-            f"server{index}", index, threads=SERVER_THREADS, one_host=fabric.one_host
-        )
+        self.agent: Agent  # as soon as it serves, as is:
+        self.secret: Secret
         self.service: Service = self.coordinator or self.server
         self.doorman: Doorman | None = None
         self.porter: Porter | None = None
@@ -76,7 +76,8 @@ class ServerNode:
 
     def serve(self, rendezvous: Rendezvous) -> None:
         """Serve until all workers are gone. Blocks; raises JobFailedError if the job failed."""
-        self.agent.start()
+        self.secret = rendezvous.secret
+        self.start_agent(f"server{self.index}", self.index)
         try:
             self._begin(rendezvous)
             self._wait_for_end(rendezvous)
@@ -89,6 +90,18 @@ class ServerNode:
             rendezvous.say(gone(self.agent.name))
         if self.server.failure is not None:
             raise self.server.failure
+
+    def start_agent(self, name: str, number: int) -> None:
+        """Let others reach this process by a name and a number that nobody else has had."""
+        self.agent = Agent(
+            name,
+            number,
+            threads=SERVER_THREADS,
+            one_host=self.fabric.one_host,
+            secret=self.secret,
+            serves=True,
+        )
+        self.agent.start()
 
     def _close(self) -> None:
         """Answer nobody any more."""
@@ -123,7 +136,7 @@ class ServerNode:
             silence_s = max(silence_s, self.job.collective_timeout_s)
         else:
             self.coordinator.suspect = self._look_after_servers
-        self.pulse = Pulse(self.agent.host, silence_s, self.coordinator.lose)
+        self.pulse = Pulse(self.agent.host, silence_s, self.coordinator.lose, self.secret)
         self.coordinator.expected = self.pulse.expect
         self.pulse.start()
         rendezvous.publish(PULSE, self.pulse.address)
@@ -140,7 +153,7 @@ class ServerNode:
     def _all_answer(self) -> bool:
         """Whether all other servers live. Blocks."""
         others = [f"server{index}" for index in range(1, self.job.servers)]
-        return all(answers(name, Patience().ping_s) for name in others)
+        return all(answers(self.agent, name, Patience().ping_s) for name in others)
 
     def _resume(self, rendezvous: Rendezvous) -> None:
         """Go on from a checkpoint, if there is one; the coordinator chooses it for all."""
@@ -256,7 +269,7 @@ class ServerNode:
     def _open_berth(self) -> str:
         if self.job.plane in (PlaneChoice.SHM, PlaneChoice.COLLECTIVE):
             return ""
-        self.porter = Porter(self.service, self.layout, self.agent.host)
+        self.porter = Porter(self.service, self.layout, self.agent.host, self.secret)
         self.porter.start()
         return self.porter.address
 

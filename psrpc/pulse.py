@@ -4,35 +4,42 @@ A connection that ends tells of a death at once; one that is silent for too long
 process that stands still, or that the network cuts off. This has nothing to do with calls: one
 that takes long is no death, and the words are said by a thread of their own.
 
-The first word is the job's secret and the process's number, every later one a byte.
+Who connects says the process's number, and proves that he has the job's secret (`doors`); every
+later word is a byte.
 """
 
 from __future__ import annotations
 
-import os
 import selectors
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from psrpc.clock import Clock, SystemClock
+from psrpc.errors import SecretError
 from psrpc.forks import keep_from_children
+from psrpc.planes.doors import ANSWER_BYTES, MOST_STRANGERS, Challenge, enter
+from psrpc.secret import Secret
 
-_HELLO = struct.Struct("!16sI")
+_PURPOSE = "pulse"
+_PROCESS = struct.Struct("!I")
 _BEAT = b"\x01"
 _BEATS_A_LIFE = 5
 _LONGEST_BEAT_S = 2.0
 _RETRY_S = 0.2
+_CONNECT_S = 5.0
 
 
 @dataclass
 class _Line:
-    """One connection; `process` is None until its first word has come."""
+    """One connection; `process` is None, and it is a stranger's, until it has proved itself."""
 
     sock: socket.socket
     heard_s: float
+    challenge: Challenge
     process: int | None = None
     begun: bytes = b""
 
@@ -48,18 +55,20 @@ class Pulse:
         host: str,
         dead_after_s: float,
         lost: Callable[[int, str], None],
+        secret: Secret,
         clock: Clock | None = None,
     ) -> None:
         self._dead_after_s = dead_after_s
         self._clock = clock or SystemClock()
         self._lost = lost
-        self._secret = os.urandom(16)
+        self._secret = secret
         self._selector = selectors.DefaultSelector()
         self._lines: dict[int, _Line] = {}  # by descriptor
         self._expected: dict[int, float] = {}  # processes that must connect, since when
         self._heard: set[int] = set()  # processes that are connected
         self._expect_lock = threading.Lock()
-        self._listener = socket.create_server((host, 0), backlog=128)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family, backlog=128)
         self._listener.setblocking(False)
         self._bell, self._ear = socket.socketpair()
         self._selector.register(self._listener, selectors.EVENT_READ)
@@ -68,9 +77,9 @@ class Pulse:
 
     @property
     def address(self) -> str:
-        """What workers need to know: host, port and the job's secret."""
+        """Where workers reach this: host and port."""
         host, port = self._listener.getsockname()[:2]
-        return f"{host} {port} {self._secret.hex()}"
+        return f"{host} {port}"
 
     def start(self) -> None:
         """Begin to listen."""
@@ -92,10 +101,12 @@ class Pulse:
 
     def _run(self) -> None:
         beat_s = min(self._dead_after_s / _BEATS_A_LIFE, _LONGEST_BEAT_S)
+        now_s = self._clock.now()
         while True:
             # Judged is what had come at this moment: if it was this process that stood still, or
             # `lost` that took long, the others' words are waiting, and are heard first.
-            now_s = self._clock.now()
+            before_s, now_s = now_s, self._clock.now()
+            self._forgive(now_s - before_s - beat_s)
             for key, _ in self._selector.select(beat_s):
                 if key.fileobj is self._ear:
                     self._shut()
@@ -106,16 +117,33 @@ class Pulse:
                     self._listen(self._lines[key.fd])
             self._judge(now_s)
 
+    def _forgive(self, stood_still_s: float) -> None:
+        """Nobody could prove meanwhile who he is, for that takes an answer."""
+        if stood_still_s > 0:
+            with self._expect_lock:
+                for process in self._expected:
+                    self._expected[process] += stood_still_s
+
     def _admit(self) -> None:
         while True:
             try:
                 sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
             except OSError:
+                time.sleep(_RETRY_S)  # out of descriptors; strangers' become free soon
                 return
             sock.setblocking(False)
-            line = self._lines[sock.fileno()] = _Line(sock, self._clock.now())
+            strangers = [line for line in self._lines.values() if line.process is None]
+            if len(strangers) >= MOST_STRANGERS:
+                self._drop(strangers[0])
+            challenge = Challenge(self._secret, _PURPOSE)
+            line = self._lines[sock.fileno()] = _Line(sock, self._clock.now(), challenge)
             self._selector.register(sock, selectors.EVENT_READ)
-            self._listen(line)
+            try:
+                sock.send(challenge.words)
+            except OSError:
+                self._drop(line)
 
     def _listen(self, line: _Line) -> None:
         try:
@@ -126,20 +154,25 @@ class Pulse:
             words = b""
         if not words:
             self._hang_up(line, "its connection was closed")
+        elif line.process is not None:
+            line.heard_s = self._clock.now()
+        else:
+            line.begun += words
+            if len(line.begun) >= _PROCESS.size + ANSWER_BYTES:
+                self._meet(line)
+
+    def _meet(self, line: _Line) -> None:
+        """Somebody has said who he is: is it true?"""
+        said, answer = line.begun[: _PROCESS.size], line.begun[_PROCESS.size :][:ANSWER_BYTES]
+        try:
+            line.sock.send(line.challenge.proof(answer, said))
+        except (SecretError, OSError):
+            self._drop(line)
             return
-        line.heard_s = self._clock.now()
-        if line.process is not None:
-            return
-        line.begun += words
-        if len(line.begun) < _HELLO.size:
-            return
-        secret, process = _HELLO.unpack_from(line.begun)
-        if secret != self._secret:
-            self._hang_up(line, "a stranger")
-            return
+        (process,) = _PROCESS.unpack(said)
         for old in [x for x in self._lines.values() if x.process == process]:
             self._drop(old)  # it lives, and speaks over another line now
-        line.process = process
+        line.process, line.heard_s = process, self._clock.now()
         with self._expect_lock:
             self._expected.pop(process, None)
             self._heard.add(process)
@@ -182,19 +215,21 @@ class Heart:
         address: str,
         process: int,
         dead_after_s: float,
+        secret: Secret,
         find: Callable[[], str | None] = lambda: None,
     ) -> None:
         """`find` tells another address, if the coordinator has moved."""
         self._address = address
         self._process = process
+        self._secret = secret
         self._find = find
         self._beat_s = min(dead_after_s / _BEATS_A_LIFE, _LONGEST_BEAT_S)
         self._stop = threading.Event()
+        self._sock: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, name="psrpc-heart", daemon=True)
 
     def start(self) -> None:
-        """Connect and say the first word; if that fails it is tried again, in the background."""
-        self._sock = self._connect()
+        """Connect and say the first word, in the background, again and again if that fails."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -206,6 +241,7 @@ class Heart:
             self._sock.close()
 
     def _run(self) -> None:
+        self._sock = self._connect()
         while not self._stop.wait(self._beat_s if self._sock is not None else _RETRY_S):
             if self._sock is not None and (self._moved() or not self._beat(self._sock)):
                 self._sock.close()
@@ -228,15 +264,14 @@ class Heart:
 
     def _connect(self) -> socket.socket | None:
         self._address = self._find() or self._address
-        host, port, secret = self._address.split()
-        hello = _HELLO.pack(bytes.fromhex(secret), self._process)
+        host, port = self._address.split()
         try:
-            sock = socket.create_connection((host, int(port)), timeout=5.0)
+            sock = socket.create_connection((host, int(port)), timeout=_CONNECT_S)
         except OSError:
             return None
         try:
-            sock.sendall(hello)
-        except OSError:
+            enter(sock, self._secret, _PURPOSE, _PROCESS.pack(self._process), _CONNECT_S)
+        except (OSError, SecretError):
             sock.close()
             return None
         sock.setblocking(False)

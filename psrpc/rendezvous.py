@@ -14,9 +14,18 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from psrpc.clock import Clock, SystemClock
-from psrpc.environment import Place
-from psrpc.errors import AddressError, JobOverError, PeerLostError, StartTimeoutError, decode
+from psrpc.environment import SECRET, SECRET_FILE, Place
+from psrpc.errors import (
+    AddressError,
+    JobOverError,
+    PeerLostError,
+    SecretError,
+    StartTimeoutError,
+    decode,
+)
 from psrpc.planes.agent import hushed
+from psrpc.sealed import SealedStore, job_secret
+from psrpc.secret import Secret, user_key
 from psrpc.timely import TimelyStore
 
 _LOOK_AGAIN_S = 0.02
@@ -36,6 +45,8 @@ class Rendezvous:
         self._connect_s = min(timeout_s, _JOIN_S) if place.joins else timeout_s
         self._clock = clock or SystemClock()
         self._store: TimelyStore | None = None
+        self._sealed: SealedStore | None = None
+        self._secret: Secret | None = None
         self._root: Any = None
         self._keeps = place.rank == 0 and not place.agent_keeps_store
 
@@ -50,9 +61,10 @@ class Rendezvous:
         """Connect to the store; rank 0 keeps it where the launcher does not.
 
         Raises AddressError if its port is taken, StartTimeoutError if nobody answers there in
-        time, and JobOverError, if this process joins a job, if nobody answers at once.
+        time, and JobOverError, if this process joins a job, if nobody answers at once; SecretError
+        if it has another secret than the job's others, ConfigError if it can have none.
         """
-        place = self._place
+        place, key = self._place, user_key()
         listener = listen(place.address, place.port) if self._keeps else None
         if not self._keeps:
             self._knock()
@@ -69,6 +81,28 @@ class Rendezvous:
             raise self._no_store() from error
         self._root = store
         self._store = TimelyStore(PrefixStore(f"psrpc/{place.job}", store))
+        self._secret = self._agree(key)
+        self._sealed = SealedStore(self._store, self._secret)
+
+    @property
+    def secret(self) -> Secret:
+        """The job's secret, once this is open."""
+        assert self._secret is not None
+        return self._secret
+
+    def _agree(self, key: Secret) -> Secret:
+        """The job's secret: of the user's key, the job's name, and the number that came first."""
+        assert self._store is not None
+        try:
+            return job_secret(self._store, key, self._place.job)
+        except (RuntimeError, dist.DistError) as error:
+            raise self._lost_store() from error
+        except SecretError:
+            raise SecretError(
+                f"rank {self._place.rank} has another secret than the processes that came before: "
+                f"do all hosts share a home folder? If not, give all the same {SECRET_FILE} (a "
+                f"file with mode 0600) or {SECRET}"
+            ) from None
 
     def branch(self, name: str) -> Store:
         """A way to the store for another thread's own use, with its keys under `name`.
@@ -87,6 +121,10 @@ class Rendezvous:
         except (RuntimeError, dist.DistError) as error:
             raise self._lost_store() from error
         return PrefixStore(f"psrpc/{place.job}/{name}", store)
+
+    def sealed_branch(self, name: str) -> SealedStore:
+        """The same, where no process but this job's is believed."""
+        return SealedStore(self.branch(name), self.secret, name)
 
     def _knock(self) -> None:
         """Wait until somebody listens where the store is; the store's own waiting logs a lot."""
@@ -134,14 +172,14 @@ class Rendezvous:
             raise self._lost_store() from error
 
     def announce(self, key: str, value: str) -> None:
-        """Let even those read `value` who do not know the job's name."""
-        self._root.set(key, value)
+        """Let even those read `value` who do not know the job's name; they know who said it."""
+        self._root.set(key, user_key().derive("lobby").seal(key, value))
 
     def publish(self, key: str, value: str) -> None:
         """Let the others read `value` under `key`. Raises PeerLostError if the store is gone."""
-        assert self._store is not None
+        assert self._sealed is not None
         try:
-            self._store.set(key, value)
+            self._sealed.set(key, value)
         except (RuntimeError, dist.DistError) as error:
             raise self._lost_store() from error
 
@@ -151,11 +189,11 @@ class Rendezvous:
             self.publish(key, value)
 
     def heard(self, key: str) -> str | None:
-        """What was published under `key`, if anything was and the store is still there."""
-        assert self._store is not None
-        with hushed(), contextlib.suppress(RuntimeError, dist.DistError):
-            if self._store.check([key]):
-                return str(self._store.get(key).decode())
+        """What was published under `key`, if this job published it, and has its store."""
+        assert self._sealed is not None
+        with hushed(), contextlib.suppress(RuntimeError, dist.DistError, SecretError):
+            if self._sealed.check([key]):
+                return self._sealed.get(key).decode()
         return None
 
     def answers(self) -> bool:
@@ -170,9 +208,11 @@ class Rendezvous:
         """Wait for all keys and return their values.
 
         Raises StartTimeoutError that names the keys that nobody published in time, the error for
-        which a server could not begin, and PeerLostError if the store is gone.
+        which a server could not begin, PeerLostError if the store is gone, and SecretError for what
+        no process of this job has published.
         """
         assert self._store is not None
+        assert self._sealed is not None
         try:
             if not self._have_come(keys, self._timeout_s, heed_failure=True):
                 missing = [key for key in keys if not self._store.check([key])]
@@ -180,7 +220,7 @@ class Rendezvous:
                     f"rank {self._place.rank} waited {self._timeout_s:g} s and these have not "
                     f"come: {', '.join(missing)}"
                 )
-            return [self._store.get(key).decode() for key in keys]
+            return [self._sealed.get(key).decode() for key in keys]
         except (RuntimeError, dist.DistError) as error:
             raise self._lost_store() from error
 

@@ -11,8 +11,7 @@ from torch import nn
 from psrpc.core.replication import Reign
 from psrpc.errors import DeposedError, PeerLostError, PsrpcError, StartTimeoutError, encode
 from psrpc.job import Job
-from psrpc.nodes import SERVER_THREADS, ServerNode
-from psrpc.planes.agent import Agent
+from psrpc.nodes import ServerNode
 from psrpc.planes.groups import Fabric
 from psrpc.planes.rpc import Patience, answers, serve
 from psrpc.pulse import Pulse
@@ -62,10 +61,11 @@ class ReplicaNode(ServerNode):
         Raises JobFailedError if it failed, and DeposedError if this process can do nothing more
         for it: as a new one it may follow.
         """
+        self.secret = rendezvous.secret
         number = rendezvous.number()
-        authority = Authority(rendezvous.branch(REPLICAS), self.index)
+        authority = Authority(rendezvous.sealed_branch(REPLICAS), self.index)
         if self.coordinator is not None:
-            store = rendezvous.branch(REPLICAS)
+            store = rendezvous.sealed_branch(REPLICAS)
             self._others = [Authority(store, shard) for shard in range(1, self.job.servers)]
         place = self._await_reign(number, authority, rendezvous)
         if place is not None:
@@ -84,7 +84,7 @@ class ReplicaNode(ServerNode):
                 return reign, 0
         elastic = self.job.elastic
         service = self.coordinator or self.server
-        follower = Follower(service, number, authority, elastic.dead_after_s)
+        follower = Follower(service, number, authority, elastic.dead_after_s, self.secret)
         patience_s = (
             self.job.start_timeout_s if not self._begun(authority) else (elastic.rejoin_timeout_s)
         )
@@ -104,13 +104,7 @@ class ReplicaNode(ServerNode):
 
     def _reign(self, reign: Reign, last: int, authority: Authority, rendezvous: Rendezvous) -> None:
         number, dead_after_s = reign.primary, self.job.elastic.dead_after_s
-        self.agent = Agent(
-            f"{self._name}_{number}",
-            self.job.servers + number,
-            threads=SERVER_THREADS,
-            one_host=self.fabric.one_host,
-        )
-        self.agent.start()
+        self.start_agent(f"{self._name}_{number}", self.job.servers + number)
         service = self.coordinator or self.server
         primary = PrimaryService(service, number, reign, last, authority, dead_after_s)
         self.service = self._primary = primary
@@ -144,7 +138,7 @@ class ReplicaNode(ServerNode):
     def _open_harbour(self, authority: Authority, number: int) -> None:
         assert self._primary is not None
         self._primary.start()
-        self._harbour = Harbour(self.agent.host, self._primary.admit)
+        self._harbour = Harbour(self.agent.host, self._primary.admit, self.secret)
         self._harbour.start()
         authority.post(number, HARBOUR, self._harbour.address)
 
@@ -171,7 +165,9 @@ class ReplicaNode(ServerNode):
         if self.coordinator is None:
             return ""
         self.coordinator.lost = lambda process: rendezvous.say(gone(worker_name(process)))
-        self.pulse = Pulse(self.agent.host, self.job.elastic.dead_after_s, primary.lose)
+        self.pulse = Pulse(
+            self.agent.host, self.job.elastic.dead_after_s, primary.lose, self.secret
+        )
         self.coordinator.expected = self.pulse.expect
         for process in self.coordinator.core.processes:
             self.pulse.expect(process)
@@ -187,7 +183,7 @@ class ReplicaNode(ServerNode):
             served = [places.served(authority) for authority in self._others]
         except PeerLostError:
             return False
-        return all(each and answers(each.name, Patience().ping_s) for each in served)
+        return all(each and answers(self.agent, each.name, Patience().ping_s) for each in served)
 
     def _wait_for_end(self, rendezvous: Rendezvous) -> None:
         assert self._primary is not None
@@ -195,7 +191,7 @@ class ReplicaNode(ServerNode):
             self._begin_checkpoints(None)
             self._supervise(self.coordinator)
             return
-        authority = Authority(rendezvous.branch(REPLICAS), 0)
+        authority = Authority(rendezvous.sealed_branch(REPLICAS), 0)
         is_over = lambda: rendezvous.heard(gone("server0")) is not None  # noqa: E731
         place = Reached(self.agent, authority, self.job.plane, is_over, words_only=True)
         link = FailoverLink(place, self.job.elastic.rejoin_timeout_s)

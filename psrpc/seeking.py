@@ -48,7 +48,7 @@ class SingleServers:
 
     def heart(self, process: int) -> Heart:
         """See `Servers`."""
-        return Heart(self._pulse, process, self._job.elastic.dead_after_s)
+        return Heart(self._pulse, process, self._job.elastic.dead_after_s, self._rendezvous.secret)
 
     def links(self, agent: Agent) -> list[Link]:
         """See `Servers`."""
@@ -74,7 +74,7 @@ class PairedServers:
     def __init__(self, job: Job, rendezvous: Rendezvous) -> None:
         self._job, self._rendezvous = job, rendezvous
         self._authorities = [
-            Authority(rendezvous.branch(REPLICAS), shard) for shard in range(job.servers)
+            Authority(rendezvous.sealed_branch(REPLICAS), shard) for shard in range(job.servers)
         ]
         deadline = time.monotonic() + job.start_timeout_s
         while missing := [a.shard for a in self._authorities if served(a) is None]:
@@ -89,7 +89,8 @@ class PairedServers:
         """See `Servers`."""
         first = self._authorities[0]
         dead_after_s = self._job.elastic.dead_after_s
-        return Heart(pulse_of(first) or "", process, dead_after_s, lambda: pulse_of(first))
+        secret = self._rendezvous.secret
+        return Heart(pulse_of(first) or "", process, dead_after_s, secret, lambda: pulse_of(first))
 
     def links(self, agent: Agent) -> list[Link]:
         """See `Servers`."""

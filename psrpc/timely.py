@@ -20,7 +20,9 @@ _Question = tuple[Callable[[], Any], Future[Any]]
 
 
 class TimelyStore:
-    """A store's `check`, `get`, `set` and `add`, by a thread of its own. Callers may be many.
+    """A store's `check`, `get`, `set`, `compare_set` and `add`, by a thread of its own.
+
+    Callers may be many.
 
     Raises RuntimeError, as torch does for a store that is gone, if the answer takes longer than
     `answer_s`; from then on at once.
@@ -46,6 +48,11 @@ class TimelyStore:
     def set(self, key: str, value: str) -> None:
         """Give a key a value."""
         self._ask(lambda: self._store.set(key, value))
+
+    def compare_set(self, key: str, expected: str, desired: str) -> bytes:
+        """Set a key that has the value `expected` ("": none); returns what it has then."""
+        value: bytes = self._ask(lambda: self._store.compare_set(key, expected, desired))
+        return value
 
     def add(self, key: str, amount: int) -> int:
         """Add to a key's number, and return the sum."""

@@ -86,7 +86,13 @@ class WorkerNode:
         servers = self._servers(rendezvous)
         process = rendezvous.number()
         number = self.job.servers + process
-        agent = Agent(worker_name(process), number, threads=_THREADS, one_host=self.fabric.one_host)
+        agent = Agent(
+            worker_name(process),
+            number,
+            threads=_THREADS,
+            one_host=self.fabric.one_host,
+            secret=rendezvous.secret,
+        )
         heart = servers.heart(process)
         agent.start()
         try:

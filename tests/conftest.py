@@ -10,12 +10,16 @@ import pytest
 
 from psrpc import optional
 from psrpc.errors import ModelError
+from tests.processes import SECRET_FILE
 from tests.processes import bench as bench
 from tests.processes import forks as forks
 
 # MKL's results depend on the alignment of memory on some processors, unless it is told that
 # they must not; tests compare bit by bit. It looks when it is first used, here and in children.
 os.environ.setdefault("MKL_CBWR", "AUTO")
+
+# Not the user's own.
+os.environ["PSRPC_SECRET_FILE"] = str(SECRET_FILE)
 
 DATA_VARIABLE = "PSRPC_TEST_DATA"
 

@@ -33,6 +33,11 @@ SOON_S = 10.0
 # For what a killed torchrun leaves; short, since paths of Unix sockets end at 107 characters.
 TEMPORARY = tempfile.TemporaryDirectory(prefix="p")
 
+# The secret of all jobs that tests start, in place of the user's own.
+SECRET_FILE = Path(TEMPORARY.name) / "secret"
+SECRET_FILE.touch(0o600)
+SECRET_FILE.write_text(uuid.uuid4().hex)
+
 # What another launcher, or this test's own, may have left in the environment.
 _FOREIGN = re.compile(r"RANK|WORLD_SIZE|LOCAL_|MASTER_|GROUP_|ROLE_|TORCH|PSRPC_|TP_")
 
@@ -344,7 +349,7 @@ def wait_until(
 def clean_environment() -> dict[str, str]:
     """This process's environment without what a launcher may have left there."""
     env = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
-    return {**env, "OMP_NUM_THREADS": "1"}
+    return {**env, "OMP_NUM_THREADS": "1", "PSRPC_SECRET_FILE": str(SECRET_FILE)}
 
 
 def _session(folder: Path) -> int | None:

@@ -17,7 +17,7 @@ import torch
 from benchmarks import namespaces
 from benchmarks.commands.hosts import IPERF, SOCKET
 from benchmarks.contender import BenchmarkError, Plan, Sample
-from benchmarks.contenders.opposite import blueprint_of
+from benchmarks.contenders.opposite import SECRET, blueprint_of
 from benchmarks.workload import Cheap
 from psrpc import environment
 from psrpc.messages import Adopt, Pull, Push, Stream, StreamKind, UpdateKey, View
@@ -129,7 +129,9 @@ class Near:
         self.iperf = self._doors["iperf"] is not None and shutil.which("iperf3") is not None
         torch.set_num_threads(1)
         # Numbers of agents are never used twice; 0 is the server's.
-        self._agent = Agent("near", 1 + os.getpid() % 30_000, threads=1, one_host=False)
+        self._agent = Agent(
+            "near", 1 + os.getpid() % 30_000, threads=1, one_host=False, secret=SECRET
+        )
         self._agent.start()
         self._stack.callback(self._agent.close)
         return self

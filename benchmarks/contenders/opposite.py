@@ -23,12 +23,15 @@ from psrpc.planes import rpc
 from psrpc.planes.agent import Agent
 from psrpc.planes.freight import as_bytes
 from psrpc.planes.porter import Porter
+from psrpc.secret import Secret
 from psrpc.server import ParameterServer
 from psrpc.store.blueprint import Blueprint, draw
 from psrpc.store.shard import ShardStore
 
 Tell = Callable[[str], None]
 JOB = Job(1, mode=Asynchronous())
+# Nothing is secret here: one shard of zeros, in a measurement.
+SECRET = Secret(b"benchmarks")
 
 
 def blueprint_of(work: Cheap) -> Blueprint:
@@ -41,7 +44,7 @@ def serve(address: str, port: int, tell: Tell) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     torch.set_num_threads(1)
     environment.use_interface(namespaces.interface_of(address))
-    agent = Agent("server0", 0, threads=4, one_host=False)
+    agent = Agent("server0", 0, threads=4, one_host=False, secret=SECRET, serves=True)
     agent.start()
     with ExitStack() as stack, socket.create_server((address, port)) as listener:
         stack.callback(agent.close)
@@ -82,7 +85,7 @@ def _attend(control: socket.socket, agent: Agent, address: str, iperf_port: int 
         (layout,) = blueprint.layouts(1)
         store = ShardStore(blueprint, layout, work.model(), JOB.reduction)
         server = ParameterServer(JOB, 0, blueprint, store)
-        porter = Porter(server, layout, agent.host)
+        porter = Porter(server, layout, agent.host, SECRET)
         porter.start()
         stack.callback(porter.close)
         rpc.serve(agent, server)

@@ -14,15 +14,18 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import torch
 
 from psrpc import environment
 from psrpc.errors import AddressError, TorchInterfaceError
+from psrpc.planes.gate import Gate, pass_through, shut_for_good
+from psrpc.planes.signing import Signer, Ticket, Tickets
+from psrpc.secret import Secret
 
 _NEEDED = {
     "torch.distributed": ("HashStore", "is_available"),
@@ -34,7 +37,13 @@ _NEEDED = {
         "remote",
         "functions",
     ),
-    "torch.distributed.rpc.api": ("_init_rpc_states", "shutdown"),
+    "torch.distributed.rpc.api": (
+        "_init_rpc_states",
+        "shutdown",
+        "_internal_rpc_pickler",
+        "_default_pickler",
+    ),
+    "torch.distributed.rpc.internal": ("_internal_rpc_pickler", "PythonUDF", "RemoteException"),
     "torch._C._distributed_rpc": ("TensorPipeAgent",),
     "torch.distributed.autograd": ("_init",),
 }
@@ -86,26 +95,45 @@ class Agent:
     """The RPC agent of this process; torch allows one at a time.
 
     `name` and `number` must be unique in the job, for ever: agents keep pipes by
-    number and never open a second one to the same number.
+    number and never open a second one to the same number. Others can connect to one that
+    `serves`, through its gate; to any other nobody can.
     """
 
-    def __init__(self, name: str, number: int, *, threads: int, one_host: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        number: int,
+        *,
+        threads: int,
+        one_host: bool,
+        secret: Secret,
+        serves: bool = False,
+    ) -> None:
         self.name = name
         self.number = number
         self._threads = threads
         self._one_host = one_host
+        self.secret = secret
+        self._serves = serves
+        self._tickets = Tickets(name)
         self._store: Any = None
         self._agent: Any = None
+        self._gate: Gate | None = None
+        self._undo = ExitStack()
         self._met: set[int] = set()
+        self._unreached: dict[str, str] = {}  # urls of those it may call, and has not yet
 
     @property
     def url(self) -> str:
-        """Where peers reach this agent."""
-        return str(self._store.get(f"addrs/{self.name}").decode())
+        """Where peers reach this agent, and (`gate`, a port) what lets them in."""
+        url = str(self._store.get(f"addrs/{self.name}").decode())
+        return url if self._gate is None else f"{url}?gate={self._gate.port}"
 
     @property
     def host(self) -> str:
-        """The address of this host on which the agent listens."""
+        """The address of this host on which the agent listens; empty if it does not."""
+        if self._agent is None:
+            return ""
         return urlsplit(self.url).hostname or ""
 
     def start(self) -> None:
@@ -129,13 +157,54 @@ class Agent:
                 f"the RPC agent of {self.name} cannot listen: {_first_line(error)}; check that the "
                 "host's name resolves, or set TP_SOCKET_IFNAME to a network interface"
             ) from error
+        self._guard(api)
+
+    def _guard(self, api: ModuleType) -> None:
+        """Shut the agent's own socket, and let nothing that is not signed be called."""
+        port = urlsplit(self.url).port or 0
+        if self._serves:
+            self._gate = Gate(self.host, port, self.secret)
+            self._gate.start()
+        else:
+            self._undo.callback(shut_for_good(port))
+        internal = importlib.import_module("torch.distributed.rpc.internal")
+        signer = Signer(self.secret, self._tickets, internal.PythonUDF, internal.RemoteException)
+        for module, name in (
+            (internal, "_internal_rpc_pickler"),
+            (api, "_internal_rpc_pickler"),
+            (api, "_default_pickler"),
+        ):
+            self._undo.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, signer)
+
+    @contextmanager
+    def reaching(self, name: str) -> Iterator[None]:
+        """Be let in by a peer, within this block, unless it has been called before.
+
+        The first call to it must be answered within the block. Raises OSError if nobody is there,
+        SecretError if it has another secret.
+        """
+        url = urlsplit(self._unreached.get(name, ""))
+        gate = dict(parse_qsl(url.query)).get("gate")
+        if gate is None:
+            yield
+            return
+        with pass_through(url.hostname or "", int(gate), self.secret):
+            yield
+        self._unreached.pop(name, None)
+
+    def ticket(self, to: str) -> Ticket:
+        """For one call of a peer."""
+        return self._tickets.take(to)
 
     def meet(self, name: str, number: int, url: str) -> None:
         """Make a peer known, so that it can be called and its calls can be answered."""
         if number in self._met:
             return
         self._met.add(number)
-        self._store.set(f"addrs/{name}", url)
+        if "?" in url:
+            self._unreached[name] = url
+        self._store.set(f"addrs/{name}", url.partition("?")[0])
         info = _rpc().WorkerInfo(name, number)
         self._agent._update_group_membership(info, [], {}, True)
 
@@ -145,6 +214,10 @@ class Agent:
             with hushed():
                 importlib.import_module("torch.distributed.rpc.api").shutdown(graceful=False)
             self._agent = None
+        if self._gate is not None:
+            self._gate.close()
+            self._gate = None
+        self._undo.close()
 
 
 @contextmanager

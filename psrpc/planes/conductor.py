@@ -20,6 +20,7 @@ import torch
 
 from psrpc.errors import JobFailedError, PeerLostError, ProtocolError, PsrpcError, encode
 from psrpc.messages import Failure, Push, Reply, Request, Stepped
+from psrpc.planes import codec
 from psrpc.planes.base import Answer, Landing, Payload, Service
 from psrpc.planes.groups import Group, Groups
 from psrpc.planes.staging import Staging
@@ -55,6 +56,9 @@ class Cue(Reply):
     workers: tuple[int, ...]
     weight: float
     kept: tuple[int, ...]
+
+
+codec.know(Enter, Outcome, Cue)
 
 
 class Ending(Service, Protocol):

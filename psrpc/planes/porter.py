@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hmac
 import queue
-import secrets
 import socket
 import threading
 from collections.abc import Sequence
@@ -15,11 +13,13 @@ from psrpc.errors import GradientError, encode
 from psrpc.messages import Failure
 from psrpc.planes import wire
 from psrpc.planes.base import Payload, Service, land
+from psrpc.planes.doors import Door
 from psrpc.planes.freight import Freight
 from psrpc.planes.wire import Ring
+from psrpc.secret import Secret
 from psrpc.store.layout import ShardLayout
 
-_TOKEN_S = 30.0
+PURPOSE = "stream"
 
 
 class Places:
@@ -51,34 +51,18 @@ class Places:
 
 
 class _Guest:
-    """A worker's stream, with its thread."""
+    """A worker's stream. `serve` is called on its thread."""
 
     def __init__(self, porter: Porter, sock: socket.socket) -> None:
         self._porter = porter
-        self._admitted = False
-        self._freight = Freight(sock, self._hurry, _TOKEN_S)
+        self._freight = Freight(sock)
         self._answers: queue.SimpleQueue[Payload | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="psrpc-stream", daemon=True)
+        self._ended = threading.Event()
 
-    def start(self) -> None:
+    def serve(self) -> None:
         """Serve until the stream ends."""
-        self._thread.start()
-
-    def leave(self) -> None:
-        """End the stream; the worker gets no answer any more."""
-        self._freight.cut()
-        self._answers.put(None)
-
-    def join(self) -> None:
-        """Wait until the thread has ended."""
-        self._thread.join()
-
-    def _run(self) -> None:
         try:
-            expected = self._porter.token.encode()
-            token, _ = self._freight.receive(len(expected))
-            self._admitted = hmac.compare_digest(token, expected)
-            while self._admitted and self._serve():
+            while self._serve():
                 pass
         except Exception:
             # An ended stream, a garbled message, out of memory: the worker is told by the end of
@@ -87,11 +71,16 @@ class _Guest:
         finally:
             self._porter.forget(self)
             self._freight.close()
+            self._ended.set()
 
-    def _hurry(self) -> None:
-        """Workers may be silent for as long as they like, strangers may not."""
-        if not self._admitted:
-            raise TimeoutError("it does not say who it is")
+    def leave(self) -> None:
+        """End the stream; the worker gets no answer any more."""
+        self._freight.cut()
+        self._answers.put(None)
+
+    def join(self) -> None:
+        """Wait until nobody serves it any more."""
+        self._ended.wait()
 
     def _serve(self) -> bool:
         """Take one request to the service, and its answer back."""
@@ -136,26 +125,20 @@ class _Guest:
 
 
 class Porter:
-    """Listens for workers' streams, and passes requests on. Whoever knows the address may enter.
+    """Listens for workers' streams, and passes requests on. `host` is this host's address."""
 
-    `host` is the address of this host to listen on.
-    """
-
-    def __init__(self, service: Service, layout: ShardLayout, host: str) -> None:
+    def __init__(self, service: Service, layout: ShardLayout, host: str, secret: Secret) -> None:
         self.service = service
         self.places = Places(layout)
-        self.token = secrets.token_hex(16)
-        self._host = host
-        self._listener: socket.socket | None = None
+        self._door = Door(host, secret, PURPOSE, self._welcome)
         self._guests: set[_Guest] = set()
+        self._closed = False
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="psrpc-porter", daemon=True)
 
     @property
     def address(self) -> str:
-        """Where workers reach this, and what lets them in."""
-        assert self._listener is not None
-        return f"{self.token}@{self._host}:{self._listener.getsockname()[1]}"
+        """Where workers reach this: HOST:PORT."""
+        return self._door.address
 
     @property
     def guests(self) -> int:
@@ -164,19 +147,13 @@ class Porter:
 
     def start(self) -> None:
         """Listen."""
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        self._listener = socket.create_server((self._host, 0), family=family, backlog=128)
-        self._thread.start()
+        self._door.start()
 
     def close(self) -> None:
         """Take no more, and end all streams; workers that wait get PeerLostError."""
-        listener, self._listener = self._listener, None
-        if listener is None:
-            return
-        listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        listener.close()
+        self._door.close()
         with self._lock:
+            self._closed = True
             guests = list(self._guests)
         for guest in guests:
             guest.leave()
@@ -188,17 +165,14 @@ class Porter:
         with self._lock:
             self._guests.discard(guest)
 
-    def _run(self) -> None:
-        listener = self._listener
-        while listener is not None:
-            try:
-                sock, _ = listener.accept()
-            except OSError:
+    def _welcome(self, sock: socket.socket) -> None:
+        guest = _Guest(self, sock)
+        with self._lock:
+            if self._closed:
+                sock.close()
                 return
-            guest = _Guest(self, sock)
-            with self._lock:
-                self._guests.add(guest)
-            guest.start()
+            self._guests.add(guest)
+        guest.serve()
 
 
 def _wrong(ring: Ring, size_bytes: int, expected: int) -> tuple[str, str]:

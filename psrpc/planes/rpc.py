@@ -12,15 +12,17 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributed import rpc
 
-from psrpc.errors import PeerLostError, encode
+from psrpc.errors import PeerLostError, SecretError, encode
 from psrpc.messages import Done, Failure, Ping, Request
+from psrpc.planes import codec
 from psrpc.planes.agent import Agent, answers_later
 from psrpc.planes.base import Payload, Pending, Service, checked, land
+from psrpc.planes.signing import Ticket, may_be_called
 from psrpc.store.flats import Buffers
 from psrpc.store.layout import ShardLayout
 
@@ -33,6 +35,8 @@ class Address:
     number: int
     url: str
 
+
+codec.know(Address)
 
 # Functions called by RPC are module-level, so they find their server by name here.
 _serving: dict[str, tuple[Agent, Service]] = {}
@@ -48,33 +52,73 @@ def withdraw(agent: Agent) -> None:
     _serving.pop(agent.name, None)
 
 
-def _greet(key: str, caller: Address) -> bool:
-    if key in _serving:
-        _serving[key][0].meet(caller.name, caller.number, caller.url)
-    return key in _serving
+@may_be_called
+def _greet(ticket: Ticket, caller: Address) -> tuple[Ticket, bool]:
+    if ticket.to in _serving:
+        _serving[ticket.to][0].meet(caller.name, caller.number, caller.url)
+    return ticket, ticket.to in _serving
 
 
-def _service(key: str) -> Service:
-    return _serving[key][1]
+@may_be_called
+def _service(ticket: Ticket) -> Service:
+    return _serving[ticket.to][1]
 
 
+@may_be_called
 @answers_later
 def _handle(
-    key: str, request: Request, tensors: list[torch.Tensor]
-) -> torch.futures.Future[Payload]:
-    future: torch.futures.Future[Payload] = torch.futures.Future()
-    if key in _serving:
-        _serving[key][1].handle(request, tensors, future.set_result)
+    ticket: Ticket, request: Request, tensors: list[torch.Tensor]
+) -> torch.futures.Future[tuple[Ticket, Payload]]:
+    future: torch.futures.Future[tuple[Ticket, Payload]] = torch.futures.Future()
+
+    def answer(payload: Payload) -> None:
+        future.set_result((ticket, payload))
+
+    if ticket.to in _serving:
+        _serving[ticket.to][1].handle(request, tensors, answer)
     else:
-        future.set_result((Failure(encode(PeerLostError(f"{key} is closed"))), []))
+        answer((Failure(encode(PeerLostError(f"{ticket.to} is closed"))), []))
     return future
 
 
-def answers(name: str, timeout_s: float) -> bool:
+class Asked(NamedTuple):
+    """A call under way: its answer must have the same ticket."""
+
+    ticket: Ticket
+    future: torch.futures.Future[Any]
+
+    def value(self) -> Any:
+        """What the call brought, or raises. Blocks, in Python: signals are heard meanwhile.
+
+        Torch's own wait is deaf to them. Ends with the RPC's time limit.
+        """
+        came = threading.Event()
+        self.future.add_done_callback(lambda _: came.set())
+        came.wait()
+        return self.result()
+
+    def result(self) -> Any:
+        """The same, when the future is done."""
+        answer = self.future.wait()
+        if not isinstance(answer, tuple) or len(answer) != 2 or answer[0] != self.ticket:
+            raise SecretError(f"the answer of {self.ticket.to} is another call's")
+        return answer[1]
+
+
+def _call(
+    agent: Agent, to: Any, name: str, function: Any, arguments: tuple[Any, ...], timeout_s: float
+) -> Asked:
+    """Call a function of the server of this name. Raises RuntimeError if it is gone."""
+    ticket = agent.ticket(name)
+    return Asked(ticket, rpc.rpc_async(to, function, (ticket, *arguments), timeout=timeout_s))
+
+
+def answers(agent: Agent, name: str, timeout_s: float) -> bool:
     """Whether a server that this agent has met answers. Blocks."""
     try:
-        reply, _ = result_of(rpc.rpc_async(name, _handle, (name, Ping(-1), []), timeout=timeout_s))
-    except RuntimeError:
+        with agent.reaching(name):
+            reply, _ = _call(agent, name, name, _handle, (Ping(-1), []), timeout_s).value()
+    except (RuntimeError, OSError, SecretError):
         return False
     return isinstance(reply, Done)
 
@@ -85,17 +129,6 @@ class Patience:
 
     attempt_s: float = 60.0
     ping_s: float = 10.0
-
-
-def result_of(future: torch.futures.Future[Any]) -> Any:
-    """What an RPC's future brings, or raises. Blocks, in Python: signals are heard meanwhile.
-
-    Torch's own wait is deaf to them. Ends with the RPC's time limit.
-    """
-    came = threading.Event()
-    future.add_done_callback(lambda _: came.set())
-    came.wait()
-    return future.wait()
 
 
 class RpcPending:
@@ -110,10 +143,10 @@ class RpcPending:
 
     def done(self) -> bool:
         """See `Pending`. What ran into its time limit is sent again here as well."""
-        if self._future.done() and self._late():
+        if self._asked.future.done() and self._late():
             with suppress(PeerLostError):  # `wait` will say so
                 self._send()
-        return bool(self._future.done())
+        return bool(self._asked.future.done())
 
     def arrive(self, timeout_s: float | None = None) -> Payload:
         """See `Pending`."""
@@ -123,7 +156,7 @@ class RpcPending:
             if not self._came.wait(left_s):
                 raise TimeoutError(f"no answer from {self._link.peer.name} yet")
             try:
-                return checked(self._future.wait())
+                return checked(self._asked.result())
             except RuntimeError as error:
                 self._retry(error)
 
@@ -139,13 +172,13 @@ class RpcPending:
         self._sent = time.monotonic()
         # Not torch's own wait, which is deaf to signals.
         self._came = came = threading.Event()
-        self._future = self._link.send(self._request, self._tensors)
-        self._future.add_done_callback(lambda _: came.set())
+        self._asked = self._link.send(self._request, self._tensors)
+        self._asked.future.add_done_callback(lambda _: came.set())
 
     def _late(self) -> bool:
         """Whether the last attempt ran into its time limit."""
         try:
-            self._future.value()
+            self._asked.future.value()
         except RuntimeError:
             return self._attempt_is_over()
         return False
@@ -175,23 +208,21 @@ class RpcLink:
     def connect(self) -> None:
         """Introduce this agent to the server and take a handle of it. Blocks.
 
-        Raises PeerLostError if nobody answers at the peer's address.
+        Raises PeerLostError if nobody answers at the peer's address, SecretError if it has another
+        secret.
         """
+        name = self.peer.name
         me = Address(self.agent.name, self.agent.number, self.agent.url)
         self.agent.meet(self.peer.name, self.peer.number, self.peer.url)
         try:
-            known = result_of(
-                rpc.rpc_async(
-                    self.peer.name, _greet, (self.peer.name, me), timeout=self.patience.ping_s
-                )
-            )
-            if not known:
-                raise PeerLostError(f"{self.peer.name} is not serving")
+            with self.agent.reaching(name):
+                if not _call(self.agent, name, name, _greet, (me,), self.patience.ping_s).value():
+                    raise PeerLostError(f"{name} is not serving")
             self._handle = rpc.remote(
-                self.peer.name, _service, (self.peer.name,), timeout=self.patience.ping_s
+                name, _service, (self.agent.ticket(name),), timeout=self.patience.ping_s
             )
             self._owner = self._handle.owner()
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise self.lost(error) from None
 
     def open(self, layout: ShardLayout) -> Buffers:
@@ -219,8 +250,8 @@ class RpcLink:
         """See `Link`. The server forgets this handle; farewells may still be called."""
         self._handle = None
 
-    def send(self, request: Request, tensors: list[torch.Tensor]) -> torch.futures.Future[Payload]:
-        """Send once; the future fails when the server dies or the attempt's time is over."""
+    def send(self, request: Request, tensors: list[torch.Tensor]) -> Asked:
+        """Send once; the call fails when the server dies or the attempt's time is over."""
         try:
             return self._ask(request, tensors, self.patience.attempt_s)
         except RuntimeError as error:
@@ -229,17 +260,13 @@ class RpcLink:
     def ping(self) -> None:
         """Return when the server answers; raise PeerLostError if it does not."""
         try:
-            result_of(self._ask(Ping(self.agent.number), [], self.patience.ping_s))
+            self._ask(Ping(self.agent.number), [], self.patience.ping_s).value()
         except RuntimeError as error:
             raise self.lost(error) from None
 
-    def _ask(
-        self, request: Request, tensors: list[torch.Tensor], timeout_s: float
-    ) -> torch.futures.Future[Payload]:
-        asked: torch.futures.Future[Payload] = rpc.rpc_async(
-            self._owner, _handle, (self.peer.name, request, tensors), timeout=timeout_s
-        )
-        return asked
+    def _ask(self, request: Request, tensors: list[torch.Tensor], timeout_s: float) -> Asked:
+        arguments = (request, tensors)
+        return _call(self.agent, self._owner, self.peer.name, _handle, arguments, timeout_s)
 
     def lost(self, error: Exception) -> PeerLostError:
         """The error that says this server is gone."""

@@ -12,7 +12,6 @@ that overlaps.
 from __future__ import annotations
 
 import queue
-import socket
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,8 +23,10 @@ from psrpc.forks import keep_from_children
 from psrpc.messages import Request
 from psrpc.planes import wire
 from psrpc.planes.base import Payload, Pending, checked, land
+from psrpc.planes.doors import knock
 from psrpc.planes.errand import Errand
 from psrpc.planes.freight import Freight, size_of
+from psrpc.planes.porter import PURPOSE
 from psrpc.planes.rpc import RpcLink
 from psrpc.planes.wire import Ring
 from psrpc.store.flats import Buffers
@@ -65,8 +66,7 @@ class StreamLink:
 
     def __init__(self, control: RpcLink, address: str) -> None:
         self.control = control
-        self._token, _, place = address.rpartition("@")
-        self._host, _, self._port = place.rpartition(":")
+        self._host, _, self._port = address.rpartition(":")
         self._freight: Freight | None = None
         self._closed = False
         self._buffers = Buffers.none()
@@ -78,10 +78,18 @@ class StreamLink:
         )
 
     def connect(self) -> None:
-        """Reach the server's stream. Blocks; raises AddressError if there is no way to it."""
+        """Reach the server's stream. Blocks; raises AddressError if there is no way to it.
+
+        Raises SecretError if it has another secret.
+        """
+        control = self.control
         try:
-            sock = socket.create_connection(
-                (self._host, int(self._port)), self.control.patience.ping_s
+            sock = knock(
+                self._host,
+                int(self._port),
+                control.agent.secret,
+                PURPOSE,
+                control.patience.ping_s,
             )
         except OSError as error:
             raise AddressError(
@@ -90,7 +98,6 @@ class StreamLink:
         self._freight = Freight(
             keep_from_children(sock), self.control.ping, self.control.patience.attempt_s
         )
-        self._freight.send(self._token.encode())
 
     def open(self, layout: ShardLayout) -> Buffers:
         """See `Link`."""

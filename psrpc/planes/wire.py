@@ -1,15 +1,15 @@
-"""The messages of a step as bytes, for sockets of one host: small, and quick to read.
+"""The messages of a step as bytes: small, and quick to read.
 
 What every step says has a fixed place; what is rare (a new view, changed options)
-follows, pickled, as do messages of other kinds. Both ends belong to one user of one host.
+follows as `codec` has it, as do messages of other kinds.
 """
 
 from __future__ import annotations
 
-import pickle
 import struct
 from typing import NamedTuple
 
+from psrpc.errors import ProtocolError
 from psrpc.messages import (
     Failure,
     Pull,
@@ -21,6 +21,7 @@ from psrpc.messages import (
     StreamKind,
     UpdateKey,
 )
+from psrpc.planes import codec
 
 
 class Ring(NamedTuple):
@@ -56,11 +57,11 @@ def pack(ring: Ring) -> bytes:
     if type(request) is Pull and request.view is None:
         body = _PULL_BODY.pack(request.worker, request.clock, request.ahead)
         return _HEAD.pack(_PULL, side, ahead) + body
-    return _HEAD.pack(_OTHER, side, ahead) + pickle.dumps(request, pickle.HIGHEST_PROTOCOL)
+    return _HEAD.pack(_OTHER, side, ahead) + codec.encode(request)
 
 
 def unpack(message: bytes) -> Ring:
-    """The ring that `pack` made bytes of."""
+    """The ring that `pack` made bytes of. Raises ProtocolError or struct.error for others."""
     kind, side, ahead = _HEAD.unpack_from(message)
     if kind == _PUSH:
         request: Request = _unpack_push(message)
@@ -68,7 +69,9 @@ def unpack(message: bytes) -> Ring:
         worker, clock, begun = _PULL_BODY.unpack_from(message, _HEAD.size)
         request = Pull(worker, clock, ahead=begun)
     else:
-        request = pickle.loads(message[_HEAD.size :])
+        request = codec.decode(message[_HEAD.size :])
+        if not isinstance(request, Request):
+            raise ProtocolError(f"a {type(request).__name__} is no request")
     return Ring(request, None if side == _NONE else side, None if ahead == _NONE else bool(ahead))
 
 
@@ -79,8 +82,8 @@ def pack_reply(reply: Reply) -> bytes:
         body = (reply.version, reply.lead, reply.duplicate, reply.late, clock)
         return _STEPPED_BODY.pack(_STEPPED, *body)
     try:
-        return bytes([_OTHER]) + pickle.dumps(reply, pickle.HIGHEST_PROTOCOL)
-    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        return bytes([_OTHER]) + codec.encode(reply)
+    except ProtocolError as error:
         return pack_reply(Failure((type(error).__name__, str(error))))
 
 
@@ -89,7 +92,9 @@ def unpack_reply(message: bytes) -> Reply:
     if message[0] == _STEPPED:
         _, version, lead, duplicate, late, clock = _STEPPED_BODY.unpack(message)
         return Stepped(version, lead, duplicate, late, None if clock == _LATEST else clock)
-    reply: Reply = pickle.loads(message[1:])
+    reply = codec.decode(message[1:])
+    if not isinstance(reply, Reply):
+        raise ProtocolError(f"a {type(reply).__name__} is no reply")
     return reply
 
 
@@ -114,7 +119,7 @@ def _pack_push(push: Push) -> bytes:
     if not rare:
         return body
     tail = (push.absent, push.also, push.overrides, push.view)
-    return body + pickle.dumps(tail, pickle.HIGHEST_PROTOCOL)
+    return body + codec.encode(tail)
 
 
 def _unpack_push(message: bytes) -> Push:
@@ -122,7 +127,7 @@ def _unpack_push(message: bytes) -> Push:
         _PUSH_BODY.unpack_from(message, _HEAD.size)
     )
     tail = message[_HEAD.size + _PUSH_BODY.size :]
-    absent, also, overrides, view = pickle.loads(tail) if tail else ((), (), (), None)
+    absent, also, overrides, view = codec.decode(tail) if tail else ((), (), (), None)
     return Push(
         worker,
         clock,

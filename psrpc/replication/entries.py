@@ -1,12 +1,11 @@
 """What a primary and those that follow it say to each other, over one connection.
 
-Each message is a frozen dataclass, pickled, with the tensors that belong to it behind it as
-bytes. Both ends belong to one job, and know its token.
+Each message is a frozen dataclass, as `codec` has it, with the tensors that belong to it behind it
+as bytes. Both ends belong to one job, and have its secret.
 """
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 
 from psrpc.messages import Request, View
 from psrpc.orders import Closed, Cut, Halt
-from psrpc.planes import freight
+from psrpc.planes import codec, freight
 from psrpc.planes.freight import Freight, Load
 
 # A tensor's dtype and shape.
@@ -112,13 +111,15 @@ class Differs:
     theirs: str
 
 
+codec.know(Death, News, Verdict, Check, Follow, Copy, Entry, Beat, Over, Has, Differs)
+
 Message = Follow | Copy | Entry | Beat | Over | Has | Differs
 
 
 def load(message: Message, tensors: Sequence[torch.Tensor] = ()) -> Load:
     """A message, with tensors on the CPU, as it is to be sent."""
     specs: list[Spec] = [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors]
-    head = pickle.dumps((message, specs), pickle.HIGHEST_PROTOCOL)
+    head = codec.encode((message, specs))
     return freight.load(head, [tensor.detach().contiguous().reshape(-1) for tensor in tensors])
 
 
@@ -130,7 +131,7 @@ def send(way: Freight, message: Message, tensors: Sequence[torch.Tensor] = ()) -
 def receive(way: Freight) -> tuple[Message, list[torch.Tensor]]:
     """The next message with its tensors, in fresh memory. Blocks; raises as `send` does."""
     head, _ = way.receive()
-    message, specs = pickle.loads(head)
+    message, specs = codec.decode(head)
     tensors = [torch.empty(shape, dtype=dtype) for dtype, shape in specs]
     way.take([tensor.view(-1) for tensor in tensors if tensor.numel()])
     return message, tensors

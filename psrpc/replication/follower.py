@@ -15,6 +15,7 @@ from psrpc.replication.entries import Beat, Check, Copy, Differs, Entry, Has, Ov
 from psrpc.replication.lines import reach
 from psrpc.replication.primary import disagreement, take_in
 from psrpc.replication.state import Replicated, digest, restore, server_of
+from psrpc.secret import Secret
 
 _LOOK_AGAIN_S = 0.05
 HARBOUR = "harbour"  # what a primary posts for those that want to follow it
@@ -32,13 +33,19 @@ class Follower:
     """Follows the shard's primary with a service that nobody else calls. One thread."""
 
     def __init__(
-        self, service: Replicated, me: int, authority: Authority, dead_after_s: float
+        self,
+        service: Replicated,
+        me: int,
+        authority: Authority,
+        dead_after_s: float,
+        secret: Secret,
     ) -> None:
         self.core = Backup(me)
         self.reign: Reign | None = None  # once it reigns
         self._service = service
         self._authority = authority
         self._dead_after_s = dead_after_s
+        self._secret = secret
 
     def follow(self, patience_s: float, over: Callable[[], bool]) -> Ending:
         """Take in what the primary takes in. Blocks until there is an end to that.
@@ -66,7 +73,7 @@ class Follower:
             address = None if reign is None else self._authority.read(reign.primary, HARBOUR)
             if address is not None:
                 try:
-                    return reach(address, self.core.me, self._dead_after_s)
+                    return reach(address, self.core.me, self._dead_after_s, self._secret)
                 except AddressError as error:
                     why = str(error)
             if time.monotonic() > deadline:

@@ -6,9 +6,7 @@ The primary's side has a thread for each that sends, and one that hears what the
 from __future__ import annotations
 
 import contextlib
-import hmac
 import queue
-import secrets
 import socket
 import threading
 import time
@@ -17,11 +15,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from psrpc.errors import AddressError
+from psrpc.planes.doors import STRANGER_S, Door, knock
 from psrpc.planes.freight import Freight, Load
 from psrpc.replication import entries
 from psrpc.replication.entries import Follow, Message
+from psrpc.secret import Secret
 
-_TOKEN_S = 30.0
+PURPOSE = "harbour"
 _CONNECT_S = 5.0
 _COPY_S = 60.0
 
@@ -113,54 +113,33 @@ class Line:
 class Harbour:
     """Where those that want to follow a primary reach it. `admit` is called with each line."""
 
-    def __init__(self, host: str, admit: Callable[[Line], None]) -> None:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, 0), family=family)
-        self._port = self._listener.getsockname()[1]
-        self._token = secrets.token_hex(16)
-        self._host = host
+    def __init__(self, host: str, admit: Callable[[Line], None], secret: Secret) -> None:
+        self._door = Door(host, secret, PURPOSE, self._welcome)
         self._admit = admit
-        self._thread = threading.Thread(target=self._run, name="psrpc-harbour", daemon=True)
 
     @property
     def address(self) -> str:
-        """Where it is, and what lets one in."""
-        return f"{self._token}@{self._host}:{self._port}"
+        """Where it is: HOST:PORT."""
+        return self._door.address
 
     def start(self) -> None:
         """Begin to listen."""
-        self._thread.start()
+        self._door.start()
 
     def close(self) -> None:
         """Let nobody in any more."""
-        if self._listener.fileno() < 0:
-            return
-        self._listener.shutdown(socket.SHUT_RDWR)
-        if self._thread.ident is not None:
-            self._thread.join()
-        self._listener.close()
-
-    def _run(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._welcome, args=(sock,), daemon=True).start()
+        self._door.close()
 
     def _welcome(self, sock: socket.socket) -> None:
         admitted = threading.Event()
 
         def hurry() -> None:
-            """Those that follow may be silent as long as the primary lets them, strangers not."""
+            """Those that follow may be silent as long as the primary lets them."""
             if not admitted.is_set():
-                raise TimeoutError("it does not say who it is")
+                raise TimeoutError("it does not say what it wants")
 
-        freight = Freight(sock, hurry, _TOKEN_S)
+        freight = Freight(sock, hurry, STRANGER_S)
         try:
-            token, _ = freight.receive(len(self._token))
-            if not hmac.compare_digest(token, self._token.encode()):
-                raise EOFError("a stranger")
             message, _ = entries.receive(freight)
             if not isinstance(message, Follow):
                 raise EOFError("it does not want to follow")
@@ -171,23 +150,21 @@ class Harbour:
         self._admit(Line(freight, message.replica))
 
 
-def reach(address: str, replica: int, silent_after_s: float) -> Freight:
+def reach(address: str, replica: int, silent_after_s: float, secret: Secret) -> Freight:
     """Connect to a primary's harbour as one that wants to follow it. Blocks.
 
     Whoever waits on it gets TimeoutError when nothing moves for `silent_after_s`. Raises
-    AddressError if nobody is there.
+    AddressError if nobody is there, SecretError if he has another secret.
     """
-    token, _, place = address.rpartition("@")
-    host, _, port = place.rpartition(":")
+    host, _, port = address.rpartition(":")
 
     def silent() -> None:
         raise TimeoutError(f"it is silent for {silent_after_s:g} s")
 
     with contextlib.ExitStack() as undo:
         try:
-            sock = undo.enter_context(socket.create_connection((host, int(port)), _CONNECT_S))
+            sock = undo.enter_context(knock(host, int(port), secret, PURPOSE, _CONNECT_S))
             freight = Freight(sock, silent, silent_after_s)
-            freight.send(token.encode())
             entries.send(freight, Follow(replica))
         except (OSError, EOFError) as error:
             raise AddressError(f"no primary answers at {host}:{port} ({error})") from None

@@ -30,12 +30,15 @@ from psrpc.planes.rpc import Address, Patience, RpcLink, serve, withdraw
 from psrpc.planes.shm import ShmLink
 from psrpc.planes.staging import Staging
 from psrpc.planes.stream import StreamLink
+from psrpc.secret import Secret
 from psrpc.server import ParameterServer
 from psrpc.store.blueprint import Blueprint, draw
 from psrpc.store.layout import ShardLayout
 from psrpc.store.shard import ShardStore
 
 Service = Coordinator | ParameterServer
+
+SECRET = Secret(b"a secret of the tests")
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -99,7 +102,7 @@ class Order:
 
 def serve_plans(pipe: Connection, name: str, number: int) -> None:
     """A server process: serves one plan after another, as it is told, until the pipe closes."""
-    agent = Agent(name, number, threads=4, one_host=True)
+    agent = Agent(name, number, threads=4, one_host=True, secret=SECRET, serves=True)
     agent.start()
     pipe.send(agent.url)
     doorman: Doorman | None = None
@@ -124,7 +127,7 @@ def serve_plans(pipe: Connection, name: str, number: int) -> None:
             service = order.plan.service(order.index)
             doorman = Doorman(service, order.plan.layouts()[order.index])
             doorman.start()
-            porter = Porter(service, order.plan.layouts()[order.index], agent.host)
+            porter = Porter(service, order.plan.layouts()[order.index], agent.host, SECRET)
             porter.start()
             conductor = order.conductor(service)
             conductor.start()
@@ -217,7 +220,7 @@ class Dock:
     @property
     def agent(self) -> Agent:
         if self._agent is None:
-            self._agent = Agent("tester", 1000, threads=2, one_host=True)
+            self._agent = Agent("tester", 1000, threads=2, one_host=True, secret=SECRET)
             self._agent.start()
         return self._agent
 

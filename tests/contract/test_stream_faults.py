@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -28,16 +32,20 @@ from psrpc.messages import (
 from psrpc.modes import Asynchronous, Mode, Synchronous
 from psrpc.planes import wire
 from psrpc.planes.base import Service
+from psrpc.planes.doors import ANSWER_BYTES, CHALLENGE_BYTES, ask, knock
 from psrpc.planes.freight import Freight, as_bytes
 from psrpc.planes.loopback import LoopbackLink
-from psrpc.planes.porter import Porter
+from psrpc.planes.porter import PURPOSE, Porter
 from psrpc.planes.rpc import Address, Patience, RpcLink
 from psrpc.planes.select import link_to
 from psrpc.planes.stream import StreamLink
 from psrpc.planes.wire import Ring
+from psrpc.secret import Secret
 from psrpc.server import ParameterServer
 from psrpc.store.shard import ShardStore
-from tests.contract.fleet import Plan, until
+from tests import bomb
+from tests.bomb import Bomb
+from tests.contract.fleet import SECRET, Plan, until
 from tests.contract.hand import WAIT_S, stepped
 
 KEEPALIVE = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
@@ -49,6 +57,7 @@ class Control:
 
     patience = Patience()
     peer = Address("server0", 0, "here")
+    agent = SimpleNamespace(secret=SECRET)
 
     def __init__(self, service: Service) -> None:
         self._link = LoopbackLink(service)
@@ -81,7 +90,7 @@ class Quay:
         self.service = self.plan.service(0)
         self.server: ParameterServer = getattr(self.service, "server", self.service)
         self.layout = self.plan.layouts()[0]
-        self.porter = Porter(self.service, self.layout, "127.0.0.1")
+        self.porter = Porter(self.service, self.layout, "127.0.0.1", SECRET)
         self.porter.start()
         self.control = Control(self.service)
         self.control.call(Adopt(0, View(1, tuple((w, 0) for w in range(workers)))))
@@ -96,13 +105,17 @@ class Quay:
         self.buffers.gradients[0].fill_(1.0)
         return link
 
-    def raw(self, token: str = "") -> tuple[Freight, socket.socket]:
+    def plain(self) -> socket.socket:
+        """A connection over which nothing has been said."""
+        host, _, port = self.porter.address.rpartition(":")
+        return socket.create_connection((host, int(port)), WAIT_S)
+
+    def raw(self) -> tuple[Freight, socket.socket]:
         """A stream in the test's own hands."""
-        host, _, port = self.porter.address.partition("@")[2].rpartition(":")
-        sock = socket.create_connection((host, int(port)), WAIT_S)
+        host, _, port = self.porter.address.rpartition(":")
+        sock = knock(host, int(port), SECRET, PURPOSE)
         freight = Freight(sock)
         sock.settimeout(WAIT_S)
-        freight.send((token or self.porter.token).encode())
         self.socks.append(freight)
         return freight, sock
 
@@ -289,9 +302,11 @@ def test_a_stream_that_breaks_within_the_weights_brings_them_whole(quay: Quay) -
     assert quay.server.core.stats().updates_applied == 1
 
 
-def test_whoever_breaks_again_and_again_is_lost(quay: Quay) -> None:
+def test_whoever_breaks_again_and_again_is_lost(
+    quay: Quay, monkeypatch: pytest.MonkeyPatch
+) -> None:
     link = quay.link()
-    link._token = "another"
+    monkeypatch.setattr(quay.control, "agent", SimpleNamespace(secret=Secret(b"another")))
     link._freight.cut()  # type: ignore[union-attr]
     with pytest.raises(PeerLostError, match="server0 died or left"):
         link.exchange(Peek(0), send=False, land=True).wait(WAIT_S)
@@ -327,22 +342,34 @@ def test_weights_of_the_wrong_size_are_refused(quay: Quay) -> None:
 
 
 def test_who_does_not_say_who_he_is_has_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("psrpc.planes.porter._TOKEN_S", 0.05)
+    monkeypatch.setattr("psrpc.planes.doors.ask", partial(ask, limit_s=0.05))
     quay = Quay(Asynchronous(), 1)
-    host, _, port = quay.porter.address.partition("@")[2].rpartition(":")
-    with socket.create_connection((host, int(port)), WAIT_S) as sock:
+    with quay.plain() as sock:
+        assert len(sock.recv(100)) == CHALLENGE_BYTES
         assert sock.recv(1) == b""
     link = quay.link()
     stepped(link.exchange(push(), send=True, land=True))
     quay.close()
 
 
-@pytest.mark.parametrize("word", ["", "0" * 32, "x" * 5000])
-def test_a_stranger_is_turned_away(quay: Quay, word: str) -> None:
+@pytest.mark.parametrize(
+    "word",
+    [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: curl/8\r\n\r\n",
+        bytes(ANSWER_BYTES),
+        b"\xff" * 5000,
+        pickle.dumps(Bomb()) + bytes(ANSWER_BYTES),
+    ],
+    ids=["http", "zeros", "a huge length", "a pickle bomb"],
+)
+def test_a_stranger_is_turned_away(quay: Quay, word: bytes) -> None:
     link = quay.link()
-    freight, _ = quay.raw(word or "nothing")
-    with pytest.raises((EOFError, OSError)):
-        freight.receive()
+    with quay.plain() as sock, suppress(ConnectionError):
+        sock.sendall(word)
+        assert len(sock.recv(100)) == CHALLENGE_BYTES
+        assert sock.recv(1) == b""
+    assert quay.porter.guests == 1
+    assert not bomb.went_off
     stepped(link.exchange(push(), send=True, land=True))
 
 

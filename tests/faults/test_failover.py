@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
+from psrpc.secret import MAC_BYTES
 from tests.processes import PATIENCE_S, Bench, Finished, Ranks, wait_until
 
 SAMPLES = 400
@@ -85,7 +86,7 @@ class Job:
         """Who reigns, as the servers' authority says; empty before anybody does."""
         store = PrefixStore("psrpc/job/0/replicas", self.store)
         key = f"reign/{shard}"
-        return json.loads(store.get(key)) if store.check([key]) else {}
+        return json.loads(store.get(key)[2 * MAC_BYTES :]) if store.check([key]) else {}
 
     def paired(self, shard: int = 0) -> bool:
         """Whether a shard has a backup now."""

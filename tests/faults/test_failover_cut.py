@@ -21,7 +21,7 @@ STORE = """
     reigns = PrefixStore("psrpc/job/0/replicas", store)
     while not pathlib.Path("done").exists():
         if reigns.check(["reign/0"]):
-            pathlib.Path("reign").write_text(reigns.get("reign/0").decode())
+            pathlib.Path("reign").write_text(reigns.get("reign/0").decode()[64:])
         time.sleep(0.05)
 """
 

@@ -6,15 +6,18 @@ import json
 import os
 import re
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from psrpc import __version__
-from psrpc.lobby import look_up
+from psrpc.lobby import KEY, look_up
 from psrpc.replication.authority import REPLICAS, Authority
 from psrpc.replication.lives import LIVES, Lives
+from psrpc.sealed import SealedStore, job_secret
+from psrpc.secret import user_key
 from tests.faults import endless
 from tests.processes import PATIENCE_S, PSRPC, SOON_S, Bench, Command, free_port, wait_until
 
@@ -165,12 +168,14 @@ def authority(command: Command) -> Authority:
     return Authority(store_of(command, REPLICAS), 0)
 
 
-def store_of(command: Command, what: str) -> PrefixStore:
+def store_of(command: Command, what: str) -> SealedStore:
     """A part of the store of a job's launcher, when the job has begun."""
     (address,) = re.findall(r"psrpc join (\S+)", command.shown())
     host, port = address.split(":")
     store = TCPStore(host, int(port), is_master=False, wait_for_workers=False)
-    return PrefixStore(f"psrpc/{look_up(address).job}/{what}", store)
+    job = look_up(address).job
+    secret = job_secret(PrefixStore(f"psrpc/{job}", store), user_key(), job)
+    return SealedStore(PrefixStore(f"psrpc/{job}/{what}", store), secret, what)
 
 
 def test_replicas_need_a_launcher_for_each_process(bench: Bench) -> None:
@@ -246,6 +251,10 @@ def test_a_join_to_nowhere(bench: Bench, address: str, code: int, reason: str) -
     assert reason in line
 
 
+def sealed(lobby: Mapping[str, object]) -> str:
+    return user_key().derive("lobby").seal(KEY, json.dumps(lobby))
+
+
 def test_a_join_to_another_version_or_a_script(bench: Bench) -> None:
     from torch._C._distributed_c10d import TCPStore
 
@@ -254,11 +263,11 @@ def test_a_join_to_another_version_or_a_script(bench: Bench) -> None:
     assert "no psrpc job has begun there" in bench.run(*PSRPC, "join", address).err
     lobby = {"job": "x", "world_size": 2, "servers": 1, "arguments": None, "script": "mine.py"}
     lobby |= {"one_host": True, "loopback": True}
-    store.set("psrpc/lobby", json.dumps({**lobby, "version": "0.0.0"}))
+    store.set(KEY, sealed({**lobby, "version": "0.0.0"}))
     ended = bench.run(*PSRPC, "join", address)
     assert ended.code == 2
     assert "runs psrpc 0.0.0" in ended.err
-    store.set("psrpc/lobby", json.dumps({**lobby, "version": __version__}))
+    store.set(KEY, sealed({**lobby, "version": __version__}))
     ended = bench.run(*PSRPC, "join", address)
     assert ended.code == 2
     assert "runs a script: give it (mine.py)" in ended.err

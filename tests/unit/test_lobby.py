@@ -10,6 +10,7 @@ from torch._C._distributed_c10d import TCPStore
 from psrpc import __version__
 from psrpc.errors import AddressError, ConfigError, UsageError
 from psrpc.lobby import KEY, Lobby, look_up, split
+from psrpc.secret import user_key
 
 ELSEWHERE = "192.0.2.7"  # an address for documentation: no host has it
 
@@ -38,7 +39,8 @@ def test_what_is_no_address(address: str) -> None:
 
 def test_a_job_at_an_address_of_ipv6() -> None:
     store = TCPStore("::1", 0, None, True, wait_for_workers=False)
-    store.set(KEY, json.dumps(vars(lobby(one_host=True, loopback=True))))
+    text = json.dumps(vars(lobby(one_host=True, loopback=True)))
+    store.set(KEY, user_key().derive("lobby").seal(KEY, text))
     assert look_up(f"[::1]:{store.port}").script == "mine.py"
     port = store.port
     del store

@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from psrpc.planes.doors import CHALLENGE_BYTES, MOST_STRANGERS, STRANGER_S, receive
 from psrpc.pulse import Heart, Pulse
+from psrpc.secret import MAC_BYTES, Secret
 from psrpc.testing.clock import ManualClock
 
 LIFE_S = 0.3  # by a clock that stands still until a test lets it go on
 PATIENCE_S = 30.0
+SECRET = Secret(b"a secret of these tests")
 CLOSED = "its connection was closed"
 
 Told = tuple[int, str]
@@ -29,7 +32,7 @@ class Ward:
         self.clock = ManualClock()
         self.told: queue.Queue[Told] = queue.Queue()
         self.then: Callable[[int], None] = lambda process: None
-        self.pulse = Pulse("127.0.0.1", LIFE_S, self._lost, self.clock)
+        self.pulse = Pulse("127.0.0.1", LIFE_S, self._lost, SECRET, self.clock)
         self.hearts: dict[int, Heart] = {}
         self.socks: list[socket.socket] = []
 
@@ -39,27 +42,29 @@ class Ward:
 
     def heart(self, process: int, dead_after_s: float = 0.1) -> Heart:
         """A worker's heart, which beats far more often than it must."""
-        heart = Heart(self.pulse.address, process, dead_after_s)
+        heart = Heart(self.pulse.address, process, dead_after_s, SECRET)
         self.hearts[process] = heart
         heart.start()
         return heart
 
     def connect(self) -> socket.socket:
         """A connection over which nothing has been said."""
-        host, port, _ = self.pulse.address.split()
+        host, port = self.pulse.address.split()
         sock = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
         self.socks.append(sock)
         return sock
 
-    def hello(self, process: int) -> bytes:
-        """The first word of a process."""
-        secret = bytes.fromhex(self.pulse.address.split()[2])
-        return struct.pack("!16sI", secret, process)
+    def hello(self, sock: socket.socket, process: int, secret: Secret = SECRET) -> bytes:
+        """The first word of a process, which proves that it has the secret."""
+        nonce = receive(sock, CHALLENGE_BYTES, time.monotonic() + STRANGER_S)[-16:]
+        said, mine = struct.pack("!I", process), bytes(16)
+        return said + mine + secret.mac("pulse/visitor", nonce, mine, said)
 
     def say_hello(self, process: int) -> socket.socket:
         """A process that says who it is, and nothing more."""
         sock = self.connect()
-        sock.sendall(self.hello(process))
+        sock.sendall(self.hello(sock, process))
+        receive(sock, MAC_BYTES, time.monotonic() + STRANGER_S)
         return sock
 
     def next_told(self) -> Told:
@@ -149,7 +154,7 @@ def test_a_heart_that_stops_is_told_at_once(ward: Ward) -> None:
 def test_a_first_word_may_come_in_pieces(ward: Ward) -> None:
     sock = ward.connect()
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    for byte in ward.hello(0x01020304):
+    for byte in ward.hello(sock, 0x01020304):
         sock.sendall(bytes([byte]))
     sock.close()
     assert ward.next_told() == (0x01020304, CLOSED)
@@ -157,7 +162,7 @@ def test_a_first_word_may_come_in_pieces(ward: Ward) -> None:
 
 def test_a_word_and_beats_in_one_piece_are_understood(ward: Ward) -> None:
     sock = ward.connect()
-    sock.sendall(ward.hello(5) + b"\x01\x01\x01")
+    sock.sendall(ward.hello(sock, 5) + b"\x01\x01\x01")
     sock.close()
     assert ward.next_told() == (5, CLOSED)
 
@@ -194,10 +199,10 @@ def test_a_connection_that_is_lost_for_silence_is_hung_up(ward: Ward) -> None:
         b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
         bytes(20),
         b"\x01",
-        struct.pack("!16sI", b"not the secret!!", 7),
+        bytes(52),
         b"\xff" * 100_000,
     ],
-    ids=["nothing", "http", "zeros", "a beat", "wrong secret", "a lot"],
+    ids=["nothing", "http", "zeros", "a beat", "a false proof", "a lot"],
 )
 def test_strangers_harm_nothing_and_tell_nothing(ward: Ward, words: bytes) -> None:
     ward.heart(7, PATIENCE_S)
@@ -215,14 +220,44 @@ def test_strangers_harm_nothing_and_tell_nothing(ward: Ward, words: bytes) -> No
 
 def test_a_stranger_with_a_wrong_secret_is_hung_up(ward: Ward) -> None:
     stranger = ward.connect()
-    stranger.sendall(struct.pack("!16sI", b"not the secret!!", 7))
+    stranger.sendall(ward.hello(stranger, 7, Secret(b"another")))
     stranger.settimeout(PATIENCE_S)
     with contextlib.suppress(ConnectionResetError):
         assert stranger.recv(1) == b""
+    assert not ward.pulse._heard
+
+
+def test_what_a_worker_has_said_cannot_be_said_again(ward: Ward) -> None:
+    worker, stranger = ward.connect(), ward.connect()
+    said = ward.hello(worker, 7)
+    worker.sendall(said)
+    assert ward.is_heard(7)
+    stranger.sendall(said)
+    stranger.settimeout(PATIENCE_S)
+    receive(stranger, CHALLENGE_BYTES, time.monotonic() + STRANGER_S)
+    with contextlib.suppress(ConnectionResetError):
+        assert stranger.recv(1) == b""
+    assert ward.told.empty(), "the worker's own line stays"
+
+
+def test_many_strangers_do_not_keep_a_worker_out(ward: Ward) -> None:
+    strangers = [ward.connect() for _ in range(MOST_STRANGERS + 10)]
+    ward.heart(7, PATIENCE_S)
+    assert ward.is_heard(7)
+    strangers[0].settimeout(PATIENCE_S)
+    receive(strangers[0], CHALLENGE_BYTES, time.monotonic() + STRANGER_S)
+    assert strangers[0].recv(1) == b"", "the oldest has to go"
+
+
+def test_a_heart_does_not_beat_for_a_stranger(ward: Ward) -> None:
+    heart = Heart(ward.pulse.address, 7, PATIENCE_S, Secret(b"another"))
+    assert heart._connect() is None
+    assert not ward.pulse._heard
 
 
 def test_a_stranger_that_says_nothing_is_hung_up_and_not_told(ward: Ward) -> None:
     stranger = ward.connect()
+    receive(stranger, CHALLENGE_BYTES, time.monotonic() + STRANGER_S)
     stranger.setblocking(False)
 
     def is_hung_up() -> bool:
@@ -234,13 +269,6 @@ def test_a_stranger_that_says_nothing_is_hung_up_and_not_told(ward: Ward) -> Non
     assert ward.clock.now() > LIFE_S
     assert is_hung_up()
     assert ward.told.empty()
-
-
-def test_secrets_differ() -> None:
-    one, other = Ward(), Ward()
-    assert one.pulse.address.split()[2] != other.pulse.address.split()[2]
-    one.close()
-    other.close()
 
 
 def test_who_is_expected_and_never_comes_is_lost_once(ward: Ward) -> None:
@@ -326,8 +354,9 @@ def test_many_hearts_are_heard(ward: Ward) -> None:
 def test_a_heart_that_was_hung_up_on_comes_again(ward: Ward) -> None:
     heart = ward.heart(7)
     assert ward.is_heard(7)
-    sock = heart._sock
-    assert sock is not None
+    deadline_s = time.monotonic() + PATIENCE_S
+    while (sock := heart._sock) is None:  # it has still to hear the proof
+        assert time.monotonic() < deadline_s
     sock.shutdown(socket.SHUT_RDWR)
     assert ward.next_told() == (7, CLOSED)
     assert ward.is_heard(7)
@@ -335,14 +364,14 @@ def test_a_heart_that_was_hung_up_on_comes_again(ward: Ward) -> None:
 
 def test_a_heart_that_nobody_hears_at_first_is_heard_when_somebody_listens() -> None:
     ward = Ward()
-    host, port, secret = ward.pulse.address.split()
+    host, port = ward.pulse.address.split()
     with socket.create_server((host, 0)) as other:
         nobody = other.getsockname()[1]
     found: list[str] = []
-    heart = Heart(f"{host} {nobody} {secret}", 7, LIFE_S, lambda: found[0] if found else None)
+    heart = Heart(f"{host} {nobody}", 7, LIFE_S, SECRET, lambda: found[0] if found else None)
     ward.hearts[7] = heart
     heart.start()
-    found.append(f"{host} {port} {secret}")
+    found.append(f"{host} {port}")
     ward.pulse.start()
     try:
         assert ward.is_heard(7)
@@ -354,7 +383,7 @@ def test_a_heart_goes_to_where_the_coordinator_is_now() -> None:
     """Though the one before still listens, as one does that stood still for a while."""
     before, after = Ward(), Ward()
     found = [before.pulse.address]
-    heart = Heart(before.pulse.address, 7, LIFE_S, lambda: found[0])
+    heart = Heart(before.pulse.address, 7, LIFE_S, SECRET, lambda: found[0])
     before.hearts[7] = heart
     for ward in (before, after):
         ward.pulse.start()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import collections
+import os
+import pickle
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -13,7 +16,13 @@ from torch import nn
 
 from psrpc.coordinator import Coordinator
 from psrpc.core.replication import Reign
-from psrpc.errors import AddressError, FencedError, JobFailedError, PeerLostError
+from psrpc.errors import (
+    AddressError,
+    FencedError,
+    JobFailedError,
+    PeerLostError,
+    ProtocolError,
+)
 from psrpc.job import PROTOCOL, Job
 from psrpc.messages import (
     Acquire,
@@ -39,14 +48,18 @@ from psrpc.replication.follower import HARBOUR, Ending, Follower
 from psrpc.replication.lines import Harbour, reach
 from psrpc.replication.primary import PrimaryService
 from psrpc.replication.state import capture, digest, restore
+from psrpc.secret import Secret
 from psrpc.server import ParameterServer
 from psrpc.store.blueprint import Blueprint, draw
 from psrpc.store.flats import Buffers
 from psrpc.store.image import ShardImage
 from psrpc.store.layout import ShardLayout
 from psrpc.store.shard import ShardStore
+from tests import bomb
+from tests.bomb import Bomb
 
 PATIENCE_S = 20.0
+SECRET = Secret(b"a secret of these tests")
 
 
 def key_of(worker: int, clock: int) -> UpdateKey:
@@ -173,10 +186,10 @@ class Pair:
             self.stage.coordinator, 1, reign, 0, self.authority, dead_after_s
         )
         self.primary.start()
-        self.harbour = Harbour("127.0.0.1", self.primary.admit)
+        self.harbour = Harbour("127.0.0.1", self.primary.admit, SECRET)
         self.harbour.start()
         self.authority.post(1, HARBOUR, self.harbour.address)
-        self.follower = Follower(self.other.coordinator, 2, self.authority, dead_after_s)
+        self.follower = Follower(self.other.coordinator, 2, self.authority, dead_after_s, SECRET)
         self.ending: Ending | None = None
         self.error: JobFailedError | None = None
         self.thread = threading.Thread(target=self._follow, daemon=True)
@@ -257,7 +270,7 @@ def test_a_job_that_ends_is_taken_over_by_nobody(pair: Pair) -> None:
 
 def test_an_answer_waits_until_the_backup_has_it(pair: Pair) -> None:
     """The backup is here a connection in this test's hands."""
-    freight = reach(pair.harbour.address, 7, PATIENCE_S)
+    freight = reach(pair.harbour.address, 7, PATIENCE_S, SECRET)
     copy = next_of(freight, Copy)
     entries.send(freight, Has(copy.number))
     assert pair.primary.wait_for_backup(PATIENCE_S)
@@ -337,14 +350,11 @@ def test_equal_ones_are_compared_in_peace(pair: Pair, monkeypatch: pytest.Monkey
 
 
 def test_strangers_are_not_let_in(pair: Pair) -> None:
-    _, _, place = pair.harbour.address.rpartition("@")
-    freight = reach(f"{'0' * 32}@{place}", 3, PATIENCE_S)
-    with pytest.raises((EOFError, OSError)):
-        entries.receive(freight)
-    freight.close()
+    with pytest.raises(AddressError, match="hung up"):
+        reach(pair.harbour.address, 3, PATIENCE_S, Secret(b"another"))
     pair.harbour.close()
     with pytest.raises(AddressError):
-        reach(pair.harbour.address, 3, PATIENCE_S)
+        reach(pair.harbour.address, 3, PATIENCE_S, SECRET)
 
 
 class Moving:
@@ -449,3 +459,15 @@ def test_what_a_server_answers_is_no_loss() -> None:
     link.open(stage.layout)
     with pytest.raises(FencedError):
         link.exchange(Pull(9, 0), send=False, land=True).wait()
+
+
+def test_a_state_is_made_of_listed_types_alone() -> None:
+    """Whoever sends it: a primary has proved who it is, and could still have been taken over."""
+    stage = Stage(Asynchronous())
+    state, tensors, release = capture(stage.coordinator)
+    release()
+    restore(Stage(Asynchronous()).coordinator, state, tensors)
+    for poison in (Bomb(), os.system, collections.namedtuple, print):
+        with pytest.raises(ProtocolError, match="is no part of a server's state"):
+            restore(stage.coordinator, {**state, "shard": pickle.dumps(poison)}, tensors)
+    assert not bomb.went_off

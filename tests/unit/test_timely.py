@@ -11,6 +11,8 @@ import torch.distributed as dist
 from psrpc.environment import Place
 from psrpc.errors import PeerLostError
 from psrpc.rendezvous import Rendezvous
+from psrpc.sealed import SealedStore
+from psrpc.secret import Secret
 from psrpc.timely import TimelyStore
 
 PLACE = Place(1, 2, 1, 2, "127.0.0.1", 1, agent_keeps_store=True, job="job/0")
@@ -57,7 +59,8 @@ def test_an_error_of_the_store_is_its_callers() -> None:
 def test_one_that_is_stopped_counts_as_gone() -> None:
     stopped = Stopped()
     rendezvous = Rendezvous(PLACE, 300.0)
-    rendezvous._store = TimelyStore(stopped, answer_s=0.05)  # type: ignore[arg-type]
+    rendezvous._store = store = TimelyStore(stopped, answer_s=0.05)  # type: ignore[arg-type]
+    rendezvous._sealed = SealedStore(store, Secret.random())
     with pytest.raises(PeerLostError, match="rank 1 lost the store at "):
         rendezvous.read(["server0"])
     with pytest.raises(PeerLostError, match="rank 1 lost the store"):

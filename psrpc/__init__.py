@@ -1,7 +1,7 @@
 """psrpc: the parameter server for PyTorch that people can put their jobs on."""
 
 from psrpc._version import __version__
-from psrpc.job import Checkpointing, Elastic
+from psrpc.job import Checkpointing, Elastic, Hosts
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 from psrpc.runtime import Result, Role, run
 from psrpc.worker import Worker
@@ -11,6 +11,7 @@ __all__ = [
     "BoundedStaleness",
     "Checkpointing",
     "Elastic",
+    "Hosts",
     "Mode",
     "Result",
     "Role",
@@ -24,7 +25,9 @@ __all__ = [
 ROOMS = (
     "errors",
     "clock",
+    "nodelists",
     "environment",
+    "addresses",
     "interrupts",
     "lifeline",
     "forks",
@@ -34,6 +37,7 @@ ROOMS = (
     "orders",
     "core",
     "job",
+    "seating",
     "importing",
     "optional",
     "datasets",
@@ -57,6 +61,7 @@ ROOMS = (
     "worker",
     "timely",
     "rendezvous",
+    "rollcall",
     "lobby",
     "report",
     "display",

@@ -146,19 +146,26 @@ def export(directory: Path, output: Path) -> None:
 
 
 @cli.command()
-@click.argument("address", metavar="HOST:PORT")
+@click.argument("address", metavar="HOST:PORT|FILE")
 @click.argument("script", nargs=-1, type=click.UNPROCESSED)
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--max-restarts", type=click.IntRange(0), default=0, show_default=True)
-def join(address: str, script: tuple[str, ...], workers: int, max_restarts: int) -> None:
+@click.option("--interface", help="as of psrpc train, for these workers")
+def join(
+    address: str, script: tuple[str, ...], workers: int, max_restarts: int, interface: str | None
+) -> None:
     """Add workers to a running job.
 
-    HOST:PORT is what the job showed at its start. A job of `psrpc train` tells its options by
-    itself; for one of a script of your own, give SCRIPT and its arguments.
+    HOST:PORT is what the job showed at its start, FILE its --address-file. A job of `psrpc train`
+    tells its options by itself; for one of a script of your own, give SCRIPT and its arguments.
     """
+    from psrpc import addresses, environment
     from psrpc.isolation import launch_joiners, place_of
-    from psrpc.lobby import look_up, split
+    from psrpc.lobby import address_of, look_up, split
 
+    if interface is not None:
+        environment.choose_interface(addresses.chosen(interface).name)
+    address = address_of(address)
     lobby = look_up(address)
     host, port = split(address)
     one_host = lobby.admit(host)
@@ -209,7 +216,8 @@ def _start(settings: TrainSettings, argv: list[str], *, isolate: bool) -> None:
         from psrpc.isolation import Crew, launch_isolated
 
         crew = Crew(settings.servers, settings.replicas, settings.workers)
-        launch_isolated(argv, crew, settings.port, settings.max_restarts)
+        restarts = settings.max_restarts
+        launch_isolated(argv, crew, settings.port, restarts, settings.interface)
         return
     launch(argv, names, settings.port)
 

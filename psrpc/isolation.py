@@ -7,11 +7,8 @@ starts that process again when it dies (`torchrun --standalone --max-restarts=N`
 
 from __future__ import annotations
 
-import fcntl
 import json
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -23,13 +20,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from psrpc import environment
+from psrpc.addresses import chosen
 from psrpc.environment import JOINS, Place
-from psrpc.errors import ConfigError, JobFailedError, PsrpcError, decode
+from psrpc.errors import JobFailedError, PsrpcError, decode
 from psrpc.launch import child_variables, over_file, run_agent
 from psrpc.lifeline import die_with_launcher
 
 _LOOK_AGAIN_S = 0.1
-_SIOCGIFADDR = 0x8915  # asks the kernel for an interface's address
 _GRACE_S = 5.0  # from a failure until what still runs is ended
 _STOP_S = 6.0  # the agents give their processes 3 s
 
@@ -46,23 +43,6 @@ def place_of(address: str, port: int, job: str, *, world_size: int, one_host: bo
         agent_keeps_store=True,
         job=job,
     )
-
-
-def own_address() -> str:
-    """Where this host's processes listen: on the interface that the user chose, or on loopback.
-
-    Raises ConfigError if that has no IPv4 address.
-    """
-    name = environment.interface() or "lo"
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            found = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-        except OSError as error:
-            raise ConfigError(
-                f"{environment.INTERFACE} names {name!r}, which has no IPv4 address here "
-                f"({error.strerror}): ip addr lists what there is"
-            ) from None
-    return socket.inet_ntoa(found[20:24])
 
 
 @dataclass(frozen=True)
@@ -186,16 +166,19 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def launch_isolated(arguments: Sequence[str], crew: Crew, port: int, restarts: int) -> None:
+def launch_isolated(
+    arguments: Sequence[str], crew: Crew, port: int, restarts: int, interface: str | None = None
+) -> None:
     """Run `python -m psrpc ARGUMENTS` under an agent for each role, and wait for the end.
 
-    Blocks. Raises what ended the job, and KeyboardInterrupt; no process is left.
+    All listen on `interface` (None: loopback, or what torch's variables say). Blocks. Raises what
+    ended the job, and KeyboardInterrupt; no process is left.
     """
     from torch._C._distributed_c10d import TCPStore
 
     from psrpc.rendezvous import listen
 
-    host = own_address()
+    host = chosen(interface or environment.interface() or "lo").address
     listener = listen(host, port)
     port = listener.getsockname()[1]
     store = TCPStore(

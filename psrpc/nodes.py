@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
@@ -57,6 +58,7 @@ class ServerNode:
         self.job = job
         self.index = index
         self.fabric = fabric
+        self.name_of: Callable[[int], str] = lambda worker: f"worker {worker}"
         self.layout = layout = blueprint.layouts(job.servers)[index]
         self.store = store = ShardStore(blueprint, layout, model, job.reduction)
         self.blueprint, self.model = blueprint, model
@@ -219,7 +221,7 @@ class ServerNode:
         self.coordinator.fail(error)
 
     def _nobody_came(self, coordinator: Coordinator) -> StartTimeoutError:
-        missing = ", ".join(f"worker {w}" for w in coordinator.core.members.missing)
+        missing = ", ".join(self.name_of(w) for w in coordinator.core.members.missing)
         return StartTimeoutError(
             f"these have not come within {self.job.start_timeout_s:g} s: {missing}"
         )

@@ -12,6 +12,7 @@ from psrpc.errors import ConfigError, StartTimeoutError
 from psrpc.rendezvous import Rendezvous, here
 from psrpc.rollcall import Register, RollCall
 from psrpc.testing.clock import ManualClock
+from tests.processes import free_port
 
 LO = Interface("lo", "127.0.0.1")
 ETH = Interface("eth0", "10.0.0.1")
@@ -105,12 +106,10 @@ def test_nobody_is_called_when_the_job_has_begun(store: TCPStore) -> None:
 
 
 def test_a_store_that_nobody_keeps_is_asked_for_by_name(
-    store: TCPStore, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    port = store.port
-    del store
     clock = ManualClock()
-    lost = Place(1, 2, 0, 1, "127.0.0.1", port, agent_keeps_store=True, job="job/0")
+    lost = Place(1, 2, 0, 1, "127.0.0.1", free_port(), agent_keeps_store=True, job="job/0")
     rendezvous = Rendezvous(lost, 12.0, clock, who="worker 0")
     with pytest.raises(StartTimeoutError, match=r"worker 0 found no store at 127\.0\.0\.1"):
         rendezvous._knock(lambda s: clock.advance(s * 50))

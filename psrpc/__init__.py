@@ -43,6 +43,7 @@ ROOMS = (
     "datasets",
     "models",
     "tree",
+    "seeds",
     "store",
     "checkpoints",
     "planes",

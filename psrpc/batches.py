@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import Any, Protocol, cast
 
 import torch
@@ -12,9 +12,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from psrpc.errors import DatasetError, UsageError
 from psrpc.messages import Lease
+from psrpc.seeds import Purpose, seed_of, sow
 from psrpc.tree import to_device
 
 Collate = Callable[[list[Any]], Any]
+Chosen = tuple[int, torch.Tensor]  # a seed for loading a batch, and the indices of its samples
 
 
 class Source(Protocol):
@@ -73,6 +75,7 @@ def batches(
     batch_size: int,
     positions: Callable[[int], torch.Tensor],
     *,
+    seed: int,
     device: torch.device,
     collate: Collate | None = None,
     loaders: int = 0,
@@ -82,49 +85,68 @@ def batches(
 
     `positions` gives an epoch's order; a lease may be of an earlier epoch, if others left it.
     `loaders` processes load and collate ahead (torch's DataLoader); with 0 that is done in
-    this thread. When `stale` says so, the next batch is a UsageError.
+    this thread. Random numbers begin anew with each batch, from `seed` and its place in the
+    epoch's order. When `stale` says so, the next batch is a UsageError.
     """
     samples, positions = len(cast(Sized, dataset)), functools.cache(positions)
     plan: deque[tuple[Lease, int]] = deque()
 
-    def indices() -> Iterator[Sequence[int]]:
+    def chosen() -> Iterator[Chosen]:
         for lease, step in source.lease_batches(samples, batch_size):
             plan.append((lease, step))
             low, high = lease.batch(step)
-            yield positions(lease.epoch)[low:high]  # type: ignore[misc]
+            yield seed_of(seed, lease.epoch, low, Purpose.LOAD), positions(lease.epoch)[low:high]
 
     while True:
-        for batch in _load(dataset, indices(), collate, loaders):
+        for batch in _load(dataset, chosen(), collate, loaders):
             if stale():
                 raise UsageError(
                     "batches() was called again inside a loop over its batches; finish or leave "
                     "one loop before the next, and take data for evaluation from a DataLoader"
                 )
-            if source.take(*plan.popleft()):
+            lease, step = plan.popleft()
+            if source.take(lease, step):
+                sow(seed_of(seed, lease.epoch, lease.batch(step)[0], Purpose.STEP))
                 yield to_device(batch, device)
         if not source.more(samples, batch_size):
             return
 
 
 def _load(
-    dataset: Dataset[Any], indices: Iterator[Any], collate: Collate | None, loaders: int
+    dataset: Dataset[Any], chosen: Iterator[Chosen], collate: Collate | None, loaders: int
 ) -> Iterator[Any]:
     if type(dataset) is TensorDataset and collate is None and loaders == 0:
         # Tensors in memory: one index operation a batch in place of one a sample.
         tensors = dataset.tensors
-        return ([tensor[chosen] for tensor in tensors] for chosen in indices)
-    lists = (chosen.tolist() for chosen in indices)
+        return ([tensor[indices] for tensor in tensors] for _, indices in chosen)
+    lists = ((seed, indices.tolist()) for seed, indices in chosen)
     loader: DataLoader[Any] = DataLoader(
-        dataset, batch_sampler=_Once(lists), collate_fn=collate, num_workers=loaders
+        _Sown(dataset), batch_sampler=_Once(lists), collate_fn=collate, num_workers=loaders
     )
     return iter(loader)
+
+
+class _Sown(Dataset[Any]):
+    """A dataset whose random numbers begin anew with each batch, in whichever process."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self._dataset = dataset
+
+    def __getitems__(self, batch: tuple[int, list[int]]) -> list[Any]:
+        """What DataLoader asks for: a batch's samples."""
+        seed, indices = batch
+        sow(seed)
+        several = getattr(self._dataset, "__getitems__", None)
+        if several is not None:
+            return cast(list[Any], several(indices))
+        return [self._dataset[index] for index in indices]
 
 
 class _Once:
     """An iterator in the shape that DataLoader wants of a batch sampler."""
 
-    def __init__(self, lists: Iterator[list[int]]) -> None:
-        self._lists = lists
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self._batches = batches
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return self._lists
+    def __iter__(self) -> Iterator[Any]:
+        return self._batches

@@ -339,7 +339,8 @@ class Coordinator:
         return [(each, (Failure(encode(self._failure)), [])) for each in self.desk.clear()]
 
     def _put_buffers(self, request: PutBuffers, call: Call) -> Answers:
-        self._buffers.put(request.worker, request.steps, call.tensors)
+        if request.worker in self.core.members.live:  # not dead, nor taken for dead
+            self._buffers.put(request.worker, request.steps, call.tensors)
         return [(call, (Done(), []))]
 
     def _get_stats(self, request: GetStats, call: Call) -> Answers:

@@ -78,5 +78,7 @@ ROOMS = (
     "interpreter",
     "launch",
     "isolation",
+    "tasks",
+    "slurm",
     "cli",
 )

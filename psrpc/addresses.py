@@ -98,3 +98,22 @@ def resolve(host: str) -> str:
         return str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
     except OSError:
         return host
+
+
+def store_address(host: str, wanted: str | None) -> str:
+    """Where the store of a job on several hosts is that is to be found at `host`.
+
+    On that host itself the name may stand for a loopback address (127.0.1.1); then it is the
+    `wanted` interface's, or that of the only one that others can reach. Raises ConfigError if
+    there are several.
+    """
+    address = resolve(host)
+    if not is_loopback(address):
+        return address
+    own = chosen(wanted) if wanted else alone()
+    if own is None:
+        raise ConfigError(
+            f"{host} is a loopback address on {socket.gethostname()}, which has several others: "
+            "say with --interface which one the other hosts reach"
+        )
+    return own.address

@@ -97,10 +97,13 @@ def place(variables: Mapping[str, str] | None = None) -> Place | None:
 def task_of_slurm(variables: Mapping[str, str] | None = None) -> Place | None:
     """The place of a task among several that one srun has started; None for anything else.
 
+    A process that torchrun has started in such a task is none.
+
     The first task's host is where they meet, unless MASTER_ADDR and MASTER_PORT say otherwise.
     """
     env = os.environ if variables is None else variables
-    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) < 2 or "SLURM_PROCID" not in env:
+    alone = int(env.get("SLURM_STEP_NUM_TASKS", "1")) < 2
+    if alone or "SLURM_PROCID" not in env or "RANK" in env:
         return None
     nodes = names(env["SLURM_STEP_NODELIST"])
     tasks = counts(env["SLURM_STEP_TASKS_PER_NODE"])
@@ -174,10 +177,10 @@ def unless_set(variables: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in variables.items() if name not in os.environ}
 
 
-def agent() -> tuple[int, list[str]]:
-    """What the agent of one role shall run: how many restarts, and python's arguments."""
-    restarts, command = json.loads(os.environ[AGENT])
-    return int(restarts), [str(argument) for argument in command]
+def agent() -> tuple[int, list[str], float]:
+    """What the agent of one role shall run: how many restarts, python's arguments, its patience."""
+    restarts, command, patience_s = json.loads(os.environ[AGENT])
+    return int(restarts), [str(argument) for argument in command], float(patience_s)
 
 
 def _number(env: Mapping[str, str], name: str, default: str = "") -> int:

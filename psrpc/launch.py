@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,18 @@ def child_variables(failure: Path) -> dict[str, str]:
     return variables | environment.unless_set(defaults)
 
 
-def run_agent(command: Sequence[str], restarts: int) -> int:
+def run_agent(
+    command: Sequence[str],
+    restarts: int,
+    *,
+    patience_s: float = _STOP_S,
+    again: Callable[[], bool] = lambda: True,
+) -> int:
     """Run `python COMMAND` in one process, again when it dies. Blocks; returns an exit code.
 
-    One that SIGINT or SIGTERM ended was asked to go, and does not come back.
+    One that SIGINT or SIGTERM ended was asked to go, and does not come back; nor does any if
+    `again` says so. SIGTERM to this process is passed on, and followed by SIGKILL after
+    `patience_s`.
 
     Of psrpc's own commands each process is a fork of this one, which has imported all they need:
     one that died is back at once, where a new interpreter spends over a second of a core. A
@@ -89,7 +97,7 @@ def run_agent(command: Sequence[str], restarts: int) -> int:
         program = interpreter.become
     with tempfile.TemporaryDirectory(prefix="psrpc-") as folder:
         for left in reversed(range(restarts + 1)):
-            config = _config(1, 0, folder, restarts=0)
+            config = _config(1, 0, folder, restarts=0, patience_s=patience_s)
             if program is not sys.executable:
                 config.start_method = "fork"
             try:
@@ -98,14 +106,16 @@ def run_agent(command: Sequence[str], restarts: int) -> int:
                 return TERMINATED
             except ChildFailedError as failed:
                 code = int(next(iter(failed.failures.values())).exitcode)
-                if not left or code in _ASKED_TO_LEAVE:
+                if not left or code in _ASKED_TO_LEAVE or not again():
                     return code if code > 0 else 128 - code
             else:
                 break
     return 0
 
 
-def _config(processes: int, port: int, folder: str, restarts: int) -> Any:
+def _config(
+    processes: int, port: int, folder: str, restarts: int, patience_s: float = _STOP_S
+) -> Any:
     """What `torchrun --standalone` would give to the elastic launch."""
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
@@ -123,7 +133,7 @@ def _config(processes: int, port: int, folder: str, restarts: int) -> Any:
         monitor_interval=_MONITOR_S,
         logs_specs=DefaultLogsSpecs(log_dir=folder),
     )
-    _stop_soon(config)
+    _stop_soon(config, patience_s)
     return config
 
 
@@ -216,9 +226,9 @@ def _check_free(port: int) -> None:
             ) from error
 
 
-def _stop_soon(config: object) -> None:
+def _stop_soon(config: object, patience_s: float) -> None:
     """Stop processes by SIGTERM, soon by SIGKILL, where this torch lets one say so."""
-    for name, value in (("shutdown_timeout", _STOP_S), ("signals_to_handle", _PASSED_ON)):
+    for name, value in (("shutdown_timeout", patience_s), ("signals_to_handle", _PASSED_ON)):
         if hasattr(config, name):
             setattr(config, name, value)
 

@@ -20,7 +20,6 @@ from psrpc.clock import Clock, SystemClock
 from psrpc.environment import Place
 from psrpc.errors import (
     AddressError,
-    ConfigError,
     JobOverError,
     PeerLostError,
     StartTimeoutError,
@@ -35,6 +34,7 @@ _SAY_AGAIN_S = 5.0
 _SEEN = "seen"  # the key of the address at which other hosts reach the store's host
 FAREWELL_S = 2.0
 FAILED = "failed"  # the key under which a server says why it could not begin
+STOP = "stop"  # the key under which a server says that it was asked to end the job
 PULSE = "pulse"  # the key under which the coordinator says where it hears who is alive
 
 
@@ -118,13 +118,7 @@ class Rendezvous:
             return address
         if not addresses.is_loopback(addresses.resolve(address)):
             return address
-        own = addresses.chosen(self._wanted) if self._wanted else addresses.alone()
-        if own is None:
-            raise ConfigError(
-                f"{address} is a loopback address on {socket.gethostname()}, which has several "
-                "others: say with --interface which one the other hosts reach"
-            )
-        return own.address
+        return addresses.store_address(address, self._wanted)
 
     def _settle(self) -> Interface | None:
         """The interface to listen on."""
@@ -212,9 +206,9 @@ class Rendezvous:
 
     def close(self) -> None:
         """Leave. The process that keeps the store stays until the others have left, or 2 s."""
-        self.say(_left(self._place.rank))
+        self.say(left(self._place.rank))
         if self._keeps:
-            everybody = [_left(rank) for rank in range(self._place.world_size)]
+            everybody = [left(rank) for rank in range(self._place.world_size)]
             self.await_or_give_up(everybody, FAREWELL_S)
         if self._store is not None:
             self._store.close()
@@ -340,7 +334,8 @@ def gone(name: str) -> str:
     return f"{name}/gone"
 
 
-def _left(rank: int) -> str:
+def left(rank: int) -> str:
+    """The key under which a rank says that it needs the store no more."""
     return f"left/{rank}"
 
 

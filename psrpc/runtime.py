@@ -150,7 +150,8 @@ def _take_part(
             if place.rank == 0:
                 publish_lobby(rendezvous, job, place)
             if place.serves(job.server_processes):
-                return _serve(job, place, built, blueprint, fabric, rendezvous, watch, roll)
+                helpers = _Helpers(interrupts, watch, roll)
+                return _serve(job, place, built, blueprint, fabric, rendezvous, helpers)
             built.to(target)
             return _work(train, job, place, built, blueprint, fabric, rendezvous, interrupts)
     except JobOverError as over:
@@ -177,6 +178,15 @@ class _Watch:
         if not self.wanted or node.coordinator is None:
             return nullcontext()
         return ProgressLine(node.coordinator.meter, self.total_samples)
+
+
+@dataclass(frozen=True)
+class _Helpers:
+    """What goes on beside a server."""
+
+    interrupts: Interrupts
+    watch: _Watch
+    roll: RollCall
 
 
 _CHOICES: dict[str, type[Enum]] = {
@@ -322,19 +332,19 @@ def _serve(
     blueprint: Blueprint,
     fabric: Fabric,
     rendezvous: Rendezvous,
-    watch: _Watch,
-    roll: RollCall,
+    helpers: _Helpers,
 ) -> Result:
     if job.replicas:
         index, first = place.rank % job.servers, place.rank < job.servers
         pair = ReplicaNode(job, index, model, blueprint, fabric, first=first)
-        pair.reigning = lambda: watch.over(pair)
-        _tell_the_roll(pair, roll)
+        pair.reigning = lambda: helpers.watch.over(pair)
+        _tell_the_roll(pair, helpers.roll)
         pair.serve(rendezvous)
         return Result(Role.SERVER, place.rank)
     node = ServerNode(job, place.rank, model, blueprint, fabric)
-    _tell_the_roll(node, roll)
-    with watch.over(node):
+    _tell_the_roll(node, helpers.roll)
+    helpers.interrupts.ask_first(node.ask_to_stop)
+    with helpers.watch.over(node):
         node.serve(rendezvous)
     return Result(Role.SERVER, place.rank)
 

@@ -240,7 +240,7 @@ def _be_task(settings: TrainSettings, place: Place, argv: list[str]) -> None:
         )
     seat = seated(place, settings.servers, settings.replicas, Placement(settings.server_placement))
     crew = Crew(settings.servers, settings.replicas, workers)
-    Task(place, seat.rank, crew).run(argv, settings.max_restarts, settings.interface)
+    sys.exit(Task(place, seat.rank, crew).run(argv, settings.max_restarts, settings.interface))
 
 
 def _start(settings: TrainSettings, argv: list[str], *, isolate: bool) -> None:

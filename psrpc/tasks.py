@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from psrpc import addresses, environment
 from psrpc.environment import Place
-from psrpc.errors import JobFailedError, PeerLostError, PsrpcError, decode
+from psrpc.errors import PeerLostError, PsrpcError, decode
+from psrpc.interrupts import INTERRUPTED, TERMINATED
 from psrpc.isolation import Crew, Roles, keep_store, terminable
 from psrpc.launch import child_variables, run_agent
 from psrpc.rendezvous import left
@@ -41,8 +43,11 @@ class Task:
     rank: int
     crew: Crew
 
-    def run(self, arguments: Sequence[str], restarts: int, interface: str | None) -> None:
-        """Run `python -m psrpc ARGUMENTS` as this task's role. Blocks; raises what ended it."""
+    def run(self, arguments: Sequence[str], restarts: int, interface: str | None) -> int:
+        """Run `python -m psrpc ARGUMENTS` as this task's role. Blocks; returns an exit code.
+
+        Raises the error that the role has left.
+        """
         # A server that came back without a backup would begin afresh.
         if self.rank < self.crew.serving and not self.crew.replicas:
             restarts = 0
@@ -52,10 +57,10 @@ class Task:
             environment.choose_interface(own.name)  # for those who join from other hosts
         place = replace(self.place, address=host, agent_keeps_store=True)
         command = ["-m", "psrpc", *arguments]
-        if place.rank == 0:
-            self._keep(place, command, restarts)
-        else:
-            self._follow(place, command, restarts)
+        if place.rank:
+            return self._follow(place, command, restarts)
+        self._keep(place, command, restarts)
+        return 0
 
     def _keep(self, place: Place, command: Sequence[str], restarts: int) -> None:
         store, port = keep_store(place.address, place.port)
@@ -67,7 +72,7 @@ class Task:
             finally:
                 _wait_for_others(store, place)
 
-    def _follow(self, place: Place, command: Sequence[str], restarts: int) -> None:
+    def _follow(self, place: Place, command: Sequence[str], restarts: int) -> int:
         with tempfile.TemporaryDirectory(prefix="psrpc-") as folder:
             failure = Path(folder) / "failure.json"
             variables = child_variables(failure)
@@ -79,19 +84,13 @@ class Task:
                 patience_s=_PATIENCE_S,
                 again=lambda: _may_come_back(failure, place),
             )
-            if code == 0:
-                return
-            error = confessed(failure)
-        name = role(self.rank, self.crew.servers, self.crew.replicas)
-        raise error or _Ended(code, f"{name} ended with code {code}")
-
-
-class _Ended(JobFailedError):
-    """A role ended, and did not say why."""
-
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
-        self.exit_code = code
+            error = confessed(failure) if code else None
+        if error is not None:
+            raise error
+        if code and code not in (INTERRUPTED, TERMINATED):
+            name = role(self.rank, self.crew.servers, self.crew.replicas)
+            print(f"psrpc: {name} ended with code {code}", file=sys.stderr, flush=True)
+        return code
 
 
 def confessed(failure: Path) -> PsrpcError | None:

@@ -30,6 +30,7 @@ ROOMS = (
     "addresses",
     "interrupts",
     "lifeline",
+    "notes",
     "forks",
     "modes",
     "counts",

@@ -102,8 +102,8 @@ def train(
             f"--workers {settings.workers} does not fit: torchrun has started {place.world_size} "
             f"processes, which leaves {workers} workers beside {serving} server(s)"
         )
-    from psrpc.launch import confess, failed_already, over_already
     from psrpc.lifeline import die_with_launcher
+    from psrpc.notes import confess, failed_already, over_already
     from psrpc.trainer import take_part
 
     die_with_launcher()

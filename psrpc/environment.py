@@ -12,6 +12,7 @@ from psrpc.nodelists import counts, names
 
 LAUNCHED_AT = "PSRPC_LAUNCHED_AT"
 FAILURE_FILE = "PSRPC_FAILURE_FILE"
+OVER_FILE = "PSRPC_OVER_FILE"
 LAUNCHER = "PSRPC_LAUNCHER"
 PLACE = "PSRPC_PLACE"
 AGENT = "PSRPC_AGENT"
@@ -139,6 +140,11 @@ def launched_at() -> float | None:
 def failure_file() -> str | None:
     """Where our launcher wants the one line that says why a process failed."""
     return os.environ.get(FAILURE_FILE)
+
+
+def over_file() -> str | None:
+    """Where our launcher says that the job is over."""
+    return os.environ.get(OVER_FILE)
 
 
 def launcher() -> int | None:

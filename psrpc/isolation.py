@@ -11,22 +11,21 @@ import json
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from torch._C._distributed_c10d import TCPStore
 
 from psrpc import environment
 from psrpc.addresses import chosen
 from psrpc.environment import JOINS, Place
-from psrpc.errors import JobFailedError, PsrpcError, decode
-from psrpc.launch import child_variables, over_file, run_agent
+from psrpc.errors import JobFailedError, PsrpcError
+from psrpc.launch import child_variables, run_agent
 from psrpc.lifeline import die_with_launcher
+from psrpc.notes import Notes
 
 _LOOK_AGAIN_S = 0.1
 _GRACE_S = 5.0  # from a failure until what still runs is ended
@@ -74,8 +73,7 @@ class Roles:
     ) -> None:
         self._command = list(command)
         self._patience_s, self._told = patience_s, told
-        self._folder = tempfile.TemporaryDirectory(prefix="psrpc-")
-        self._failure = Path(self._folder.name) / "failure.json"
+        self._notes = Notes()
         self._agents: dict[subprocess.Popen[bytes], Place] = {}
 
     def __enter__(self) -> Roles:
@@ -83,11 +81,11 @@ class Roles:
 
     def __exit__(self, *error: object) -> None:
         self._end(tell=not self._told)
-        self._folder.cleanup()
+        self._notes.close()
 
     def start(self, place: Place, *, restarts: int) -> None:
         """Start the agent of one role, whose process comes back so often."""
-        variables = child_variables(self._failure) | {
+        variables = child_variables(self._notes) | {
             environment.PLACE: json.dumps(asdict(place)),
             environment.AGENT: json.dumps([restarts, self._command, self._patience_s]),
         }
@@ -107,7 +105,7 @@ class Roles:
             time.sleep(_LOOK_AGAIN_S)
             if self._served(crew) and not self._failed(crew, confessed=False):
                 # Workers may still evaluate, as long as they like; none need begin again.
-                over_file(self._failure).touch()
+                self._notes.end()
                 continue
             if deadline is None and self._failed(crew):
                 deadline = time.monotonic() + _GRACE_S
@@ -124,7 +122,7 @@ class Roles:
         return bool(ours) and all(agent.poll() is not None for agent in ours)
 
     def _failed(self, crew: Crew, *, confessed: bool = True) -> bool:
-        if confessed and self._failure.exists():
+        if confessed and self._notes.failed:
             return True
         return any(self._lost(shard, crew) for shard in range(crew.servers))
 
@@ -140,8 +138,8 @@ class Roles:
     def _reason(self, crew: Crew) -> PsrpcError | None:
         if self._served(crew) and not self._failed(crew, confessed=False):
             return None  # whoever failed after that was too late to matter
-        with suppress(FileNotFoundError, ValueError):
-            return decode(*json.loads(self._failure.read_text(encoding="utf-8")))
+        if (confessed := self._notes.failure()) is not None:
+            return confessed
         for shard in range(crew.servers):
             if self._lost(shard, crew):
                 backup = " and its backup" if crew.replicas else ""

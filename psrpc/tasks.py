@@ -10,21 +10,20 @@ from __future__ import annotations
 import json
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from psrpc import addresses, environment
 from psrpc.environment import Place
-from psrpc.errors import PeerLostError, PsrpcError, decode
+from psrpc.errors import PeerLostError
 from psrpc.interrupts import INTERRUPTED, TERMINATED
 from psrpc.isolation import Crew, Roles, keep_store, terminable
 from psrpc.launch import child_variables, run_agent
+from psrpc.notes import Notes
 from psrpc.rendezvous import left
 from psrpc.seating import role
 
@@ -73,18 +72,16 @@ class Task:
                 _wait_for_others(store, place)
 
     def _follow(self, place: Place, command: Sequence[str], restarts: int) -> int:
-        with tempfile.TemporaryDirectory(prefix="psrpc-") as folder:
-            failure = Path(folder) / "failure.json"
-            variables = child_variables(failure)
+        with closing(Notes()) as notes:
             place_said = {environment.PLACE: json.dumps(asdict(place))}
-            environment.for_children(**variables, **place_said)
+            environment.for_children(**child_variables(notes), **place_said)
             code = run_agent(
                 command,
                 restarts,
                 patience_s=_PATIENCE_S,
-                again=lambda: _may_come_back(failure, place),
+                again=lambda: _may_come_back(notes, place),
             )
-            error = confessed(failure) if code else None
+            error = notes.failure() if code else None
         if error is not None:
             raise error
         if code and code not in (INTERRUPTED, TERMINATED):
@@ -93,16 +90,9 @@ class Task:
         return code
 
 
-def confessed(failure: Path) -> PsrpcError | None:
-    """What a role has written down of its failure."""
-    with suppress(FileNotFoundError, ValueError):
-        return decode(*json.loads(failure.read_text(encoding="utf-8")))
-    return None
-
-
-def _may_come_back(failure: Path, place: Place) -> bool:
+def _may_come_back(notes: Notes, place: Place) -> bool:
     """Whether a role that died is of use again; its own failure, but for a lost peer, is final."""
-    error = confessed(failure)
+    error = notes.failure()
     if error is not None and not isinstance(error, PeerLostError):
         return False
     deadline = time.monotonic() + _RETURN_S
@@ -110,7 +100,7 @@ def _may_come_back(failure: Path, place: Place) -> bool:
         if time.monotonic() > deadline:
             return False
         time.sleep(_LOOK_AGAIN_S)
-    failure.unlink(missing_ok=True)
+    notes.forget()
     return True
 
 

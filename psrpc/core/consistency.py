@@ -158,6 +158,11 @@ class Gate:
         for asked in (self._turn, *(a for each in waiting for a in each.values())):
             asked[:] = [ask for ask in asked if ask[0] != token]
 
+    def expel(self) -> list[tuple[Token, int]]:
+        """Take out and return the starts that wait for steps of workers who do not step: whose."""
+        gone = [worker for worker in self._by_worker if worker not in self._active]
+        return [(token, worker) for worker in gone for token, _ in self._by_worker.pop(worker)]
+
     def release(self) -> list[Ready]:
         """Take out and return the starts whose turn has come, in the order in which it came."""
         turn, self._turn = self._turn, []

@@ -34,6 +34,7 @@ class Oath:
 
     told: dict[tuple[int, int], int] = field(default_factory=dict)
     applied: set[tuple[int, UpdateKey]] = field(default_factory=set)
+    late: set[tuple[int, int, int]] = field(default_factory=set)  # shard, worker, clock
 
     def answers(self, replica: SimReplica, call: Call, reply: Reply) -> None:
         """A server answers."""
@@ -41,9 +42,13 @@ class Oath:
         reign = (replica.index, replica.primary.reign.epoch)
         if self.told.setdefault(reign, replica.number) != replica.number:
             raise CheckError(f"two servers answer in reign {reign[1]} of shard {reign[0]}")
-        if isinstance(call.request, Push) and isinstance(reply, Stepped) and not reply.late:
-            keys = (call.request.key, *call.request.also)
-            self.applied.update((replica.index, key) for key in keys)
+        if isinstance(call.request, Push) and isinstance(reply, Stepped):
+            push = call.request
+            step = (replica.index, push.worker, push.clock)
+            if reply.late:
+                self.late.add(step)
+            elif step not in self.late:  # else a repeat of what the worker was told before
+                self.applied.update((replica.index, key) for key in (push.key, *push.also))
 
 
 class Failover(Simulation):

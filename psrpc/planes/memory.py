@@ -18,9 +18,11 @@ from enum import IntEnum
 import torch
 
 from psrpc.planes.freight import as_bytes
+from psrpc.store.hands import spans, spread
 from psrpc.store.layout import ShardLayout, torch_dtype
 
 _ALIGN = 64
+_PART_BYTES = 1 << 22  # what one thread writes at a time
 
 
 class Part(IntEnum):
@@ -110,6 +112,10 @@ def _offsets(layout: ShardLayout) -> tuple[list[int], int]:
 
 
 def _write(fd: int, view: memoryview, offset: int) -> None:
+    if view.nbytes > _PART_BYTES:
+        parts = spans(view.nbytes, _PART_BYTES)
+        spread(lambda low, high: _write(fd, view[low:high], offset + low), parts)
+        return
     done = os.pwrite(fd, view, offset)
     while done < view.nbytes:
         done += os.pwrite(fd, view[done:], offset + done)

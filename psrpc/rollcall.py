@@ -80,6 +80,7 @@ class RollCall:
         self._register = Register(servers, replicas, place.world_size, place.node_of, place.nodes)
         self._say = say or _tell
         self._every_s = every_s
+        self._known: dict[int, str] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="psrpc-roll", daemon=True)
 
@@ -101,16 +102,19 @@ class RollCall:
             host = self._rendezvous.heard(here(rank), hush=False)
             if host is not None:
                 found[rank] = host
+        self._known = found
         return found
 
     def name(self, rank: int) -> str:
-        """A rank by role and host, as far as that is known."""
-        return self._register.name(rank, self.hosts())
+        """A rank by role and host, as far as that was known a few seconds ago."""
+        return self._register.name(rank, self._known or self.hosts())
 
     def _run(self) -> None:
         waited_s = 0.0
         while not self._stop.wait(self._every_s) and not self.begun():
             waited_s += self._every_s
+            if self._rank and self._rendezvous.heard(here(0), hush=False) is not None:
+                return  # it speaks for all
             hosts = self.hosts()
             if not hosts or len(hosts) == self._register.world_size:
                 return  # the store is gone, or everybody has come

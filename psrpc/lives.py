@@ -38,9 +38,8 @@ from psrpc.messages import (
     Request,
     View,
 )
-from psrpc.nodes import SERVER_THREADS, ServerNode
+from psrpc.nodes import ServerNode
 from psrpc.planes import base
-from psrpc.planes.agent import Agent
 from psrpc.planes.base import Landing, Service
 from psrpc.planes.groups import Fabric
 from psrpc.planes.rpc import Patience, answers, serve
@@ -116,13 +115,8 @@ class LifeNode(ServerNode):
         process is to serve in that, for torch lets each have one RPC agent only.
         """
         number = rendezvous.number()
-        self.agent = Agent(
-            f"{self._name}_{number}",
-            self.job.servers + number,
-            threads=SERVER_THREADS,
-            one_host=self.fabric.one_host,
-        )
-        self.agent.start()
+        self.secret = rendezvous.secret
+        self.start_agent(f"{self._name}_{number}", self.job.servers + number)
         try:
             self._look_out()
             if self._set_out(number):
@@ -249,7 +243,8 @@ class LifeNode(ServerNode):
             return ""
         coordinator, say = self.coordinator, self._rendezvous.say
         coordinator.lost = lambda process: say(gone(worker_name(process)))
-        self.pulse = Pulse(self.agent.host, self.job.elastic.dead_after_s, coordinator.lose)
+        silence_s = self.job.elastic.dead_after_s
+        self.pulse = Pulse(self.agent.host, silence_s, coordinator.lose, self.secret)
         coordinator.expected = self.pulse.expect
         self.pulse.start()
         return self.pulse.address
@@ -277,7 +272,7 @@ class LifeNode(ServerNode):
             served = [places.served(authority) for authority in self._authorities[1:]]
         except PeerLostError:
             return False
-        return all(each and answers(each.name, Patience().ping_s) for each in served)
+        return all(each and answers(self.agent, each.name, Patience().ping_s) for each in served)
 
     def _wait_for_end(self, rendezvous: Rendezvous) -> None:
         if self.coordinator is not None:

@@ -4,16 +4,21 @@ from psrpc._version import __version__
 from psrpc.job import Checkpointing, Elastic
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 from psrpc.runtime import Result, Role, run
+from psrpc.space import ANY, FIELD, Space, SpaceServer
 from psrpc.worker import Worker
 
 __all__ = [
+    "ANY",
     "Asynchronous",
     "BoundedStaleness",
     "Checkpointing",
     "Elastic",
+    "FIELD",
     "Mode",
     "Result",
     "Role",
+    "Space",
+    "SpaceServer",
     "Synchronous",
     "Worker",
     "__version__",
@@ -42,6 +47,7 @@ ROOMS = (
     "store",
     "checkpoints",
     "planes",
+    "space",
     "meter",
     "server",
     "coordinator",

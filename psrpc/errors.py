@@ -20,6 +20,9 @@
     ├── PeerLostError             a peer died or stopped answering
     ├── FencedError               this worker was taken for dead; what it says counts no more
     ├── JobOverError              every worker had left when this one came
+    ├── SpaceTimeoutError         no tuple came in the time that was given
+    ├── SpaceFullError            a tuple space holds as much as it may
+    ├── LeaseLostError            a lease on a tuple had ended: another may have the tuple
     └── JobFailedError            the job was ended by a failure somewhere else
 
 An error is built from one sentence that says what happened, to whom, and what
@@ -113,6 +116,18 @@ class FencedError(PsrpcError):
 
 class JobOverError(PsrpcError):
     """Every worker of the job had left when this one came."""
+
+
+class SpaceTimeoutError(PsrpcError, TimeoutError):
+    """No tuple came in the time that was given."""
+
+
+class SpaceFullError(PsrpcError):
+    """A tuple space holds as many bytes as it may."""
+
+
+class LeaseLostError(PsrpcError):
+    """A lease on a tuple had ended: the tuple is in the space again, or another has it."""
 
 
 class JobFailedError(PsrpcError):

@@ -8,6 +8,7 @@ in Linda (Gelernter, TOPLAS 1985) and JavaSpaces.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator
@@ -107,11 +108,12 @@ class TupleStore:
     """The tuples of one space, who waits for some, who has leased some, who watches.
 
     `tick` is to be called before anything else happens at a new time, and at `next_s`.
+    `numbers` rise, and are given to one tuple or lease each, of several spaces if they share them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: Iterator[int] | None = None) -> None:
         self._shelves = Shelves()
-        self._count = 0
+        self._numbers = itertools.count(1) if numbers is None else numbers
         self._waiting: dict[_Place, OrderedDict[int, _Waiter]] = {}
         self._asked: dict[tuple[Hashable, int], _Waiter] = {}
         self._leases: dict[int, _Lease] = {}
@@ -156,7 +158,7 @@ class TupleStore:
         first: bool = False,
     ) -> list[Effect]:
         """A tuple comes; it goes after `ttl_s`. `first` puts it before all that are there."""
-        entry = Entry(self._next(), fields, parcel, size_bytes)
+        entry = Entry(next(self._numbers), fields, parcel, size_bytes)
         if ttl_s is not None and ttl_s < math.inf:
             entry.expires_s = now + ttl_s
         return self._offer(entry, Change.WRITTEN, now, first)
@@ -216,6 +218,13 @@ class TupleStore:
         """Tell no more; False if nobody was told."""
         return self._watches.pop((peer, tag), None) is not None
 
+    def unwatch_all(self, peer: Hashable) -> list[int]:
+        """Tell somebody no more; the tags of what they watched."""
+        tags = [tag for who, tag in self._watches if who == peer]
+        for tag in tags:
+            del self._watches[peer, tag]
+        return tags
+
     def gone(self, peer: Hashable, now: float) -> list[Effect]:
         """Somebody has died or left: its leased tuples come back, its questions are void."""
         for asked in [asked for asked in self._asked if asked[0] == peer]:
@@ -244,10 +253,6 @@ class TupleStore:
                 each.alarm = None
                 leases.append(each)
         return effects + self._return(leases, now)
-
-    def _next(self) -> int:
-        self._count += 1
-        return self._count
 
     def _offer(self, entry: Entry, change: Change, now: float, first: bool) -> list[Effect]:
         """A tuple is there for whoever waits; what nobody takes is kept."""
@@ -293,7 +298,7 @@ class TupleStore:
     def _give(self, ask: Ask, entry: Entry, now: float) -> Given:
         if not ask.takes or ask.lease_s is None:
             return Given(ask.peer, ask.tag, entry, None)
-        lease = _Lease(self._next(), ask.peer, entry)
+        lease = _Lease(next(self._numbers), ask.peer, entry)
         self._leases[lease.number] = lease
         self._limit(lease, ask.lease_s, now)
         return Given(ask.peer, ask.tag, entry, lease.number)
@@ -303,7 +308,7 @@ class TupleStore:
             lease.alarm = self._alarms.set(now + lease_s, lease)
 
     def _hold(self, ask: Ask, now: float) -> None:
-        waiter = _Waiter(self._next(), ask)
+        waiter = _Waiter(next(self._numbers), ask)
         place = (ask.pattern.arity, ask.pattern.key)
         self._waiting.setdefault(place, OrderedDict())[waiter.number] = waiter
         self._asked[ask.peer, ask.tag] = waiter

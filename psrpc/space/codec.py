@@ -257,8 +257,11 @@ def _unpack_test(wire: Wire, blobs: Blobs, depth: int) -> Test:
 
 def seconds(value: float | None) -> float | None:
     """A length of time as it is sent: None is without end. Raises UsageError for none at all."""
-    if value is None or value == math.inf:
-        return None
-    if not isinstance(value, int | float) or not value >= 0:
-        raise UsageError(f"a length of time must be 0 seconds or more, not {value!r}")
-    return float(value)
+    try:
+        if value is None or value == math.inf:
+            return None
+        if value >= 0:
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise UsageError(f"a length of time must be 0 seconds or more, not {value!r}")

@@ -46,6 +46,7 @@ class Desk:
         self._busy: dict[Hashable, set[str]] = {}  # spaces in which a client has left something
         self._numbers = itertools.count(1)  # a lease of a space that was forgotten is nobody's
         self._requests = 0
+        self._now = 0.0
 
     @property
     def next_s(self) -> float | None:
@@ -55,6 +56,7 @@ class Desk:
 
     def tick(self, now: float) -> None:
         """Do what is due."""
+        self._now = now
         for space in self._spaces.values():
             self._carry_out(space.tick(now))
 
@@ -215,7 +217,9 @@ class Desk:
                 continue
             parcel: Parcel = effect.entry.parcel  # type: ignore[union-attr]
             if type(effect) is Given:
-                letter.replies.append([effect.tag, Said.GIVEN, parcel.wire, effect.lease])
+                expires_s = effect.entry.expires_s
+                left = None if expires_s is None else max(expires_s - self._now, 0.0)
+                letter.replies.append([effect.tag, Said.GIVEN, parcel.wire, effect.lease, left])
             else:
                 change = effect.change  # type: ignore[union-attr]
                 letter.replies.append([effect.tag, Said.SEEN, change, parcel.wire])

@@ -19,7 +19,6 @@ Blob = bytes | bytearray | memoryview
 _HEAD = struct.Struct("<IQ")  # the bytes of the header, and of all blobs
 _CHUNK_BYTES = 1 << 18
 _MOST_VIEWS = 512  # of one call of the kernel, which takes 1024
-_MOST_DIGITS = 4300
 MOST_HEADER_BYTES = 1 << 28
 MOST_BLOB_BYTES = 1 << 34
 
@@ -39,6 +38,11 @@ def pack(header: Any, blobs: Sequence[Blob] = ()) -> list[memoryview]:
     views = [memoryview(blob).cast("B") for blob in blobs if len(blob)]
     head = memoryview(_HEAD.pack(len(text), sum(view.nbytes for view in views)) + text)
     return [head, *views]
+
+
+def pack_raw(header: bytes) -> list[bytes]:
+    """A frame whose header is no JSON, and has no blobs."""
+    return [_HEAD.pack(len(header), 0), header]
 
 
 class Inbox:
@@ -127,12 +131,12 @@ class Outbox:
         self._views.extend(views)
         self.size_bytes += sum(view.nbytes for view in views)
 
-    def flush(self, sock: socket.socket) -> bool:
+    def flush(self, sock: socket.socket, flags: int = 0) -> bool:
         """Send what the kernel takes; whether that was all. Raises OSError."""
         views = self._views
         while views:
             try:
-                sent = sock.sendmsg(itertools.islice(views, _MOST_VIEWS))
+                sent = sock.sendmsg(itertools.islice(views, _MOST_VIEWS), (), flags)
             except BlockingIOError:
                 return False
             self.size_bytes -= sent

@@ -13,6 +13,7 @@ from typing import Any
 
 from psrpc.clock import Clock, SystemClock
 from psrpc.errors import AddressError, ClosedError, ProtocolError, encode
+from psrpc.forks import keep_from_children
 from psrpc.space import frames, words
 from psrpc.space.codec import Blobs
 from psrpc.space.desk import Desk
@@ -83,6 +84,7 @@ class SpaceServer:
             raise AddressError(
                 f"a tuple space cannot listen on {self._host}:{self._port}: {error}"
             ) from error
+        keep_from_children(self._listener)
         self._listener.setblocking(False)
         wake, self._wake = socket.socketpair()
         self._selector.register(self._listener, selectors.EVENT_READ, None)
@@ -146,7 +148,8 @@ class SpaceServer:
         sock.setblocking(False)
         keep_alive(sock)
         self._numbers += 1
-        client = self._clients[self._numbers] = _Client(sock, now + _TOKEN_S)
+        client = _Client(keep_from_children(sock), now + _TOKEN_S)
+        self._clients[self._numbers] = client
         client.events = selectors.EVENT_READ
         self._selector.register(sock, client.events, self._numbers)
         client.outbox.put([memoryview(client.nonce)])
@@ -177,6 +180,7 @@ class SpaceServer:
                 raise ProtocolError("this tuple space does not know who you are: a wrong secret")
             client.until_s = None
             client.inbox.allow(frames.MOST_HEADER_BYTES, frames.MOST_BLOB_BYTES)
+            self._send(number, client, [[-1, Said.DONE, None]], [])
             return
         try:
             requests = json.loads(frame.header)
@@ -189,11 +193,12 @@ class SpaceServer:
 
     def _post(self) -> None:
         """Send what clients are to be told."""
-        letters, self._desk.letters = self._desk.letters, {}
-        for number, letter in letters.items():
-            assert isinstance(number, int)
-            if (client := self._clients.get(number)) is not None:
-                self._send(number, client, letter.replies, letter.blobs)
+        while letters := self._desk.letters:  # whoever is dropped meanwhile leaves tuples to others
+            self._desk.letters = {}
+            for number, letter in letters.items():
+                assert isinstance(number, int)
+                if (client := self._clients.get(number)) is not None:
+                    self._send(number, client, letter.replies, letter.blobs)
 
     def _send(self, number: int, client: _Client, replies: Any, blobs: list[memoryview]) -> None:
         client.outbox.put(frames.pack(replies, blobs))

@@ -38,9 +38,9 @@ class Word(IntEnum):
 class Said(IntEnum):
     """What an owner answers, and what comes behind it.
 
-    DONE a value; GIVEN fields, lease; MISSED; ALL tuples; FAILED an error's name and text; and
-    not only once: SEEN a change and fields, BEHIND (a watcher who does not read, and is told
-    no more).
+    DONE a value; GIVEN fields, lease, its time that is left; MISSED; ALL tuples; FAILED an
+    error's name and text; and not only once: SEEN a change and fields, BEHIND (a watcher who
+    does not read, and is told no more).
     """
 
     DONE = 0

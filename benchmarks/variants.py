@@ -31,6 +31,7 @@ VARIANTS = {
         Variant("rpc", {"plane": "rpc"}),
         Variant("shm", {"plane": "shm"}),
         Variant("shm+overlap", {"plane": "shm", "overlap": True}, ("bounded", "async")),
+        Variant("collective", {"plane": "collective"}, ("sync",)),
     )
 }
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from psrpc.errors import DatasetError, UsageError
+from psrpc.errors import UsageError
 from psrpc.messages import Lease
+from psrpc.samples import Samples
+from psrpc.seeds import Purpose, seed_of, sow
 from psrpc.tree import to_device
 
 Collate = Callable[[list[Any]], Any]
+Chosen = tuple[int, torch.Tensor]  # a seed for loading a batch, and the indices of its samples
 
 
 class Source(Protocol):
@@ -35,23 +38,6 @@ class Source(Protocol):
         ...
 
 
-def check(dataset: object, batch_size: object) -> int:
-    """Return the number of samples; raise DatasetError or UsageError for what cannot be leased."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise UsageError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
-    if isinstance(dataset, IterableDataset) or not (
-        hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
-    ):
-        raise DatasetError(
-            f"{type(dataset).__name__} has no length or no indices, so its samples cannot be "
-            "shared out: give a map-style dataset, or loop over your own data and call step()"
-        )
-    samples = len(cast(Sized, dataset))
-    if samples == 0:
-        raise DatasetError(f"{type(dataset).__name__} is empty")
-    return samples
-
-
 def check_samples(samples: object) -> int:
     """Return a step's weight in a round; raise UsageError if it can be none."""
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 0:
@@ -59,19 +45,9 @@ def check_samples(samples: object) -> int:
     return samples
 
 
-def order(samples: int, *, shuffle: bool, seed: int, epoch: int) -> torch.Tensor:
-    """The epoch's order of samples, int64 of shape (samples,): the same on every worker."""
-    if not shuffle:
-        return torch.arange(samples)
-    generator = torch.Generator().manual_seed(hash((seed, epoch)) & 0x7FFFFFFF)
-    return torch.randperm(samples, generator=generator)
-
-
 def batches(
     source: Source,
-    dataset: Dataset[Any],
-    batch_size: int,
-    positions: Callable[[int], torch.Tensor],
+    samples: Samples,
     *,
     device: torch.device,
     collate: Collate | None = None,
@@ -80,51 +56,70 @@ def batches(
 ) -> Iterator[Any]:
     """Yield this worker's batches of one epoch, on `device`.
 
-    `positions` gives an epoch's order; a lease may be of an earlier epoch, if others left it.
-    `loaders` processes load and collate ahead (torch's DataLoader); with 0 that is done in
-    this thread. When `stale` says so, the next batch is a UsageError.
+    A lease may be of an earlier epoch, if others left it. `loaders` processes load and collate
+    ahead (torch's DataLoader); with 0 that is done in this thread. Random numbers begin anew with
+    each batch, from the samples' seed and its place in the epoch's order. When `stale` says so,
+    the next batch is a UsageError.
     """
-    samples, positions = len(cast(Sized, dataset)), functools.cache(positions)
+    seed, order = samples.seed, functools.cache(samples.order)
     plan: deque[tuple[Lease, int]] = deque()
 
-    def indices() -> Iterator[Sequence[int]]:
-        for lease, step in source.lease_batches(samples, batch_size):
+    def chosen() -> Iterator[Chosen]:
+        for lease, step in source.lease_batches(len(samples), samples.batch_size):
             plan.append((lease, step))
             low, high = lease.batch(step)
-            yield positions(lease.epoch)[low:high]  # type: ignore[misc]
+            yield seed_of(seed, lease.epoch, low, Purpose.LOAD), order(lease.epoch)[low:high]
 
     while True:
-        for batch in _load(dataset, indices(), collate, loaders):
+        for batch in _load(samples.dataset, chosen(), collate, loaders):
             if stale():
                 raise UsageError(
                     "batches() was called again inside a loop over its batches; finish or leave "
                     "one loop before the next, and take data for evaluation from a DataLoader"
                 )
-            if source.take(*plan.popleft()):
+            lease, step = plan.popleft()
+            if source.take(lease, step):
+                sow(seed_of(seed, lease.epoch, lease.batch(step)[0], Purpose.STEP))
                 yield to_device(batch, device)
-        if not source.more(samples, batch_size):
+        if not source.more(len(samples), samples.batch_size):
             return
 
 
 def _load(
-    dataset: Dataset[Any], indices: Iterator[Any], collate: Collate | None, loaders: int
+    dataset: Dataset[Any], chosen: Iterator[Chosen], collate: Collate | None, loaders: int
 ) -> Iterator[Any]:
     if type(dataset) is TensorDataset and collate is None and loaders == 0:
         # Tensors in memory: one index operation a batch in place of one a sample.
         tensors = dataset.tensors
-        return ([tensor[chosen] for tensor in tensors] for chosen in indices)
-    lists = (chosen.tolist() for chosen in indices)
+        return ([tensor[indices] for tensor in tensors] for _, indices in chosen)
+    lists = ((seed, indices.tolist()) for seed, indices in chosen)
     loader: DataLoader[Any] = DataLoader(
-        dataset, batch_sampler=_Once(lists), collate_fn=collate, num_workers=loaders
+        _Sown(dataset), batch_sampler=_Once(lists), collate_fn=collate, num_workers=loaders
     )
     return iter(loader)
+
+
+class _Sown(Dataset[Any]):
+    """A dataset whose random numbers begin anew with each batch, in whichever process."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self._dataset = dataset
+
+    def __getitems__(self, batch: tuple[int, list[int]]) -> list[Any]:
+        """What DataLoader asks for: a batch's samples."""
+        seed, indices = batch
+        sow(seed)
+        several = getattr(self._dataset, "__getitems__", None)
+        if several is not None:
+            return cast(list[Any], several(indices))
+        return [self._dataset[index] for index in indices]
 
 
 class _Once:
     """An iterator in the shape that DataLoader wants of a batch sampler."""
 
-    def __init__(self, lists: Iterator[list[int]]) -> None:
-        self._lists = lists
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self._batches = batches
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return self._lists
+    def __iter__(self) -> Iterator[Any]:
+        return self._batches

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from psrpc._version import __version__
-from psrpc.errors import ConfigError, PsrpcError, UsageError
+from psrpc.errors import ConfigError, DeposedError, PsrpcError, UsageError
 from psrpc.settings import OPTIONS, TrainSettings, of_the_launcher, parse, unwritable
 
 _INTERRUPTED = 130
@@ -73,7 +73,8 @@ def train(
     """Train a model through parameter servers.
 
     Called plainly, starts the servers and workers on this host itself. Under torchrun
-    the first --servers ranks serve and the others work.
+    the first --servers ranks serve, as many are their backups with --replicas 1, and the others
+    work.
     """
     settings = parse(texts, overlap=overlap, quiet=quiet, isolate=isolate)
     # Imported late, so that help and wrong options need not wait for torch.
@@ -90,14 +91,15 @@ def train(
         return
     if environment.launcher() is None and (problems := of_the_launcher(texts, isolate=isolate)):
         raise ConfigError(problems)
-    workers = place.world_size - settings.servers
+    serving = settings.server_processes
+    workers = place.world_size - serving
     if texts["workers"] is not None and settings.workers != workers:
         raise ConfigError(
             f"--workers {settings.workers} does not fit: torchrun has started {place.world_size} "
-            f"processes, which leaves {workers} workers beside {settings.servers} server(s)"
+            f"processes, which leaves {workers} workers beside {serving} server(s)"
         )
-    from psrpc.launch import confess, failed_already, over_already
     from psrpc.lifeline import die_with_launcher
+    from psrpc.notes import confess, failed_already, over_already
     from psrpc.trainer import take_part
 
     die_with_launcher()
@@ -105,6 +107,10 @@ def train(
         sys.exit(0 if over_already() else 1)
     try:
         take_part(settings, place)
+    except DeposedError as error:
+        # Not a failure of the job: as a new process it may be of use again.
+        print(f"psrpc: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except PsrpcError as error:
         if not confess(error):
             raise
@@ -174,7 +180,12 @@ def _start(settings: TrainSettings, argv: list[str], *, isolate: bool) -> None:
     from psrpc.planes import groups
     from psrpc.planes.agent import check_torch
 
+    if settings.replicas and not isolate:
+        raise ConfigError(
+            "--replicas needs --isolate: without it a server that dies takes all others with it"
+        )
     names = [f"server {index}" for index in range(settings.servers)]
+    names += [f"backup of server {index}" for index in range(settings.servers * settings.replicas)]
     names += [f"worker {rank}" for rank in range(settings.workers)]
     errors: list[PsrpcError] = []
     looks: tuple[Callable[[], None], ...] = (
@@ -195,10 +206,10 @@ def _start(settings: TrainSettings, argv: list[str], *, isolate: bool) -> None:
             _tell(each)
         sys.exit(min(each.exit_code for each in errors))
     if isolate:
-        from psrpc.isolation import launch_isolated
+        from psrpc.isolation import Crew, launch_isolated
 
-        restarts, servers = settings.max_restarts, settings.servers
-        launch_isolated(argv, servers, settings.workers, settings.port, restarts)
+        crew = Crew(settings.servers, settings.replicas, settings.workers)
+        launch_isolated(argv, crew, settings.port, settings.max_restarts)
         return
     launch(argv, names, settings.port)
 

@@ -58,6 +58,10 @@ from psrpc.store.blueprint import Blueprint, compare
 from psrpc.store.buffers import BufferMean, buffers_of
 
 Decide = Callable[[ShardCore], Sequence[Decision]]
+Tensors = Sequence[torch.Tensor]
+
+# Frozen parameters, the model's buffers, and each worker's with its steps.
+Untrained = tuple[Tensors, Tensors, dict[int, tuple[int, Tensors]]]
 
 
 class Coordinator:
@@ -92,12 +96,12 @@ class Coordinator:
         self._model, self._blueprint = model, blueprint
         self._take_rest()
         self._lock = threading.Lock()
-        self._desk = Desk()
+        self.desk = Desk()
         self._failure: PsrpcError | None = None
         self._handlers: dict[type[Request], Callable[[Any, Call], Answers]] = {
             Register: self._register,
-            Acquire: self._word(self.core.acquire),
-            Idle: self._word(self.core.idle),
+            Acquire: self._word(lambda *word: self.core.acquire(*word)),
+            Idle: self._word(lambda *word: self.core.idle(*word)),
             Leave: self._leave,
             Watch: self._watch,
             PutPart: self._put_part,
@@ -192,6 +196,17 @@ class Coordinator:
         """The mean of all workers' buffers."""
         return self._buffers.mean()
 
+    def untrained(self) -> Untrained:
+        """The frozen parameters, and the buffers of each worker. Not to be changed."""
+        return self._frozen, *self._buffers.export()
+
+    def take_over(self, core: CoordinatorCore, untrained: Untrained) -> None:
+        """Be as another coordinator, which has this `core` and gave `untrained`."""
+        self.core = core
+        frozen, initial, of_worker = untrained
+        self._frozen = list(frozen)
+        self._buffers.restore(initial, of_worker)
+
     def lose(self, process: int, why: str) -> None:
         """A process died, or stopped saying that it lives: nobody waits for it any more."""
         with self._lock:
@@ -271,7 +286,7 @@ class Coordinator:
         """A handler of what workers say about themselves."""
 
         def handle(request: Request, call: Call) -> Answers:
-            token = self._desk.open(call)
+            token = self.desk.open(call)
             return self._convene(lambda shard: decide(request, token, shard))
 
         return handle
@@ -321,10 +336,11 @@ class Coordinator:
     def _end(self, error: PsrpcError) -> Answers:
         self._failure = self._failure or error
         self.server.fail(self._failure)
-        return [(each, (Failure(encode(self._failure)), [])) for each in self._desk.clear()]
+        return [(each, (Failure(encode(self._failure)), [])) for each in self.desk.clear()]
 
     def _put_buffers(self, request: PutBuffers, call: Call) -> Answers:
-        self._buffers.put(request.worker, request.steps, call.tensors)
+        if request.worker in self.core.members.live:  # not dead, nor taken for dead
+            self._buffers.put(request.worker, request.steps, call.tensors)
         return [(call, (Done(), []))]
 
     def _get_stats(self, request: GetStats, call: Call) -> Answers:
@@ -342,7 +358,7 @@ class Coordinator:
         for decision in decisions:
             match decision:
                 case Answer(token, reply):
-                    answers.append((self._desk.close(token), (reply, [])))
+                    answers.append((self.desk.close(token), (reply, [])))
                 case Same(token, first):
-                    self._desk.attach(token, first)
+                    self.desk.attach(token, first)
         return answers

@@ -11,6 +11,7 @@ from psrpc.errors import UsageError
 
 LAUNCHED_AT = "PSRPC_LAUNCHED_AT"
 FAILURE_FILE = "PSRPC_FAILURE_FILE"
+OVER_FILE = "PSRPC_OVER_FILE"
 LAUNCHER = "PSRPC_LAUNCHER"
 PLACE = "PSRPC_PLACE"
 AGENT = "PSRPC_AGENT"
@@ -42,7 +43,7 @@ class Place:
         return self.rank == JOINS
 
     def serves(self, servers: int) -> bool:
-        """Whether this process is a server, in a job that has `servers` of them."""
+        """Whether this process is a server, in a job that has `servers` processes of that kind."""
         return 0 <= self.rank < servers
 
     @property
@@ -88,6 +89,11 @@ def launched_at() -> float | None:
 def failure_file() -> str | None:
     """Where our launcher wants the one line that says why a process failed."""
     return os.environ.get(FAILURE_FILE)
+
+
+def over_file() -> str | None:
+    """Where our launcher says that the job is over."""
+    return os.environ.get(OVER_FILE)
 
 
 def launcher() -> int | None:

@@ -18,6 +18,7 @@
     ├── StartTimeoutError         not everybody came in time; says who is missing
     ├── ClosedError               you closed this object, or left the job, and used it afterwards
     ├── PeerLostError             a peer died or stopped answering
+    ├── DeposedError              another server has this one's shard; it begins anew as backup
     ├── FencedError               this worker was taken for dead; what it says counts no more
     ├── JobOverError              every worker had left when this one came
     ├── SpaceTimeoutError         no tuple came in the time that was given
@@ -108,6 +109,10 @@ class ClosedError(PsrpcError):
 
 class PeerLostError(PsrpcError):
     """A peer died, or stopped answering."""
+
+
+class DeposedError(PsrpcError):
+    """Another server has this one's shard now. As a new process it may be that one's backup."""
 
 
 class FencedError(PsrpcError):

@@ -14,19 +14,18 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 
 from psrpc import environment
 from psrpc.environment import JOINS, Place
-from psrpc.errors import ConfigError, JobFailedError, PsrpcError, decode
-from psrpc.launch import child_variables, over_file, run_agent
+from psrpc.errors import ConfigError, JobFailedError, PsrpcError
+from psrpc.launch import child_variables, run_agent
 from psrpc.lifeline import die_with_launcher
+from psrpc.notes import Notes
 
 _LOOK_AGAIN_S = 0.1
 _SIOCGIFADDR = 0x8915  # asks the kernel for an interface's address
@@ -65,13 +64,26 @@ def own_address() -> str:
     return socket.inet_ntoa(found[20:24])
 
 
+@dataclass(frozen=True)
+class Crew:
+    """How many processes there are of each kind: the lowest ranks serve, backups last of them."""
+
+    servers: int = 0
+    replicas: int = 0
+    workers: int = 0
+
+    @property
+    def serving(self) -> int:
+        """How many processes serve."""
+        return self.servers * (1 + self.replicas)
+
+
 class Roles:
     """The agents of some roles. A context manager that leaves none of them running."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = list(command)
-        self._folder = tempfile.TemporaryDirectory(prefix="psrpc-")
-        self._failure = Path(self._folder.name) / "failure.json"
+        self._notes = Notes()
         self._agents: dict[subprocess.Popen[bytes], Place] = {}
 
     def __enter__(self) -> Roles:
@@ -79,11 +91,11 @@ class Roles:
 
     def __exit__(self, *error: object) -> None:
         self._end(_STOP_S)
-        self._folder.cleanup()
+        self._notes.close()
 
     def start(self, place: Place, *, restarts: int) -> None:
         """Start the agent of one role, whose process comes back so often."""
-        variables = child_variables(self._failure) | {
+        variables = child_variables(self._notes) | {
             environment.PLACE: json.dumps(asdict(place)),
             environment.AGENT: json.dumps([restarts, self._command]),
         }
@@ -92,46 +104,58 @@ class Roles:
         )
         self._agents[agent] = place
 
-    def wait(self, servers: int) -> None:
+    def wait(self, crew: Crew) -> None:
         """Wait for the job's end. Blocks; raises what ended it, if that was a failure.
 
-        A worker that does not come back any more is missed by nobody; a server is.
+        A worker that does not come back any more is missed by nobody; a server is, unless
+        another process has its shard.
         """
         deadline = None
         while any(agent.poll() is None for agent in self._agents):
             time.sleep(_LOOK_AGAIN_S)
-            if self._served(servers) and not self._failed(servers, confessed=False):
+            if self._served(crew) and not self._failed(crew, confessed=False):
                 # Workers may still evaluate, as long as they like; none need begin again.
-                over_file(self._failure).touch()
+                self._notes.end()
                 continue
-            if deadline is None and self._failed(servers):
+            if deadline is None and self._failed(crew):
                 deadline = time.monotonic() + _GRACE_S
             if deadline is not None and time.monotonic() > deadline:
                 break
         self._end(_STOP_S)
-        error = self._reason(servers)
+        error = self._reason(crew)
         if error is not None:
             raise error
 
-    def _served(self, servers: int) -> bool:
+    def _served(self, crew: Crew) -> bool:
         """Whether there were servers here, and all have ended."""
-        ours = [agent for agent, place in self._agents.items() if place.serves(servers)]
+        ours = [agent for agent, place in self._agents.items() if place.serves(crew.serving)]
         return bool(ours) and all(agent.poll() is not None for agent in ours)
 
-    def _failed(self, servers: int, *, confessed: bool = True) -> bool:
-        if confessed and self._failure.exists():
+    def _failed(self, crew: Crew, *, confessed: bool = True) -> bool:
+        if confessed and self._notes.failed:
             return True
-        return any(a.poll() for a, place in self._agents.items() if place.serves(servers))
+        return any(self._lost(shard, crew) for shard in range(crew.servers))
 
-    def _reason(self, servers: int) -> PsrpcError | None:
-        if self._served(servers) and not self._failed(servers, confessed=False):
+    def _lost(self, shard: int, crew: Crew) -> bool:
+        """Whether all processes that could serve a shard have failed for good."""
+        ours = [
+            agent
+            for agent, place in self._agents.items()
+            if place.serves(crew.serving) and place.rank % crew.servers == shard
+        ]
+        return bool(ours) and all(agent.poll() for agent in ours)
+
+    def _reason(self, crew: Crew) -> PsrpcError | None:
+        if self._served(crew) and not self._failed(crew, confessed=False):
             return None  # whoever failed after that was too late to matter
-        with suppress(FileNotFoundError, ValueError):
-            return decode(*json.loads(self._failure.read_text(encoding="utf-8")))
-        for agent, place in self._agents.items():
-            if place.serves(servers) and agent.returncode:
-                return JobFailedError(f"server {place.rank} died, so the job was ended")
-        codes = [a.returncode for a, place in self._agents.items() if not place.serves(servers)]
+        if (confessed := self._notes.failure()) is not None:
+            return confessed
+        for shard in range(crew.servers):
+            if self._lost(shard, crew):
+                backup = " and its backup" if crew.replicas else ""
+                return JobFailedError(f"server {shard}{backup} died, so the job was ended")
+        agents = self._agents.items()
+        codes = [agent.returncode for agent, place in agents if not place.serves(crew.serving)]
         if codes and all(codes):
             return JobFailedError("no worker has come to the end of its work")
         return None
@@ -160,9 +184,7 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def launch_isolated(
-    arguments: Sequence[str], servers: int, workers: int, port: int, restarts: int
-) -> None:
+def launch_isolated(arguments: Sequence[str], crew: Crew, port: int, restarts: int) -> None:
     """Run `python -m psrpc ARGUMENTS` under an agent for each role, and wait for the end.
 
     Blocks. Raises what ended the job, and KeyboardInterrupt; no process is left.
@@ -182,13 +204,14 @@ def launch_isolated(
         master_listen_fd=listener.detach(),
     )
     print(f"psrpc: more workers may come: psrpc join {host}:{port}", file=sys.stderr, flush=True)
-    first = place_of(host, port, uuid.uuid4().hex, world_size=servers + workers)
+    world_size = crew.serving + crew.workers
+    first = place_of(host, port, uuid.uuid4().hex, world_size=world_size)
     with _terminable(), Roles(["-m", "psrpc", *arguments]) as roles:
-        for rank in range(servers + workers):
-            # A server that came back would begin afresh.
-            often = restarts if rank >= servers else 0
+        for rank in range(world_size):
+            # A server that came back without a backup would begin afresh.
+            often = restarts if rank >= crew.serving or crew.replicas else 0
             roles.start(replace(first, rank=rank, local_rank=rank), restarts=often)
-        roles.wait(servers)
+        roles.wait(crew)
     del store
 
 
@@ -200,7 +223,7 @@ def launch_joiners(command: Sequence[str], place: Place, workers: int, restarts:
     with _terminable(), Roles(command) as roles:
         for _ in range(workers):
             roles.start(place, restarts=restarts)
-        roles.wait(servers=0)
+        roles.wait(Crew())
 
 
 def main() -> None:

@@ -111,6 +111,7 @@ class Checkpointing:
 class Job:
     """A job's settings. `seed` orders samples and starts models.
 
+    Each of the `servers` shards has `replicas` backups beside its primary.
     With `overlap` a worker computes its next step while the last one's gradients are on
     their way; its weights are then one step older.
     """
@@ -128,6 +129,12 @@ class Job:
     collective_timeout_s: float = 30.0
     elastic: Elastic = field(default_factory=Elastic)
     checkpointing: Checkpointing | None = None
+    replicas: int = 0
+
+    @property
+    def server_processes(self) -> int:
+        """How many processes serve: the first ranks, all shards' primaries before the backups."""
+        return self.servers * (1 + self.replicas)
 
     def check(self) -> None:
         """Raise ConfigError with all that is wrong."""
@@ -142,6 +149,7 @@ class Job:
         if self.workers < 1:
             problems.append(f"a job needs at least 1 worker, not {self.workers}")
         problems += self._problems_of_mode(self.mode)
+        problems += self._problems_of_replicas()
         if self.collective_timeout_s <= 0:
             problems.append(
                 f"the collective timeout must be above 0 s, not {self.collective_timeout_s}"
@@ -187,12 +195,26 @@ class Job:
             )
         return problems
 
+    def _problems_of_replicas(self) -> list[str]:
+        if isinstance(self.replicas, bool) or self.replicas not in (0, 1):
+            return [f"replicas must be 0 or 1, not {self.replicas!r}"]
+        problems = []
+        if self.replicas and self.plane is PlaneChoice.COLLECTIVE:
+            problems.append(
+                "the collective plane cannot go on after a server's death: choose another plane "
+                "(auto, rpc, shm), or no replicas"
+            )
+        if self.replicas and self.checkpointing is not None:
+            problems.append("a job with replicas makes no checkpoints yet: leave out one of both")
+        return problems
+
     @property
     def settings(self) -> tuple[tuple[str, str], ...]:
         """What a worker and a server must have alike, as pairs of name and text."""
         return (
             ("mode", str(self.mode)),
             ("servers", str(self.servers)),
+            ("replicas", str(self.replicas)),
             ("workers", str(self.workers)),
             ("reduction", self.reduction.value),
             ("plane", self.plane.value),

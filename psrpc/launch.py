@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
 import socket
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 from psrpc import environment
-from psrpc.errors import AddressError, JobFailedError, PeerLostError, PsrpcError, decode, encode
+from psrpc.errors import AddressError, JobFailedError, PeerLostError, PsrpcError
 from psrpc.interrupts import INTERRUPTED, TERMINATED
+from psrpc.notes import Notes
 
 _STOP_S = 3
 _MONITOR_S = 0.1
@@ -42,23 +41,22 @@ def launch(arguments: Sequence[str], names: Sequence[str], port: int) -> None:
 
     _check_free(port)
     _silence("torch.distributed.elastic", "torch.distributed.launcher")
-    with tempfile.TemporaryDirectory(prefix="psrpc-") as folder:
-        failure = Path(folder) / "failure.json"
-        environment.for_children(**child_variables(failure))
-        config = _config(len(names), port, folder, restarts=0)
+    with closing(Notes()) as notes:
+        environment.for_children(**child_variables(notes))
+        config = _config(len(names), port)
         try:
             elastic_launch(config, sys.executable)("-m", "psrpc", *arguments)
         except SignalException as signalled:
             raise KeyboardInterrupt from signalled
         except ChildFailedError as failed:
-            raise _cause(_read(failure), failed.failures, names) from None
+            raise _cause(notes.failure(), failed.failures, names) from None
 
 
-def child_variables(failure: Path) -> dict[str, str]:
-    """What a process must find in its environment; it writes down in `failure` why it fails."""
+def child_variables(notes: Notes) -> dict[str, str]:
+    """What a process must find in its environment; it writes in `notes` why it fails."""
     variables = {
+        **notes.variables(),
         environment.LAUNCHED_AT: repr(_process_began()),
-        environment.FAILURE_FILE: str(failure),
         environment.LAUNCHER: str(os.getpid()),
     }
     # Torch's C++ side logs lost connections as warnings; what matters of them is reported.
@@ -87,27 +85,25 @@ def run_agent(command: Sequence[str], restarts: int) -> int:
 
         interpreter.prepare()
         program = interpreter.become
-    with tempfile.TemporaryDirectory(prefix="psrpc-") as folder:
-        for left in reversed(range(restarts + 1)):
-            config = _config(1, 0, folder, restarts=0)
-            if program is not sys.executable:
-                config.start_method = "fork"
-            try:
-                elastic_launch(config, program)(*command)
-            except SignalException:
-                return TERMINATED
-            except ChildFailedError as failed:
-                code = int(next(iter(failed.failures.values())).exitcode)
-                if not left or code in _ASKED_TO_LEAVE:
-                    return code if code > 0 else 128 - code
-            else:
-                break
+    for left in reversed(range(restarts + 1)):
+        config = _config(1, 0)
+        if program is not sys.executable:
+            config.start_method = "fork"
+        try:
+            elastic_launch(config, program)(*command)
+        except SignalException:
+            return TERMINATED
+        except ChildFailedError as failed:
+            code = int(next(iter(failed.failures.values())).exitcode)
+            if not left or code in _ASKED_TO_LEAVE:
+                return code if code > 0 else 128 - code
+        else:
+            break
     return 0
 
 
-def _config(processes: int, port: int, folder: str, restarts: int) -> Any:
+def _config(processes: int, port: int) -> Any:
     """What `torchrun --standalone` would give to the elastic launch."""
-    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
     config = LaunchConfig(
@@ -119,54 +115,32 @@ def _config(processes: int, port: int, folder: str, restarts: int) -> Any:
         rdzv_endpoint=f"127.0.0.1:{port}",
         rdzv_configs={"is_host": True},
         local_addr="127.0.0.1",
-        max_restarts=restarts,
+        max_restarts=0,
         monitor_interval=_MONITOR_S,
-        logs_specs=DefaultLogsSpecs(log_dir=folder),
+        logs_specs=_no_logs(),
     )
     _stop_soon(config)
     return config
 
 
-def confess(error: PsrpcError) -> bool:
-    """Write down, for the launcher, why this process fails; only the first of all counts.
+def _no_logs() -> Any:
+    """Let processes write where we do; a folder would be left by a launcher that is killed."""
+    from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs
 
-    Returns False if no launcher of ours asked for it.
-    """
-    path = environment.failure_file()
-    if path is None:
-        return False
-    text = json.dumps(encode(error))
-    try:
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        pass
-    return True
+    class NoLogs(LogsSpecs):
+        def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+            """Where each process writes."""
+            for variables in envs.values():
+                variables["TORCHELASTIC_ERROR_FILE"] = ""
+            ours = dict.fromkeys(envs, "")
+            return LogsDest(ours, ours, error_files=dict.fromkeys(envs, os.devnull))
 
+        @property
+        def root_log_dir(self) -> str:
+            """Nowhere."""
+            return os.devnull
 
-def over_file(failure: Path) -> Path:
-    """The file beside that of a failure that says: the job is over, nobody need begin again."""
-    return failure.with_name("over")
-
-
-def over_already() -> bool:
-    """Whether the job of this process was over before it began."""
-    path = environment.failure_file()
-    return path is not None and over_file(Path(path)).exists()
-
-
-def failed_already() -> bool:
-    """Whether another process has written down why the job fails: nobody need begin again."""
-    path = environment.failure_file()
-    return path is not None and os.path.exists(path)
-
-
-def _read(path: Path) -> PsrpcError | None:
-    try:
-        name, text = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return decode(name, text)
+    return NoLogs()
 
 
 def _cause(

@@ -44,6 +44,14 @@ class Meter:
         recent = tuple(self._staleness) or (0,)
         return min(recent), max(recent)
 
+    def counts(self) -> tuple[int, int, float, float]:
+        """What another one needs to go on: steps, samples, and the loss."""
+        return self.steps, self.samples, self._sum, self._weight
+
+    def recount(self, counts: tuple[int, int, float, float]) -> None:
+        """Go on from another one's `counts`; the rate begins anew."""
+        self.steps, self.samples, self._sum, self._weight = counts
+
     def count(self, push: Push, staleness: int) -> None:
         """Count one applied push."""
         self._latest_s = self._clock.now()

@@ -17,7 +17,7 @@ from psrpc.errors import JobFailedError, PsrpcError, StartTimeoutError, encode
 from psrpc.job import Job, PlaneChoice
 from psrpc.orders import PutPart
 from psrpc.planes.agent import Agent
-from psrpc.planes.base import Link
+from psrpc.planes.base import Link, Service
 from psrpc.planes.conductor import Conductor
 from psrpc.planes.doorman import Doorman
 from psrpc.planes.groups import Fabric, Groups
@@ -42,7 +42,7 @@ from psrpc.store.blueprint import Blueprint
 from psrpc.store.shard import ShardStore
 from psrpc.watcher import Watcher
 
-_SERVER_THREADS = 4
+SERVER_THREADS = 4
 _LOOK_AGAIN_S = 0.25
 _COORDINATOR = "server0"
 _RESUME = "resume"  # the key of the checkpoint's folder from which all servers go on, or ""
@@ -63,9 +63,10 @@ class ServerNode:
         self.server = ParameterServer(job, index, blueprint, store)
         self.coordinator = Coordinator(job, self.server, blueprint, model) if index == 0 else None
         self.agent = Agent(
-            f"server{index}", index, threads=_SERVER_THREADS, one_host=fabric.one_host
+            f"server{index}", index, threads=SERVER_THREADS, one_host=fabric.one_host
         )
-        self.doorman = Doorman(self.coordinator or self.server, layout)
+        self.service: Service = self.coordinator or self.server
+        self.doorman: Doorman | None = None
         self.porter: Porter | None = None
         self.conductor: Conductor | None = None
         self.pulse: Pulse | None = None
@@ -83,28 +84,26 @@ class ServerNode:
                 rendezvous.say(reason(self.agent.name), json.dumps(encode(self.server.failure)))
             rendezvous.await_or_give_up(self._last_to_leave(), FAREWELL_S)
         finally:
-            for helper in (self.checkpointer, self.part_writer):
-                if helper is not None:
-                    helper.close()
-            self.doorman.close()
-            if self.pulse is not None:
-                self.pulse.close()
-            if self.porter is not None:
-                self.porter.close()
-            if self.conductor is not None:
-                self.conductor.close()
-            withdraw(self.agent)
-            self.agent.close()
+            self._close()
             rendezvous.say(gone(self.agent.name))
         if self.server.failure is not None:
             raise self.server.failure
+
+    def _close(self) -> None:
+        """Answer nobody any more."""
+        helpers = (self.checkpointer, self.part_writer, self.doorman)
+        for helper in (*helpers, self.pulse, self.porter, self.conductor):
+            if helper is not None:
+                helper.close()
+        withdraw(self.agent)
+        self.agent.close()
 
     def _begin(self, rendezvous: Rendezvous) -> None:
         """Be ready, and say so; or say why not, so that nobody waits for this server."""
         try:
             self._resume(rendezvous)
             self.conductor = self._raise_conductor(rendezvous)
-            serve(self.agent, self.conductor or self.coordinator or self.server)
+            serve(self.agent, self.conductor or self.service)
             rendezvous.publish(shm_key(self.agent.name), self._open_door())
             rendezvous.publish(stream_key(self.agent.name), self._open_berth())
             self._listen_for_deaths(rendezvous)
@@ -129,15 +128,17 @@ class ServerNode:
 
     def _look_after_servers(self, error: PsrpcError) -> None:
         """A worker lost a server. That is the job's end if the server is dead; else its own."""
-        coordinator = self.coordinator
-        assert coordinator is not None
 
         def look() -> None:
-            others = [f"server{index}" for index in range(1, self.job.servers)]
-            if not all(answers(name, Patience().ping_s) for name in others):
-                coordinator.fail(error)
+            if not self._all_answer():
+                self._fail(error)
 
         threading.Thread(target=look, name="psrpc-look", daemon=True).start()
+
+    def _all_answer(self) -> bool:
+        """Whether all other servers live. Blocks."""
+        others = [f"server{index}" for index in range(1, self.job.servers)]
+        return all(answers(name, Patience().ping_s) for name in others)
 
     def _resume(self, rendezvous: Rendezvous) -> None:
         """Go on from a checkpoint, if there is one; the coordinator chooses it for all."""
@@ -194,14 +195,14 @@ class ServerNode:
 
     def _supervise(self, coordinator: Coordinator) -> None:
         """Wait for the end; bring it about if workers that must come do not."""
-        members, began_s = coordinator.core.members, time.monotonic()
+        began_s = time.monotonic()
         short_since_s: float | None = None
         while not self.server.ended.is_set():
             with coordinator.changed:
                 coordinator.changed.wait(_LOOK_AGAIN_S)
-            now_s = time.monotonic()
+            now_s, members = time.monotonic(), coordinator.core.members
             if not members.started and now_s - began_s > self.job.start_timeout_s:
-                coordinator.fail(self._nobody_came(coordinator))
+                self._fail(self._nobody_came(coordinator))
             if not members.short:
                 short_since_s = None
             elif short_since_s is None:
@@ -210,7 +211,12 @@ class ServerNode:
                 if self.checkpointer is not None and self.checkpointer.begun:
                     self.checkpointer.make_last()
                 if members.short:
-                    coordinator.fail(self._deserted(len(members.live)))
+                    self._fail(self._deserted(len(members.live)))
+
+    def _fail(self, error: PsrpcError) -> None:
+        """End the job."""
+        assert self.coordinator is not None
+        self.coordinator.fail(error)
 
     def _nobody_came(self, coordinator: Coordinator) -> StartTimeoutError:
         missing = ", ".join(f"worker {w}" for w in coordinator.core.members.missing)
@@ -233,13 +239,14 @@ class ServerNode:
     def _open_door(self) -> str:
         if self.job.plane in (PlaneChoice.RPC, PlaneChoice.COLLECTIVE):
             return ""
+        self.doorman = Doorman(self.service, self.layout)
         self.doorman.start()
         return self.doorman.address
 
     def _open_berth(self) -> str:
         if self.job.plane in (PlaneChoice.SHM, PlaneChoice.COLLECTIVE):
             return ""
-        self.porter = Porter(self.coordinator or self.server, self.layout, self.agent.host)
+        self.porter = Porter(self.service, self.layout, self.agent.host)
         self.porter.start()
         return self.porter.address
 

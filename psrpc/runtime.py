@@ -26,6 +26,7 @@ from psrpc.nodes import ServerNode
 from psrpc.planes import groups
 from psrpc.planes.groups import Fabric
 from psrpc.rendezvous import Rendezvous
+from psrpc.replicas import ReplicaNode
 from psrpc.report import Report
 from psrpc.store.blueprint import Blueprint, GroupsFactory, OptimizerFactory, draw
 from psrpc.worker import Worker
@@ -65,6 +66,7 @@ def run(
     optimizer: OptimizerFactory,
     mode: Mode | None = None,
     servers: int = 1,
+    replicas: int = 0,
     param_groups: GroupsFactory | None = None,
     reduction: str = "mean",
     nonfinite: str = "error",
@@ -83,33 +85,32 @@ def run(
 ) -> Result:
     """Take this process's part in a job started by torchrun; blocks until the job is done.
 
-    The first `servers` ranks serve parameters, each of the others calls `train(worker)`.
-    `model` is a module, or a class or function that makes one; the servers' own weights
-    become everybody's. `optimizer` is called with parameters, as
-    `functools.partial(torch.optim.SGD, lr=0.1)` is; any torch.optim class that needs no
-    closure will do. `param_groups(model)` returns the groups to give it instead of
-    `model.parameters()`. `mode` is `Synchronous()` (the default), `BoundedStaleness(k)` or
-    `Asynchronous()`. `reduction` ("mean" by samples, or "sum") joins the gradients of a
-    synchronous round. `nonfinite` is what becomes of a step with NaN or Inf in its
-    gradients: "error" or "skip". `plane` is "auto" (shared memory to servers on the same
-    host, RPC to others), "rpc", "shm" or, in synchronous mode, "collective": each server and
-    its workers share process groups of `backend` "gloo" (the default) or "nccl" (a GPU for
-    every process), and a member that stands still for `collective_timeout_s` ends the job.
-    With `overlap` a worker computes its next step while the last one's gradients travel; the
-    mode's bound counts that step, so it must be 1 or more. `device` is "auto" (CUDA where
-    there is any), "cpu" or "cuda"; servers compute on the CPU. `threads` are torch's threads
-    in this process. `elastic` and `checkpointing` are as `Elastic` and `Checkpointing` say.
-    SIGTERM and SIGINT let a worker finish its step, give its samples back and leave.
+    The first `servers` ranks serve parameters, as many more are their backups with `replicas=1`,
+    each of the others calls `train(worker)`. `model` is a module, or a class or function that makes
+    one; the servers' own weights become everybody's. `optimizer` is called with parameters, as
+    `functools.partial(torch.optim.SGD, lr=0.1)` is; any torch.optim class that needs no closure
+    will do. `param_groups(model)` returns the groups to give it instead of `model.parameters()`.
+    `mode` is `Synchronous()` (the default), `BoundedStaleness(k)` or `Asynchronous()`. `reduction`
+    ("mean" by samples, or "sum") joins the gradients of a synchronous round. `nonfinite` is what
+    becomes of a step with NaN or Inf in its gradients: "error" or "skip". `plane` is "auto" (shared
+    memory to servers on the same host, RPC to others), "rpc", "shm" or, in synchronous mode,
+    "collective": each server and its workers share process groups of `backend` "gloo" (the default)
+    or "nccl" (a GPU for every process), and a member that stands still for `collective_timeout_s`
+    ends the job. With `overlap` a worker computes its next step while the last one's gradients
+    travel; the mode's bound counts that step, so it must be 1 or more. `device` is "auto" (CUDA
+    where there is any), "cpu" or "cuda"; servers compute on the CPU. `threads` are torch's threads
+    in this process. `elastic` and `checkpointing` are as `Elastic` and `Checkpointing` say. SIGTERM
+    and SIGINT let a worker finish its step, give its samples back and leave.
 
-    Raises UsageError outside torchrun, ConfigError, ModelError, OptimizerError, StartTimeoutError
-    (somebody does not come), JobFailedError (another process ended the job), what `train` raises.
+    Raises UsageError, ModelError, OptimizerError, StartTimeoutError, JobFailedError, `train`'s own.
     """
     try:
         place = _place()
         names = {"reduction": reduction, "nonfinite": nonfinite, "plane": plane}
         names |= {"device": device} | ({} if backend is None else {"backend": backend})
         timeouts_s = {"start": start_timeout_s, "collective": collective_timeout_s}
-        job = _job(place, servers, mode, names, overlap, seed, timeouts_s, elastic or Elastic())
+        shards, life = (servers, replicas), elastic or Elastic()
+        job = _job(place, shards, mode, names, overlap, seed, timeouts_s, life)
         job = _with_checkpoints(job, checkpointing)
         if threads is not None:
             torch.set_num_threads(threads)
@@ -132,14 +133,14 @@ def _take_part(
 ) -> Result:
     fabric = _fabric(job, place)
     # A group on GPUs has given every server one as well.
-    target = _device(device, place, 0 if job.backend is Backend.NCCL else job.servers)
+    target = _device(device, place, 0 if job.backend is Backend.NCCL else job.server_processes)
     built = _build(model, job.seed)
     blueprint = draw(built, optimizer, param_groups)
     try:
         with Interrupts() as interrupts, Rendezvous(place, job.start_timeout_s) as rendezvous:
             if place.rank == 0:
                 publish_lobby(rendezvous, job, place)
-            if place.serves(job.servers):
+            if place.serves(job.server_processes):
                 return _serve(job, place, built, blueprint, fabric, rendezvous, watch)
             built.to(target)
             return _work(train, job, place, built, blueprint, fabric, rendezvous, interrupts)
@@ -180,7 +181,7 @@ _DEVICES = ("auto", "cpu", "cuda")
 
 def _job(
     place: Place,
-    servers: int,
+    shards: tuple[int, int],
     mode: Mode | None,
     names: Mapping[str, str],
     overlap: bool,
@@ -188,7 +189,11 @@ def _job(
     timeouts_s: Mapping[str, float],
     elastic: Elastic,
 ) -> Job:
-    """The job of these settings. Raises ConfigError with all that is wrong in a call of `run`."""
+    """The job of these settings: `shards` are servers and replicas.
+
+    Raises ConfigError with all that is wrong in a call of `run`.
+    """
+    servers, replicas = shards
     problems = _unknown_names(names)
     chosen: dict[str, Any] = {
         name: kind(names[name])
@@ -204,13 +209,15 @@ def _job(
     if isinstance(servers, bool) or not isinstance(servers, int):
         problems.append(f"servers must be a whole number, not {servers!r}")
         servers = 1
-    elif 1 <= servers >= place.world_size:
+    serving = servers * (2 if replicas == 1 else 1)
+    if 1 <= serving >= place.world_size:
+        backups = f" with {servers} backups" if replicas == 1 else ""
         problems.append(
-            f"{place.world_size} processes cannot hold {servers} servers and a worker: start at "
-            f"least {servers + 1} (torchrun --nproc-per-node={servers + 1})"
+            f"{place.world_size} processes cannot hold {servers} servers{backups} and a worker: "
+            f"start at least {serving + 1} (torchrun --nproc-per-node={serving + 1})"
         )
     job = Job(
-        max(place.world_size - servers, 1),
+        max(place.world_size - serving, 1),
         servers,
         Synchronous() if mode is None else mode,
         overlap=overlap,
@@ -218,6 +225,7 @@ def _job(
         start_timeout_s=timeouts_s["start"],
         collective_timeout_s=timeouts_s["collective"],
         elastic=elastic,
+        replicas=replicas,
         **chosen,
     )
     problems += job.problems()
@@ -285,6 +293,12 @@ def _serve(
     rendezvous: Rendezvous,
     watch: _Watch,
 ) -> Result:
+    if job.replicas:
+        index, first = place.rank % job.servers, place.rank < job.servers
+        pair = ReplicaNode(job, index, model, blueprint, fabric, first=first)
+        pair.reigning = lambda: watch.over(pair)
+        pair.serve(rendezvous)
+        return Result(Role.SERVER, place.rank)
     node = ServerNode(job, place.rank, model, blueprint, fabric)
     with watch.over(node):
         node.serve(rendezvous)
@@ -301,7 +315,7 @@ def _work(
     rendezvous: Rendezvous,
     interrupts: Interrupts,
 ) -> Result:
-    rank = None if place.joins else place.rank - job.servers
+    rank = None if place.joins else place.rank - job.server_processes
     # From here on workers draw their own random numbers (dropout, augmentation).
     torch.manual_seed(job.seed + 1 + (rank if rank is not None else os.getpid()))
     node = WorkerNode(job, rank, model, blueprint, fabric)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -56,13 +55,21 @@ class Desk:
 
     def __init__(self) -> None:
         self._calls: dict[Token, Call] = {}
-        self._tokens = itertools.count()
+        self.next_token = 0
 
     def open(self, call: Call) -> Token:
         """Keep a call until it is answered."""
-        token = next(self._tokens)
+        token, self.next_token = self.next_token, self.next_token + 1
         self._calls[token] = call
         return token
+
+    def calls(self) -> list[tuple[Token, Call]]:
+        """All open calls."""
+        return list(self._calls.items())
+
+    def reopen(self, next_token: Token, calls: Sequence[tuple[Token, Call]]) -> None:
+        """Keep these calls in place of those that were kept."""
+        self.next_token, self._calls = next_token, dict(calls)
 
     def look(self, token: Token) -> Call:
         """The open call of this token."""
@@ -115,9 +122,9 @@ class ParameterServer:
             lambda cut, image, record: image.release()
         )
         self._blueprint = blueprint
-        self._store = store
+        self.store = store
         self._lock = threading.Lock()
-        self._desk = Desk()
+        self.desk = Desk()
         self._failure: PsrpcError | None = None
         self.ended = threading.Event()
         self._handlers: dict[type[Request], Callable[[Any, Call], Answers]] = {
@@ -209,7 +216,7 @@ class ParameterServer:
         """Answer every open and every later request with `error`."""
         with self._lock:
             self._failure = self._failure or error
-            answers = [(call, _failure(self._failure)) for call in self._desk.clear()]
+            answers = [(call, _failure(self._failure)) for call in self.desk.clear()]
         resolve(answers)
         self.ended.set()
 
@@ -238,7 +245,7 @@ class ParameterServer:
     def _give_up(self, failed: _StepFailedError) -> Answers:
         self._failure = self._reason(failed.__cause__)
         self.ended.set()
-        return [(each, _failure(self._failure)) for each in self._desk.clear()]
+        return [(each, _failure(self._failure)) for each in self.desk.clear()]
 
     def _reason(self, error: BaseException | None) -> PsrpcError:
         if isinstance(error, PeerLostError):
@@ -247,16 +254,16 @@ class ParameterServer:
 
     def _push(self, push: Push, call: Call) -> Answers:
         if not push.void:
-            self._store.check(call.tensors, f"worker {push.worker}")
+            self.store.check(call.tensors, f"worker {push.worker}")
         usual = self.core.quick(push)
         if usual is None:
-            return self._carry_out(self.core.push(push, self._desk.open(call)))
+            return self._carry_out(self.core.push(push, self.desk.open(call)))
         reply, staleness = usual
         self._step([call], [staleness])
         return [(call, (reply, self._granted(call, reply)))]
 
     def _pull(self, pull: Pull, call: Call) -> Answers:
-        return self._carry_out(self.core.pull(pull, self._desk.open(call)))
+        return self._carry_out(self.core.pull(pull, self.desk.open(call)))
 
     def _adopt(self, adopt: Adopt, call: Call) -> Answers:
         answers = self._carry_out(self.core.adopt(adopt.view))
@@ -268,8 +275,8 @@ class ParameterServer:
     def _get_state(self, request: GetState, call: Call) -> Answers:
         pieces: list[tuple[str, int, tuple[tuple[str, int | None, object], ...]]] = []
         tensors: list[torch.Tensor] = []
-        states = self._store.optimizer_state()
-        for piece, state in zip(self._store.layout.pieces, states, strict=True):
+        states = self.store.optimizer_state()
+        for piece, state in zip(self.store.layout.pieces, states, strict=True):
             entries: list[tuple[str, int | None, object]] = []
             for key, value in state.items():
                 if isinstance(value, torch.Tensor):
@@ -289,7 +296,7 @@ class ParameterServer:
             # The coordinator knows whether it belongs here, and ends the job if it does.
             return [(call, (Done(self.core.version), []))]
         self._failure = self._failure or worker_failed(request)
-        held = [(each, _failure(self._failure)) for each in self._desk.clear()]
+        held = [(each, _failure(self._failure)) for each in self.desk.clear()]
         self.ended.set()
         return [(call, (Done(self.core.version), [])), *held]
 
@@ -298,14 +305,14 @@ class ParameterServer:
         for decision in decisions:
             match decision:
                 case Apply(tokens, _, staleness):
-                    self._step([self._desk.look(token) for token in tokens], staleness)
+                    self._step([self.desk.look(token) for token in tokens], staleness)
                 case Answer(token, reply):
-                    call = self._desk.close(token)
+                    call = self.desk.close(token)
                     answers.append((call, (reply, self._granted(call, reply))))
                 case Same(token, first):
-                    self._desk.attach(token, first)
+                    self.desk.attach(token, first)
                 case Image(cut, record):
-                    self.pictured(cut, self._store.image(), record)
+                    self.pictured(cut, self.store.image(), record)
         return answers
 
     def _step(self, calls: Sequence[Call], staleness: Sequence[int]) -> None:
@@ -315,7 +322,7 @@ class ParameterServer:
             for call, push in zip(calls, pushes, strict=True)
         ]
         try:
-            self._store.step(contributions)
+            self.store.step(contributions)
         except Exception as error:
             raise _StepFailedError from error
         for call, push, stale in zip(calls, pushes, staleness, strict=True):
@@ -330,8 +337,8 @@ class ParameterServer:
     def _weights_for(self, call: Call) -> list[torch.Tensor]:
         """Give the weights to those who take them now; return them for those who wait for them."""
         for land in call.lands:
-            land(self._store.flats)
-        return self._store.snapshot() if len(call.answers) > len(call.lands) else []
+            land(self.store.flats)
+        return self.store.snapshot() if len(call.answers) > len(call.lands) else []
 
 
 def _failure(error: PsrpcError) -> Payload:

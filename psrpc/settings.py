@@ -29,6 +29,17 @@ def whole(low: int) -> Parser:
     return parse
 
 
+def few(high: int) -> Parser:
+    """A parser of whole numbers from 0 to `high`."""
+
+    def parse(text: str) -> int:
+        if text not in map(str, range(high + 1)):
+            raise ValueError(" or ".join(map(str, range(high + 1))))
+        return int(text)
+
+    return parse
+
+
 def real(low: float, *, above: bool = False) -> Parser:
     """A parser of numbers from `low` on (or above it)."""
     wanted = f"a number {'above' if above else 'of at least'} {low:g}"
@@ -96,6 +107,8 @@ OPTIONS = (
            "of --mode sync: a step of n workers is made of the first n less so many gradients; "
            "those that come later are dropped, and their samples done again  [0]"),
     Option("servers", whole(1), "1", "number of parameter servers"),
+    Option("replicas", few(1), "0",
+           "backups of each server, 0 or 1: with one a server may die, and no update is lost"),
     Option("workers", whole(1), "2", "number of workers (under torchrun: the other ranks)"),
     Option("dataset", str, "digits", "digits|mnist|synthetic|module:callable"),
     Option("data-root", str, None, "folder that has or takes MNIST (default ./data)"),
@@ -146,6 +159,7 @@ class TrainSettings:
     staleness: int
     backup_workers: int | None
     servers: int
+    replicas: int
     workers: int
     dataset: str
     data_root: str | None
@@ -182,6 +196,11 @@ class TrainSettings:
     json: str | None
     overlap: bool = False
     quiet: bool = False
+
+    @property
+    def server_processes(self) -> int:
+        """How many processes serve."""
+        return self.servers * (1 + self.replicas)
 
     @property
     def elastic(self) -> Elastic:
@@ -263,6 +282,10 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         given = [n for n in ("checkpoint_every", "checkpoint_keep") if values.get(n) is not None]
         given += ["resume"] if values.get("resume", "never") != "never" else []
         problems += [f"--{n.replace('_', '-')} needs a --checkpoint-dir" for n in given]
+    if values.get("replicas") and values.get("checkpoint_dir") is not None:
+        problems.append("--replicas makes no checkpoints yet: leave out it or --checkpoint-dir")
+    if values.get("replicas") and values.get("plane") == "collective":
+        problems.append("--replicas needs another --plane than collective: auto, rpc or shm")
     if values.get("epochs") and values.get("steps"):
         problems.append("give --epochs or --steps, not both")
     if values.get("momentum") is not None and values.get("optimizer") not in ("sgd", None):

@@ -40,14 +40,13 @@ _TEST_BATCH = 512
 
 def take_part(settings: TrainSettings, place: Place) -> None:
     """Do this process's part of the job; worker 0 evaluates, prints and writes the results."""
-    workers = place.world_size - settings.servers
+    serving = settings.server_processes
+    workers = place.world_size - serving
     if workers < 1:
-        raise UsageError(
-            f"{place.world_size} processes cannot hold {settings.servers} servers and a worker"
-        )
+        raise UsageError(f"{place.world_size} processes cannot hold {serving} servers and a worker")
     began = environment.launched_at() or time.time()
-    serves = place.serves(settings.servers)
-    if place.rank == settings.servers and (problems := unwritable(settings)):
+    serves = place.serves(serving)
+    if place.rank == serving and (problems := unwritable(settings)):
         raise PsrpcError("; ".join(problems))
     splits = datasets.load(settings.dataset, data_root=settings.data_root, seed=settings.seed)
     samples = _length(splits.train)
@@ -68,6 +67,7 @@ def take_part(settings: TrainSettings, place: Place) -> None:
         optimizer=_optimizer(settings),
         mode=settings.consistency,
         servers=settings.servers,
+        replicas=settings.replicas,
         reduction=settings.reduction,
         nonfinite=settings.nonfinite,
         plane=settings.plane,
@@ -182,6 +182,7 @@ def _results(
         "mode": settings.mode,
         "staleness": settings.staleness if bounded else settings.consistency.bound,
         "servers": settings.servers,
+        "replicas": settings.replicas,
         "workers": workers,
         "plane": result.plane,
         "overlap": settings.overlap,

@@ -13,7 +13,7 @@ from torch import nn
 
 from psrpc.core.progress import Progress
 from psrpc.messages import GetBuffers, GetFrozen, GetState, PutBuffers, StateReply
-from psrpc.planes.base import Link
+from psrpc.planes.base import Link, Pending
 from psrpc.store.blueprint import Blueprint
 from psrpc.store.buffers import buffers_of
 from psrpc.store.state import PieceState, join, unpack
@@ -29,6 +29,7 @@ class Untrained:
         self._blueprint = blueprint
         self._links = links
         self._progress = progress
+        self._offered: Pending | None = None
 
     def take_frozen(self) -> None:
         """Take the frozen parameters that the first server has."""
@@ -41,9 +42,20 @@ class Untrained:
 
     def put_buffers(self, steps: int) -> None:
         """Give the buffers as they are; `steps` is their weight in the mean."""
+        self.offer_buffers(steps)
+        self._settle()
+
+    def offer_buffers(self, steps: int) -> None:
+        """As `put_buffers`, but waits only for the answer to the offer before."""
+        self._settle()
         tensors = [buffer.detach().cpu().clone() for buffer in buffers_of(self._model)]
         if tensors:
-            self._links[0].call(PutBuffers(self._progress.worker, steps), tensors).wait()
+            self._offered = self._links[0].call(PutBuffers(self._progress.worker, steps), tensors)
+
+    def _settle(self) -> None:
+        offered, self._offered = self._offered, None
+        if offered is not None:
+            offered.wait()
 
     def optimizer_state(self) -> dict[int, dict[str, Any]]:
         """The optimizer's state of all servers, in the form of `state_dict()["state"]`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from psrpc.batches import Collate, batches, check, check_samples, order
+from psrpc.batches import Collate, batches, check_samples
 from psrpc.clock import Clock, SystemClock
 from psrpc.core.progress import Progress
 from psrpc.crew import Crew
@@ -21,6 +21,7 @@ from psrpc.job import Job, NonFinite
 from psrpc.messages import Lease, Peek
 from psrpc.optimizer import DistributedOptimizer
 from psrpc.planes.base import Link
+from psrpc.samples import Samples
 from psrpc.store.binding import Binding
 from psrpc.store.blueprint import Blueprint
 from psrpc.tally import Tally
@@ -30,11 +31,10 @@ from psrpc.untrained import Untrained
 class Worker:
     """One worker of a job. All methods are for the thread that trains.
 
-    Attributes: `model` (its parameters are the servers' weights as of the last
-    pull), `optimizer` (a `torch.optim.Optimizer` for existing loops), `rank` (0 to
-    `num_workers` - 1, or above where more have joined), `num_workers` (those that the job was
-    started for), `device`, `seed`. `main` is true, after the end, of the one worker that
-    reports the results.
+    Attributes: `model` (its parameters are the servers' weights as of the last pull),
+    `optimizer` (a `torch.optim.Optimizer` for existing loops), `rank` (0 to `num_workers` - 1, or
+    above where more have joined), `num_workers` (those that the job was started for), `device`,
+    `seed`. `main` is true, after the end, of the one worker that reports the results.
 
     A worker that was taken for dead and goes on comes back by itself: the step under way does
     not count, its samples are done by others.
@@ -71,8 +71,7 @@ class Worker:
         self._loss: torch.Tensor | float | None = None
         self._epoch = -1
         self._flushed = False
-        self._closed = False
-        self._released = False
+        self._closed = self._released = False
 
     def start(self) -> None:
         """Come to the job and take its weights. Blocks until the job begins."""
@@ -121,33 +120,33 @@ class Worker:
         batch_size: int,
         *,
         shuffle: bool = True,
+        sampler: Iterable[int] | None = None,
         collate_fn: Collate | None = None,
         loaders: int = 0,
     ) -> Iterator[Any]:
         """Yield this worker's share of one epoch of a map-style dataset, as batches on `device`.
 
-        Each call is the next epoch. Every sample is given to one worker, once; fast
-        workers get more. All workers must be given the same dataset. The order is
-        drawn from the job's seed and the epoch. Collating follows torch's DataLoader;
-        with `loaders` above 0, that many processes load ahead. Call `step` for each
-        batch; gradients of a batch without a step go into the next one, those of the last
-        batches are pushed at the epoch's end.
+        Each call is the next epoch. Every sample is given to one worker, once; fast workers get
+        more. All must be given the same dataset. The order is drawn from the job's seed and the
+        epoch (by `sampler`, if there is one); with each batch the generators of torch, Python and
+        numpy begin anew, from the seed and its place. Collating follows torch's DataLoader, with
+        `loaders` above 0, so many processes load ahead. Call `step` for each batch; gradients of
+        a batch without a step go into the next one, of the last ones they are pushed at the end.
 
-        Blocks while it waits for work; in synchronous mode, at an epoch's start, for
-        all workers. It ends when every sample of the epoch is done: what a worker that died
-        or left has not done goes to the others. Then nobody waits for this worker until its
-        next batch. To a worker that came late, epochs that were over are empty.
+        Blocks while it waits for work; in synchronous mode, at an epoch's start, for all workers.
+        It ends when every sample of the epoch is done: what a worker that died or left has not
+        done goes to the others. Then nobody waits for this worker until its next batch. To a
+        worker that came late, epochs that were over are empty.
         """
-        samples = check(dataset, batch_size)
+        samples = Samples(dataset, batch_size, self.seed, shuffle, sampler)
+        samples.check()
         self._abandon()
         self._epoch += 1
         self._progress.epoch = epoch = self._epoch
 
         return batches(
             self,
-            dataset,
-            batch_size,
-            lambda epoch: order(samples, shuffle=shuffle, seed=self.seed, epoch=epoch),
+            samples,
             device=self.device,
             collate=collate_fn,
             loaders=loaders,
@@ -158,9 +157,8 @@ class Worker:
         """Push the gradients, wait as the mode demands, pull weights, and clear the gradients.
 
         `loss` is only reported, and left out if it is NaN or infinite. `samples` is this step's
-        weight in a synchronous round: by default the batch's size, or 1 for data that is not
-        from `batches`.
-        Raises GradientError (NonFiniteGradientError for NaN or Inf, unless they are to
+        weight in a synchronous round: by default the batch's size, or 1 for data that is not from
+        `batches`. Raises GradientError (NonFiniteGradientError for NaN or Inf, unless they are to
         be skipped), JobFailedError, or PeerLostError: the weights may be torn then, and this
         worker can neither step nor leave.
         """
@@ -280,6 +278,8 @@ class Worker:
             self._samples = None
         if step == lease.first_step:
             self._progress.begin(lease)
+            if self.job.checkpointing is not None:
+                self._untrained.offer_buffers(self._tally.steps)
         self._flushed = False
         low, high = lease.batch(step)
         self._samples = (self._samples or 0) + high - low

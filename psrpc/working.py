@@ -11,27 +11,15 @@ from torch import nn
 from psrpc.crew import stats_of
 from psrpc.errors import JobOverError, PeerLostError, PsrpcError, decode, encode
 from psrpc.interrupts import Terminated
-from psrpc.job import Job, PlaneChoice
+from psrpc.job import Job
 from psrpc.messages import GetStats
 from psrpc.planes.agent import Agent, hushed
 from psrpc.planes.base import Link
-from psrpc.planes.collective import Alarm, CollectiveLink
-from psrpc.planes.groups import Fabric, Groups
-from psrpc.planes.rpc import Address, RpcLink
-from psrpc.planes.select import link_to, planes_of
-from psrpc.pulse import Heart
-from psrpc.rendezvous import (
-    FAREWELL_S,
-    PULSE,
-    Rendezvous,
-    gone,
-    groups_key,
-    reason,
-    shm_key,
-    stream_key,
-    worker_name,
-)
+from psrpc.planes.groups import Fabric
+from psrpc.planes.select import planes_of
+from psrpc.rendezvous import FAREWELL_S, Rendezvous, gone, reason, worker_name
 from psrpc.report import Report, summarize
+from psrpc.seeking import PairedServers, Servers, SingleServers
 from psrpc.store.blueprint import Blueprint
 from psrpc.worker import Worker
 
@@ -52,7 +40,6 @@ class WorkerNode:
         self.job = job
         self.rank = rank
         self.fabric = fabric
-        self.alarm = Alarm()
         self.model = model
         self.blueprint = blueprint
         self.plane = ""
@@ -96,23 +83,15 @@ class WorkerNode:
     def _come(
         self, function: Callable[[Worker], Any], rendezvous: Rendezvous, names: list[str]
     ) -> Report | None:
-        urls = rendezvous.read(names)
-        doors = rendezvous.read([shm_key(name) for name in names])
-        berths = rendezvous.read([stream_key(name) for name in names])
-        (pulse,) = rendezvous.read([PULSE])
+        servers = self._servers(rendezvous)
         process = rendezvous.number()
         number = self.job.servers + process
         agent = Agent(worker_name(process), number, threads=_THREADS, one_host=self.fabric.one_host)
-        heart = Heart(pulse, process, self.job.elastic.dead_after_s)
+        heart = servers.heart(process)
         agent.start()
         try:
             heart.start()
-            links = [
-                self._link(RpcLink(agent, Address(name, index, url)), door, berth, rendezvous)
-                for index, (name, url, door, berth) in enumerate(
-                    zip(names, urls, doors, berths, strict=True)
-                )
-            ]
+            links = servers.links(agent)
             self.plane = planes_of(links)
             self.worker = Worker(
                 self.job, self.rank, self.model, self.blueprint, links, process=process
@@ -127,14 +106,10 @@ class WorkerNode:
                 rendezvous.await_or_give_up([gone(name) for name in names], 2 * FAREWELL_S)
             agent.close()
 
-    def _link(self, control: RpcLink, door: str, berth: str, rendezvous: Rendezvous) -> Link:
-        if self.job.plane is not PlaneChoice.COLLECTIVE:
-            return link_to(control, door, berth, self.job.plane)
-        control.connect()
-        name = control.peer.name
-        groups = Groups(name, rendezvous.branch(groups_key(name)), self.fabric)
-        device, workers = self.fabric.device, self.job.workers
-        return CollectiveLink(control, groups, device, workers, self.alarm)
+    def _servers(self, rendezvous: Rendezvous) -> Servers:
+        if self.job.replicas:
+            return PairedServers(self.job, rendezvous)
+        return SingleServers(self.job, rendezvous, self.fabric)
 
     def _work(
         self, worker: Worker, function: Callable[[Worker], Any], links: list[Link]

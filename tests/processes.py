@@ -30,7 +30,7 @@ PATIENCE_S = 100.0
 # Far below the half minute that torch gives a process to end; a busy machine needs some of it.
 SOON_S = 10.0
 
-# For what a killed launcher leaves; short, since paths of Unix sockets end at 107 characters.
+# For what a killed torchrun leaves; short, since paths of Unix sockets end at 107 characters.
 TEMPORARY = tempfile.TemporaryDirectory(prefix="p")
 
 # What another launcher, or this test's own, may have left in the environment.

@@ -28,9 +28,9 @@ def latency(
 ) -> None:
     """Milliseconds of `worker.push_pull().result()` and of `worker.step()`, by plane and size.
 
-    One worker, one server, SGD, asynchronous (for one worker all modes are alike); `size` is
-    that of the weights, and of the gradients. Both calls push, step and pull. CPU ms is
-    processor time a call, of all threads of that process.
+    One worker, one server, SGD, asynchronous where the plane knows that (for one worker all
+    modes are alike); `size` is that of the weights, and of the gradients. Both calls push, step
+    and pull. CPU ms is processor time a call, of all threads of that process.
     """
     from benchmarks.contenders import calls as contenders
     from benchmarks.workload import Cheap

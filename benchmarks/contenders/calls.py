@@ -11,6 +11,7 @@ import torch
 import psrpc
 from benchmarks.contender import Figure, Sample
 from benchmarks.contenders.job import Job, Turn
+from benchmarks.contenders.ours import MODES
 from benchmarks.member import Stage
 from benchmarks.processes import Part
 from benchmarks.variants import Variant
@@ -55,7 +56,7 @@ def play(stage: Stage, workload: Cheap, variant: Variant, call: str) -> None:
         functools.partial(_train, stage=stage, workload=workload, call=call),
         model=workload.model,
         optimizer=functools.partial(torch.optim.SGD, lr=workload.lr),
-        mode=psrpc.Asynchronous(),
+        mode=MODES[variant.modes[-1]],
         device="cpu",
         threads=1,
         **variant.arguments,

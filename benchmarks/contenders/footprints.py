@@ -84,7 +84,7 @@ def of_job(workload: Cheap, variant: Variant, optimizer: str, workers: int) -> B
     """A server and a worker of psrpc."""
     name = f"{optimizer}, {variant.name}"
     made = OPTIMIZERS[optimizer]
-    job = ours.contender(workload, variant, "sync", workers, optimizer=made)
+    job = ours.contender(workload, variant, variant.modes[0], workers, optimizer=made)
     return Beyond(name, job, limit.contender(workload, 1), ("server", "worker"))
 
 

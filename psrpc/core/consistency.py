@@ -105,10 +105,12 @@ class Gate:
             return
         now = self._move(worker, was + 1)
         if worker in self._active:
-            self._standing[was] -= 1
-            self._standing[now] += 1
-            if not self._standing[was]:
-                del self._standing[was]
+            standing = self._standing
+            standing[now] = standing.get(now, 0) + 1
+            if standing[was] > 1:
+                standing[was] -= 1
+            else:
+                dict.__delitem__(standing, was)  # Counter's own is written in Python, and slower
                 self._raise_floor()
         elif not self._active:
             self._floor = max(self._floor, now)
@@ -132,7 +134,7 @@ class Gate:
         if self.bound is not None and clock + 1 + ahead - floor > self.bound:
             return None
         if alone:
-            dict.__delitem__(standing, clock)  # Counter's own is written in Python, and slower
+            dict.__delitem__(standing, clock)
         else:
             standing[clock] -= 1
         standing[clock + 1] += 1
@@ -157,6 +159,11 @@ class Gate:
         waiting = (self._by_floor, self._by_worker)
         for asked in (self._turn, *(a for each in waiting for a in each.values())):
             asked[:] = [ask for ask in asked if ask[0] != token]
+
+    def expel(self) -> list[tuple[Token, int]]:
+        """Take out and return the starts that wait for steps of workers who do not step: whose."""
+        gone = [worker for worker in self._by_worker if worker not in self._active]
+        return [(token, worker) for worker in gone for token, _ in self._by_worker.pop(worker)]
 
     def release(self) -> list[Ready]:
         """Take out and return the starts whose turn has come, in the order in which it came."""

@@ -207,7 +207,7 @@ class LeaseBook:
     def restore(self, epochs: Sequence[EpochLeases], ledgers: Sequence[Ledger]) -> None:
         """Go on, before the first lease, from what a checkpoint says of all epochs.
 
-        What the ledger of any shard lacks is handed out again.
+        What the ledger of any shard lacks is handed out again, in the epoch's order.
         """
         for record in epochs:
             state = _Epoch(record.samples, record.batch_size, list(record.stops))
@@ -221,6 +221,7 @@ class LeaseBook:
                 if there < lease.steps:
                     spans = [span[1:] for span in record.given_up if span[0] == index]
                     _return_rest(state, replace(lease, first_step=there, again=True), spans)
+            state.returned.sort(key=lambda left: (left.index, left.first_step), reverse=True)
 
     def _with_returned(self, epoch: int) -> _Epoch | None:
         for number, state in sorted(self._epochs.items()):

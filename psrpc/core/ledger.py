@@ -37,6 +37,10 @@ class Ledger:
 
     def record(self, key: UpdateKey) -> None:
         """Note that `key` is applied; one that was before is counted as doubled."""
+        following = self.next_in(key)
+        if following is not None:  # the usual case
+            following.extend()
+            return
         if key in self:
             if key.stream.kind is StreamKind.LEASE:
                 self._doubled[key.stream.major, key.stream.minor] += 1

@@ -89,8 +89,10 @@ class Rounds:
 
     def missing(self) -> list[int]:
         """The workers whose push for the current round has not come, and may be waited for."""
-        come = self._rounds.get(self._gate.floor, {})
-        return [worker for worker in self._standing() if worker not in come]
+        gate = self._gate
+        now = gate.floor
+        come = self._rounds.get(now, {})
+        return sorted(w for w in gate.active if w not in come and gate.clock(w) == now)
 
     def take(self) -> Complete | None:
         """Take out the current round, if it is complete."""
@@ -121,7 +123,9 @@ class Rounds:
     def _complete(self, clock: int, told: Collection[int] | None, absent: list[int]) -> Complete:
         entries = [entry for _, entry in sorted(self._rounds.pop(clock, {}).items())]
         self._keys.difference_update(entry.push.key for entry in entries)
-        taken = [e for e in entries if told is None or e.push.worker in told]
+        if told is None:
+            return Complete(clock, entries, [], absent)
+        taken = [e for e in entries if e.push.worker in told]
         late = [e for e in entries if e not in taken]
         return Complete(clock, taken, late, absent)
 
@@ -132,8 +136,3 @@ class Rounds:
 
     def _enough(self) -> int:
         return max(self._gate.slowest - self.backups, 1)
-
-    def _standing(self) -> list[int]:
-        """The stepping workers at the lowest clock."""
-        gate = self._gate
-        return sorted(worker for worker in gate.active if gate.clock(worker) == gate.floor)

@@ -226,6 +226,7 @@ class ShardCore:
             self.gate.withdraw(token)
             decisions.append(self._refuse(worker, token))
             self._late.pop(token, None)
+        decisions += [self._refuse(worker, token) for token, worker in self.gate.expel()]
         self._cutting.keep(self.gate.active)
         return decisions
 

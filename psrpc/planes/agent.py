@@ -96,6 +96,7 @@ class Agent:
         self._one_host = one_host
         self._store: Any = None
         self._agent: Any = None
+        self._met: set[int] = set()
 
     @property
     def url(self) -> str:
@@ -131,6 +132,9 @@ class Agent:
 
     def meet(self, name: str, number: int, url: str) -> None:
         """Make a peer known, so that it can be called and its calls can be answered."""
+        if number in self._met:
+            return
+        self._met.add(number)
         self._store.set(f"addrs/{name}", url)
         info = _rpc().WorkerInfo(name, number)
         self._agent._update_group_membership(info, [], {}, True)

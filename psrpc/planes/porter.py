@@ -7,13 +7,14 @@ import queue
 import secrets
 import socket
 import threading
+from collections.abc import Sequence
 
 import torch
 
 from psrpc.errors import GradientError, encode
 from psrpc.messages import Failure
 from psrpc.planes import wire
-from psrpc.planes.base import Payload, Service
+from psrpc.planes.base import Payload, Service, land
 from psrpc.planes.freight import Freight
 from psrpc.planes.wire import Ring
 from psrpc.store.layout import ShardLayout
@@ -22,9 +23,10 @@ _TOKEN_S = 30.0
 
 
 class Places:
-    """Where gradients land: buffers of one shard, used again and again by whoever needs one.
+    """Where gradients land, and weights lie that are sent: buffers of one shard, used again and
+    again by whoever needs one.
 
-    There are as many as were ever needed at one time.
+    There are as many as were ever needed at one time: one for each stream at most.
     """
 
     def __init__(self, layout: ShardLayout) -> None:
@@ -99,21 +101,37 @@ class _Guest:
         expected = 0 if ring.side is None else places.size_bytes
         if size_bytes != expected:
             self._freight.drain(size_bytes)
-            return self._reply(ring, (Failure(_wrong(ring, size_bytes, expected)), []))
-        place = places.take() if ring.side is not None else []
+            self._freight.send(wire.pack_reply(Failure(_wrong(ring, size_bytes, expected))))
+            return True
+        if ring.side is None and ring.ahead is None:
+            return self._converse(ring, [])
+        place = places.take()
         try:
-            self._freight.take(place)
-            self._porter.service.handle(ring.request, place, self._answers.put)
-            payload = self._answers.get()
+            return self._converse(ring, place)
         finally:
             # Answered, so read by nobody; or all is over.
-            if ring.side is not None:
-                places.give(place)
-        return payload is not None and self._reply(ring, payload)
+            places.give(place)
 
-    def _reply(self, ring: Ring, payload: Payload) -> bool:
-        reply, weights = payload
-        self._freight.send(wire.pack_reply(reply), [] if ring.ahead is None else weights)
+    def _converse(self, ring: Ring, place: list[torch.Tensor]) -> bool:
+        """Take one request and its gradients to the service, and its answer and weights back.
+
+        Both use the same place: who is answered has been read. Weights are copied while the
+        service lets nobody step, and are sent when it does, at whatever pace they are taken.
+        """
+        landed: list[torch.Tensor] = []
+
+        def land_here(flats: Sequence[torch.Tensor]) -> None:
+            land(flats, place)
+            landed[:] = place
+
+        gradients = place if ring.side is not None else []
+        self._freight.take(gradients)
+        landing = None if ring.ahead is None else land_here
+        self._porter.service.handle(ring.request, gradients, self._answers.put, landing)
+        payload = self._answers.get()
+        if payload is None:
+            return False
+        self._freight.send(wire.pack_reply(payload[0]), landed)
         return True
 
 

@@ -46,6 +46,7 @@ def planes_of(links: Sequence[Link]) -> str:
 
 
 def _plane_of(link: Link) -> str:
+    link = getattr(link, "current", link)  # of one that may go on to another server
     if isinstance(link, CollectiveLink):
         return "collective"
     return "shm" if isinstance(link, ShmLink) else "rpc"

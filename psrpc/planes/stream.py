@@ -94,10 +94,14 @@ class StreamLink:
 
     def open(self, layout: ShardLayout) -> Buffers:
         """See `Link`."""
+        return self.adopt(Buffers.private(layout), layout)
+
+    def adopt(self, buffers: Buffers, layout: ShardLayout) -> Buffers:
+        """Use buffers that are there already."""
         self._layout = layout
-        self._buffers = Buffers.private(layout)
+        self._buffers = buffers
         self._thread.start()
-        return self._buffers
+        return buffers
 
     def call(self, request: Request, tensors: Sequence[torch.Tensor] = ()) -> Pending:
         """See `Link`."""

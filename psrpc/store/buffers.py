@@ -54,6 +54,18 @@ class BufferMean:
         weights = [steps / total for steps, _ in both]
         self._of_worker[_RETIRED] = (total, [_mean(column, weights) for column in columns])
 
+    def export(self) -> tuple[list[torch.Tensor], dict[int, tuple[int, Sequence[torch.Tensor]]]]:
+        """All of it: the first buffers, and each worker's with its steps. Not to be changed."""
+        return self._initial, dict(self._of_worker)
+
+    def restore(
+        self,
+        initial: Sequence[torch.Tensor],
+        of_worker: dict[int, tuple[int, Sequence[torch.Tensor]]],
+    ) -> None:
+        """Go on from what `export` gave."""
+        self._initial, self._of_worker = list(initial), of_worker
+
     def mean(self) -> list[torch.Tensor]:
         """The job's buffers now; the model's first ones before any worker sent its own."""
         sent = [entry for _, entry in sorted(self._of_worker.items()) if entry[0] > 0]

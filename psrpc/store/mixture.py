@@ -27,14 +27,18 @@ class Mixture:
 
     def stretch(self, low: int, high: int) -> torch.Tensor:
         """Elements `low` to `high`, to be read; in half precision, rounded once."""
-        if self.single:
-            return self._parts[0][low:high]
-        first = self._parts[0][low:high]
-        total = (first.float() if first.dtype in _NARROW else first) * self._weights[0]
-        for part, weight in zip(self._parts[1:], self._weights[1:], strict=True):
-            total.add_(part[low:high], alpha=weight)
-        return total.to(first.dtype)
+        return self._sum([part[low:high] for part in self._parts])
 
     def whole(self) -> torch.Tensor:
         """All of it, to be read."""
-        return self._parts[0] if self.single else self.stretch(0, self._parts[0].numel())
+        return self._sum(self._parts)
+
+    def _sum(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        first = parts[0]
+        if self.single:
+            return first
+        narrow = first.dtype in _NARROW
+        total = (first.float() if narrow else first) * self._weights[0]
+        for part, weight in zip(parts[1:], self._weights[1:], strict=True):
+            total.add_(part, alpha=weight)
+        return total.to(first.dtype) if narrow else total

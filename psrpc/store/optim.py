@@ -20,6 +20,7 @@ from psrpc.errors import OptimizerError
 from psrpc.messages import Override
 from psrpc.store import kernels
 from psrpc.store.blueprint import Blueprint
+from psrpc.store.hands import spans, spread
 from psrpc.store.layout import Piece, ShardLayout
 from psrpc.store.mixture import Mixture
 from psrpc.store.spare import plain_step
@@ -92,7 +93,8 @@ class ShardOptimizer:
 
     def _run_kernel(self, segment: int, gradient: Mixture) -> bool:
         """Step a whole segment by its optimizer's kernel; returns whether that could be done."""
-        if self._kernel is None or not self._joined[segment]:
+        kernel = self._kernel
+        if kernel is None or not self._joined[segment]:
             return False
         assert self._optimizer is not None
         state = self._state_of(self._of_segment[segment][0])
@@ -100,17 +102,20 @@ class ShardOptimizer:
         if not kernels.ready(state, options):
             return False
         weights, numel = self._flats[segment], self.layout.segments[segment].numel
-        if numel <= _STRETCH or (gradient.single and not state):
-            self._kernel(weights, gradient.whole(), state, options)
+        if numel <= _STRETCH:
+            kernel(weights, gradient.whole(), state, options)
             return True
         parts = {key: v for key, v in state.items() if _is_elementwise(v, numel)}
         counts = {key: v for key, v in state.items() if key not in parts}
-        for low in range(0, numel, _STRETCH):
-            high = min(low + _STRETCH, numel)
-            # Each stretch counts the step by itself; the first one's count is kept.
+
+        def step(low: int, high: int) -> dict[str, Any]:
+            # Each stretch counts the step by itself; one's count is kept.
             part = {key: value[low:high] for key, value in parts.items()}
             part |= {key: own(value) for key, value in counts.items()}
-            self._kernel(weights[low:high], gradient.stretch(low, high), part, options)
+            kernel(weights[low:high], gradient.stretch(low, high), part, options)
+            return part
+
+        part = spread(step, spans(numel, _STRETCH))[0]
         for key in counts:
             state[key] = part[key]
         return True

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -42,8 +42,7 @@ class Awaited(Sequence[torch.Tensor]):
         raise IndexError("these gradients have not come")
 
 
-@dataclass(frozen=True)
-class Contribution:
+class Contribution(NamedTuple):
     """One worker's gradients: flat tensors, one a segment, and the samples they are a mean of."""
 
     gradients: Sequence[torch.Tensor]

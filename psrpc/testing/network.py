@@ -38,13 +38,14 @@ class Network:
         """Have `deliver(*args)` called some time later, zero times, once or twice."""
         weather, random = self.weather, self._random
         if random.random() >= weather.loss:
-            self._events.after(self._delay(), deliver, *args)
+            self._events.after(self.delay(), deliver, *args)
         if random.random() < weather.duplication:
             # A repeated message may come when its sender has long gone on.
-            delay_s = self._delay() * random.uniform(1.0, LATEST_DUPLICATE)
+            delay_s = self.delay() * random.uniform(1.0, LATEST_DUPLICATE)
             self._events.after(delay_s, deliver, *args)
 
-    def _delay(self) -> float:
+    def delay(self) -> float:
+        """How long a message takes, in seconds."""
         weather = self.weather
         if weather.heavy_tail:
             return self._random.expovariate(1.0 / weather.delay_s)

@@ -51,8 +51,9 @@ class ShardWitness:
         self._samples = 0
         self._steps = 0
         self._duplicates = 0
-        self._not_looked_at: set[_Step] = set()  # repeated updates that came during a halt
-        self._unsure = 0  # of those, dropped with their worker: counted, or never looked at
+        self._during_halt: set[_Step] = set()  # pushes that came during a halt
+        self._not_looked_at: set[_Step] = set()  # those of them that are repeated updates
+        self._unsure = 0  # of these, late or dropped with their worker: counted, or never looked at
         self._max_lead = 0
         self._staleness: Counter[int] = Counter()
         self._lag: Counter[int] = Counter()
@@ -68,8 +69,11 @@ class ShardWitness:
             step = (request.worker, request.clock)
             if step in self._first:
                 self._duplicates += 1
+                self._unsure += step in self._during_halt and request.worker not in self._active
             elif request.worker in self._active:
                 self._first[step] = token
+                if self.halted:
+                    self._during_halt.add(step)
                 if self._backups and request.clock < self._clocks[request.worker]:
                     self._late.add(step)
                 else:
@@ -236,6 +240,7 @@ class ShardWitness:
             self._clocks[worker] += 1
             if (worker, clock) in self._first:
                 self._late.add((worker, clock))
+                self._unsure += (worker, clock) in self._not_looked_at
                 self._keys_held.discard(self._pushes[self._first[worker, clock]].key)
 
     def _finish(self, pushes: list[Push]) -> None:

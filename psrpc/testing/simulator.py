@@ -79,13 +79,19 @@ class Simulation:
             self._start_later(None, at_s)
         for number, at_s in enumerate(sorted(self.schedule.checkpoints), 1):
             self.events.after(at_s, self._cut, number)
-        ended = self.events.run(LIMIT_S, LIMIT_EVENTS)
+        self._conclude(self.events.run(LIMIT_S, LIMIT_EVENTS))
+
+    def _conclude(self, ended: bool) -> None:
+        """Look at what is left; `ended` says that nothing is on its way any more."""
         coordinator = self.servers[0].coordinator
         if coordinator is not None and coordinator.verdict is not None:
             return
+        self._check_ended(ended)
+        self.witness.job_ended([server.shard for server in self.servers])
+
+    def _check_ended(self, ended: bool) -> None:
         if not ended or not all(worker.finished for worker in self.workers):
             raise CheckError("\n".join(["the job does not end:", *self._who_waits()]))
-        self.witness.job_ended([server.shard for server in self.servers])
 
     def report(self, trace: list[str]) -> SimReport:
         """What came of it."""

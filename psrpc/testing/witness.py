@@ -51,6 +51,7 @@ class Witness:
         self._epochs: dict[int, _Epoch] = {}
         self._words: dict[Token, Request] = {}
         self._said: set[tuple[int, int]] = set()
+        self._granted: set[tuple[int, int]] = set()
         self._gone: set[int] = set()
         self._checkpoints: set[int] = set()
         self._gone_early: set[int] = set()  # with a push under way
@@ -169,8 +170,9 @@ class Witness:
         if not isinstance(word, Acquire) or not isinstance(reply, Granted):
             return
         lease = reply.lease
-        if lease is None:
-            return
+        if lease is None or (word.worker, word.serial) in self._granted:
+            return  # what a repeated word is answered may be of the past
+        self._granted.add((word.worker, word.serial))
         epoch = self._epochs.setdefault(lease.epoch, _Epoch())
         handed = epoch.parts.setdefault(lease.id, _Handed(lease, word.worker))
         if handed.worker not in (word.worker, -1) or handed.done:

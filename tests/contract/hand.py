@@ -68,4 +68,4 @@ def initial(fleet: Fleet) -> list[torch.Tensor]:
     """The weights that the fleet's servers start from, all shards one after another."""
     services = [fleet.plan.service(index) for index in range(fleet.plan.job.servers)]
     servers = [getattr(service, "server", service) for service in services]
-    return [flat for server in servers for flat in server._store.snapshot()]
+    return [flat for server in servers for flat in server.store.snapshot()]

@@ -36,6 +36,7 @@ from psrpc.planes.select import link_to
 from psrpc.planes.stream import StreamLink
 from psrpc.planes.wire import Ring
 from psrpc.server import ParameterServer
+from psrpc.store.shard import ShardStore
 from tests.contract.fleet import Plan, until
 from tests.contract.hand import WAIT_S, stepped
 
@@ -108,8 +109,11 @@ class Quay:
     def all_given_back(self) -> bool:
         return len(self.porter.places.free) == self.porter.places.made
 
+    def ones(self) -> list[torch.Tensor]:
+        return [torch.ones_like(flat) for flat in self.layout.empty()]
+
     def weights(self) -> torch.Tensor:
-        return self.server._store.flats[0]
+        return self.server.store.flats[0]
 
     def close(self) -> None:
         for each in [*self.links, *self.socks, self.porter]:
@@ -119,6 +123,13 @@ class Quay:
 @pytest.fixture
 def quay() -> Iterator[Quay]:
     quay = Quay(Asynchronous(), 1)
+    yield quay
+    quay.close()
+
+
+@pytest.fixture
+def quay_of_two() -> Iterator[Quay]:
+    quay = Quay(Asynchronous(), 2)
     yield quay
     quay.close()
 
@@ -180,7 +191,50 @@ def test_a_push_that_breaks_half_way_is_sent_again_and_is_not_mixed(
     assert torch.equal(quay.weights(), before - 1.0)
     assert torch.equal(quay.buffers.weights[0], before - 1.0)
     assert quay.server.core.stats().updates_applied == 1
-    assert quay.all_given_back()
+    until(quay.all_given_back)
+
+
+def test_a_server_keeps_one_place_a_stream_and_no_snapshot(
+    round_of_two: Quay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quay = round_of_two
+    monkeypatch.setattr(ShardStore, "snapshot", lambda store: pytest.fail("a copy of its own"))
+    expected = quay.weights().clone()
+    links = [quay.link() for _ in range(2)]
+    for clock in range(3):
+        asked = [
+            link.exchange(push(clock, worker), send=True, land=True)
+            for worker, link in enumerate(links)
+        ]
+        expected -= 1.0
+        for pending, link in zip(asked, links, strict=True):
+            assert stepped(pending).version == clock + 1
+            assert torch.equal(link._buffers.weights[0], expected)
+    for worker, link in enumerate(links):
+        link.exchange(Peek(worker), send=False, land=True).wait(WAIT_S)
+        assert torch.equal(link._buffers.weights[0], expected)
+    until(quay.all_given_back)
+    assert quay.porter.places.made == 2
+
+
+def test_who_takes_weights_slowly_gets_one_version_and_holds_up_nobody(
+    quay_of_two: Quay,
+) -> None:
+    """4 MB, of which the sockets hold a part: most is sent after the other's steps."""
+    quay = quay_of_two
+    before = quay.weights().clone()
+    slow, _ = quay.raw()
+    slow.send(wire.pack(Ring(push(worker=0), side=0, ahead=False)), quay.ones())
+    answer, size_bytes = slow.receive()
+    assert wire.unpack_reply(answer) == Stepped(1, 1)
+    quick = quay.link()
+    for clock in range(3):
+        stepped(quick.exchange(push(clock, worker=1), send=True, land=True))
+    weights = quay.layout.empty()
+    assert size_bytes == quay.layout.size_bytes
+    slow.take(weights)
+    assert torch.equal(weights[0], before - 1.0)
+    assert torch.equal(quay.weights(), before - 1.0 - 1.0 - 1.0 - 1.0)
 
 
 def test_both_ends_give_up_a_peer_that_is_cut_off(quay: Quay) -> None:
@@ -203,7 +257,7 @@ def test_a_stream_that_breaks_while_the_answer_is_held_is_replaced(round_of_two:
     link, stats = quay.link(), quay.server.core.stats
     weights = quay.buffers.weights[0]
     held = link.exchange(push(worker=0), send=True, land=True)
-    until(lambda: len(quay.server._desk._calls) == 1)
+    until(lambda: len(quay.server.desk._calls) == 1)
     link._freight.cut()  # type: ignore[union-attr]
     until(lambda: stats().duplicates_dropped == 1)
     assert quay.control.pings == 1
@@ -304,7 +358,7 @@ def test_a_garbled_message_ends_its_stream_alone(quay: Quay) -> None:
 def test_a_link_that_is_closed_lets_go_of_its_caller(round_of_two: Quay) -> None:
     link = round_of_two.link()
     held = link.exchange(push(), send=True, land=True)
-    until(lambda: len(round_of_two.server._desk._calls) == 1)
+    until(lambda: len(round_of_two.server.desk._calls) == 1)
     link.close()
     with pytest.raises(PeerLostError, match="this end is closed"):
         held.wait(WAIT_S)

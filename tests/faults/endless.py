@@ -33,11 +33,11 @@ _ENDLESS = """
 _OPTIONS = "train --dataset endless:Endless --model endless:model --epochs 1000 --batch-size 10"
 
 
-def start(bench: Bench, *options: str, workers: int = 1) -> Command:
+def start(bench: Bench, *options: str, workers: int = 1, **variables: str) -> Command:
     """Start an endless job (of one server, rank 0, and `workers`); return when all train."""
     bench.write("endless.py", _ENDLESS)
     options = ("--workers", str(workers), *options)
-    command = bench.start(*PSRPC, *_OPTIONS.split(), *options)
+    command = bench.start(*PSRPC, *_OPTIONS.split(), *options, **variables)
     _begun(bench, [command], workers)
     return command
 

@@ -53,7 +53,7 @@ def shell(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Shell:
     monkeypatch.chdir(tmp_path)
-    for name in ("RANK", "WORLD_SIZE", "PSRPC_LAUNCHER", "PSRPC_FAILURE_FILE"):
+    for name in ("RANK", "WORLD_SIZE", "PSRPC_LAUNCHER", "PSRPC_FAILURE_FILE", "PSRPC_OVER_FILE"):
         monkeypatch.delenv(name, raising=False)
     # The command line puts the current folder on the path.
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -9,8 +9,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from psrpc import __version__
+from psrpc.lobby import look_up
+from psrpc.replication.authority import REPLICAS, Authority
 from tests.faults import endless
 from tests.processes import PATIENCE_S, PSRPC, SOON_S, Bench, Command, free_port, wait_until
 
@@ -94,6 +97,42 @@ def test_a_server_that_dies_ends_the_job(bench: Bench) -> None:
     assert ended.code == 1
     assert ended.took_s < 2 * SOON_S
     command.leaves_nothing()
+
+
+def test_a_server_that_dies_comes_back_as_backup(bench: Bench) -> None:
+    bench.write("slow.py", SLOW)
+    options = "--isolate --replicas 1 --dataset slow:Slow --model slow:model --epochs 2"
+    more = ["--batch-size", "4", "--json", "results.json"]
+    command = bench.start(*PSRPC, "train", *options.split(), *more)
+    wait_until(lambda: "step " in command.shown(), PATIENCE_S, command.shown)
+    for rank in (0, 1):
+        shard = authority(command)
+        wait_until(lambda: shard.look().backup is not None, PATIENCE_S, command.shown)  # type: ignore[union-attr] # noqa: B023
+        before = shard.look()
+        assert before is not None
+        os.kill(isolated_rank(command, rank), signal.SIGKILL)
+        wait_until(lambda: shard.look().primary == before.backup, PATIENCE_S, command.shown)  # type: ignore[union-attr] # noqa: B023
+    (bench.folder / "hurry").touch()
+    ended = command.finish()
+    assert ended.code == 0, ended.err
+    results = json.loads((bench.folder / "results.json").read_text())
+    assert (results["replicas"], results["workers_lost"]) == (1, 0)
+    assert results["samples_counted_once"] is True
+    command.leaves_nothing()
+
+
+def authority(command: Command) -> Authority:
+    """Who reigns in a job's first shard."""
+    (address,) = re.findall(r"psrpc join (\S+)", command.shown())
+    host, port = address.split(":")
+    store = TCPStore(host, int(port), is_master=False, wait_for_workers=False)
+    return Authority(PrefixStore(f"psrpc/{look_up(address).job}/{REPLICAS}", store), 0)
+
+
+def test_replicas_need_a_launcher_for_each_process(bench: Bench) -> None:
+    ended = bench.train("--replicas 1")
+    assert ended.code == 2
+    assert "--replicas needs --isolate" in ended.err
 
 
 def test_ctrl_c_ends_all(bench: Bench) -> None:

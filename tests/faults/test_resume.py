@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.processes import PATIENCE_S, PSRPC, Bench, Finished, wait_until
 
@@ -144,3 +145,54 @@ def test_a_job_that_nobody_comes_back_to_leaves_a_checkpoint(bench: Bench) -> No
     assert server.code == 1
     assert "0 workers are left" in server.err
     assert len(checkpoints(bench)) == 1
+
+
+RANDOM = """
+    import functools, random, sys, numpy, torch, psrpc
+
+    class Noisy(torch.utils.data.Dataset):
+        def __len__(self):
+            return 60
+
+        def __getitem__(self, index):
+            noise = random.random() + numpy.random.rand() + torch.rand(())
+            return torch.full((4,), float(index) / 60) + noise
+
+    def train(worker):
+        for _ in range(int(sys.argv[1])):
+            for x in worker.batches(Noisy(), 5):
+                (worker.model(x) ** 2).sum().backward()
+                worker.step()
+
+    def model():
+        return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5))
+
+    plan = psrpc.Checkpointing(sys.argv[2], every_s=None, every_updates=15, resume="auto")
+    result = psrpc.run(
+        train,
+        model=model,
+        optimizer=functools.partial(torch.optim.Adam, lr=0.01),
+        checkpointing=plan,
+    )
+    if result.is_main:
+        torch.save(result.model.state_dict(), f"{sys.argv[2]}.pt")
+"""
+
+
+def test_random_numbers_go_on_as_if_nothing_had_happened(bench: Bench) -> None:
+    """One worker, dropout and augmentation: the weights are those of an undisturbed job."""
+    bench.write("script.py", RANDOM)
+    ranks = bench.ranks("script.py", "1000", "checkpoints", count=2)
+    wait_until(lambda: len(checkpoints(bench)) >= 2, PATIENCE_S, ranks.shown)
+    for command in ranks.commands:
+        command.process.send_signal(signal.SIGKILL)
+    ranks.finish()
+    epochs = str(updates_in(checkpoints(bench)[-1]) // 12 + 2)
+    jobs = [bench.ranks("script.py", epochs, name, count=2) for name in ("checkpoints", "afresh")]
+    ended = [job.finish() for job in jobs]
+    assert [each.code for job in ended for each in job] == [0] * 4
+    assert "going on from" in ended[0][0].err
+    resumed, undisturbed = (
+        torch.load(bench.folder / f"{name}.pt") for name in ("checkpoints", "afresh")
+    )
+    assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)

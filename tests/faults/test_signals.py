@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,11 +80,15 @@ def test_sigterm(bench: Bench) -> None:
     command.leaves_nothing()
 
 
-def test_kill_9_of_the_launcher(bench: Bench) -> None:
-    command = endless.start(bench)
-    command.process.send_signal(signal.SIGKILL)
-    command.finish()
-    command.leaves_nothing()
+@pytest.mark.parametrize("options", [(), ("--isolate",)])
+def test_kill_9_of_the_launcher(bench: Bench, options: tuple[str, ...]) -> None:
+    # Not the test's own folder: paths of Unix sockets end at 107 characters.
+    with tempfile.TemporaryDirectory(prefix="p") as folder:
+        command = endless.start(bench, *options, TMPDIR=folder)
+        command.process.send_signal(signal.SIGKILL)
+        command.finish()
+        command.leaves_nothing()
+        assert os.listdir(folder) == []
 
 
 def test_kill_9_of_everything_leaves_no_shared_memory(bench: Bench) -> None:

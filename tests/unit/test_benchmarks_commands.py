@@ -16,11 +16,13 @@ from benchmarks.contender import Plan
 from benchmarks.contenders import images
 from benchmarks.contenders.calls import P50, P99, SERVER_CPU, WORKER_CPU, latencies, percentile
 from benchmarks.contenders.job import Turn
+from benchmarks.contenders.ours import MODES
 from benchmarks.machine import describe
 from benchmarks.marks import Mark
 from benchmarks.member import Ran
 from benchmarks.variants import VARIANTS, Variant, chosen, name_of
 from benchmarks.workload import Cheap
+from psrpc.job import Job, PlaneChoice
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands))
@@ -87,6 +89,14 @@ def test_a_variant_runs_in_the_modes_that_it_knows(monkeypatch: pytest.MonkeyPat
     names = [name_of(variant.name, mode, 2) for variant, mode in chosen(["one", "shm"], ["sync"])]
     assert names == ["psrpc sync, one, 2 servers", "psrpc sync, shm, 2 servers"]
     assert chosen(["one"], ["async", "bounded"]) == []
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=list(VARIANTS))
+def test_a_variant_is_a_job_in_each_of_its_modes(variant: Variant) -> None:
+    arguments = dict(variant.arguments)
+    plane = PlaneChoice(arguments.pop("plane"))
+    for mode in variant.modes:
+        assert Job(2, 1, MODES[mode], plane=plane, **arguments).problems() == []
 
 
 @pytest.mark.parametrize(

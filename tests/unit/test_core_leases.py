@@ -284,3 +284,16 @@ def test_an_epoch_that_was_broken_off_stays_so() -> None:
     following = again.acquire(0, 1, 20, 1, 1)
     assert following is not None
     assert following.epoch == 1
+
+
+def test_after_a_checkpoint_what_is_left_comes_in_the_epochs_order() -> None:
+    """Also where several leases were begun, or a batch in one was given up."""
+    record = EpochLeases(0, 24, 0, 0, 2, (8, 16, 20), given_up=((1, 1, 2),))
+    ledger = Ledger()
+    ledger.record(Lease(0, 0, 0, 8, 2).key(0))
+    book = LeaseBook()
+    book.restore([record], [ledger])
+    taken = []
+    while (lease := book.acquire(0, 0, 24, 2, 1)) is not None:
+        taken += [lease.batch(step)[0] for step in range(lease.first_step, lease.end)]
+    assert taken == [2, 4, 6, 8, 12, 14, 16, 18, 20, 22]

@@ -342,6 +342,14 @@ def test_a_pull_waits_for_its_turn() -> None:
     assert decisions == [("apply", 11), ("answer", 10, 1, 0), ("answer", 11, 1, 0)]
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_who_leaves_is_refused_what_waits_for_its_own_step(mode: Mode) -> None:
+    core = core_of(mode, 0, 1)
+    assert brief(core.pull(Pull(1, 5), 10)) == [("hold", 10)]
+    assert brief(core.adopt(view_of(2, 0))) == [("refuse", 10, "FencedError")]
+    assert core.adopt(view_of(3, 0, 1)) == []
+
+
 def test_void_updates_are_counted_and_make_no_step() -> None:
     core = core_of(Asynchronous(), 0)
     assert brief(core.push(push_of(0, 0, void=True), 10)) == [("answer", 10, 0, 0)]

@@ -169,7 +169,7 @@ def test_a_server_refuses_gradients_that_do_not_fit(wrong: Callable[[Any], Any])
 
     def train(worker: Worker) -> None:
         worker.pull().result()
-        before = [flat.clone() for flat in server._store.flats]
+        before = [flat.clone() for flat in server.store.flats]
         flats = [torch.ones_like(flat) for flat in before]
         push = Push(0, 0, worker._progress.own_key(), 1)
         answers: list[Any] = []
@@ -177,7 +177,7 @@ def test_a_server_refuses_gradients_that_do_not_fit(wrong: Callable[[Any], Any])
         ((reply, _),) = answers
         assert isinstance(reply, Failure)
         assert reply.error[0] == "GradientError"
-        assert all(torch.equal(a, b) for a, b in zip(server._store.flats, before, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(server.store.flats, before, strict=True))
         assert server.core.stats().updates_applied == 0
         train_steps(1)(worker)
 

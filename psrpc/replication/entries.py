@@ -1,0 +1,128 @@
+"""What a primary and those that follow it say to each other, over one connection.
+
+Each message is a frozen dataclass, pickled, with the tensors that belong to it behind it as
+bytes. Both ends belong to one job, and know its token.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from psrpc.messages import Request, View
+from psrpc.orders import Closed
+from psrpc.planes import freight
+from psrpc.planes.freight import Freight, Load
+
+# A tensor's dtype and shape.
+Spec = tuple[torch.dtype, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Death:
+    """An event beside requests: the coordinator takes a process for dead."""
+
+    process: int
+    why: str
+
+
+@dataclass(frozen=True)
+class News:
+    """An event beside requests: the coordinator has told of a view, or what a round is made of."""
+
+    order: View | Closed
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An event beside requests: the job ends, with this error."""
+
+    error: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Check:
+    """An event beside requests: the primary's state has this digest now."""
+
+    digest: str
+
+
+Event = Request | Death | News | Verdict | Check
+
+
+@dataclass(frozen=True)
+class Follow:
+    """One that wants to follow: its number."""
+
+    replica: int
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The state as of entry `number`; tensors beside."""
+
+    epoch: int
+    number: int
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something that the primary takes in; tensors beside."""
+
+    epoch: int
+    number: int
+    event: Event
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The primary lives."""
+
+
+@dataclass(frozen=True)
+class Over:
+    """The job has ended, or this server with it: there is nothing to take over."""
+
+
+@dataclass(frozen=True)
+class Has:
+    """One that follows has all entries up to `number`; -1: not even a copy."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Differs:
+    """One that follows has come to another state than its primary: both digests."""
+
+    mine: str
+    theirs: str
+
+
+Message = Follow | Copy | Entry | Beat | Over | Has | Differs
+
+
+def load(message: Message, tensors: Sequence[torch.Tensor] = ()) -> Load:
+    """A message, with tensors on the CPU, as it is to be sent."""
+    specs: list[Spec] = [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors]
+    head = pickle.dumps((message, specs), pickle.HIGHEST_PROTOCOL)
+    return freight.load(head, [tensor.detach().contiguous().reshape(-1) for tensor in tensors])
+
+
+def send(way: Freight, message: Message, tensors: Sequence[torch.Tensor] = ()) -> None:
+    """Send a message, with tensors on the CPU. Raises OSError or EOFError."""
+    way.finish(load(message, tensors))
+
+
+def receive(way: Freight) -> tuple[Message, list[torch.Tensor]]:
+    """The next message with its tensors, in fresh memory. Blocks; raises as `send` does."""
+    head, _ = way.receive()
+    message, specs = pickle.loads(head)
+    tensors = [torch.empty(shape, dtype=dtype) for dtype, shape in specs]
+    way.take([tensor.view(-1) for tensor in tensors if tensor.numel()])
+    return message, tensors

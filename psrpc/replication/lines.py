@@ -1,0 +1,195 @@
+"""Connections between a primary and those that follow it.
+
+The primary's side has a thread for each that sends, and one that hears what the other end has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import queue
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from psrpc.errors import AddressError
+from psrpc.planes.freight import Freight, Load
+from psrpc.replication import entries
+from psrpc.replication.entries import Follow, Message
+
+_TOKEN_S = 30.0
+_CONNECT_S = 5.0
+_COPY_S = 60.0
+
+# What is called when a message is on its way.
+Sent = Callable[[], None]
+
+
+class Line:
+    """One that follows, as its primary sees it. `heard` and `ended` are called by its threads."""
+
+    def __init__(self, freight: Freight, replica: int) -> None:
+        self.replica = replica
+        self.heard_s = time.monotonic()
+        self.patience_s = _COPY_S  # until its first word, for which it needs the copy
+        self._freight = freight
+        self._queue: queue.SimpleQueue[tuple[Load, Sent] | None] = queue.SimpleQueue()
+        self._waiting = 0  # in the queue, or on its way from there
+        self._lock = threading.Lock()
+        self._started = False
+
+    def start(self, heard: Callable[[Line, Message], None], ended: Callable[[Line], None]) -> None:
+        """Begin to send and to listen."""
+
+        def listen() -> None:
+            try:
+                while True:
+                    message, _ = entries.receive(self._freight)
+                    self.heard_s, self.patience_s = time.monotonic(), 0.0
+                    heard(self, message)
+            except (OSError, EOFError):
+                ended(self)
+            finally:
+                self._freight.close()
+
+        self._started = True
+        for name, target in (("sends", self._send), ("hears", listen)):
+            threading.Thread(target=target, name=f"psrpc-backup-{name}", daemon=True).start()
+
+    def put(
+        self, message: Message, tensors: Sequence[torch.Tensor] = (), sent: Sent = lambda: None
+    ) -> None:
+        """Send a message, after those before it. Tensors are read until `sent` is called.
+
+        What the kernel takes at once goes at once, which spares the other thread's waking up.
+        """
+        load = entries.load(message, tensors)
+        with self._lock:
+            if self._started and not self._waiting and self._begin(load):
+                sent()
+                return
+            self._waiting += 1
+            self._queue.put((load, sent))
+
+    def close(self) -> None:
+        """Send nothing more, and hear nothing."""
+        self._queue.put(None)
+        self._freight.cut()
+        if not self._started:
+            self._freight.close()
+
+    def finish(self, timeout_s: float) -> None:
+        """Let what was put be sent, and close."""
+        done = threading.Event()
+        self.put(entries.Over(), (), done.set)
+        done.wait(timeout_s)
+        self.close()
+
+    def _begin(self, load: Load) -> bool:
+        try:
+            return self._freight.begin(load)
+        except (OSError, EOFError):
+            self._freight.cut()  # whoever listens hears of it
+            return True
+
+    def _send(self) -> None:
+        while (item := self._queue.get()) is not None:
+            load, sent = item
+            try:
+                self._freight.finish(load)
+            except (OSError, EOFError):
+                self._freight.cut()
+                sent()
+                return
+            sent()
+            with self._lock:
+                self._waiting -= 1
+
+
+class Harbour:
+    """Where those that want to follow a primary reach it. `admit` is called with each line."""
+
+    def __init__(self, host: str, admit: Callable[[Line], None]) -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family)
+        self._port = self._listener.getsockname()[1]
+        self._token = secrets.token_hex(16)
+        self._host = host
+        self._admit = admit
+        self._thread = threading.Thread(target=self._run, name="psrpc-harbour", daemon=True)
+
+    @property
+    def address(self) -> str:
+        """Where it is, and what lets one in."""
+        return f"{self._token}@{self._host}:{self._port}"
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+        if self._listener.fileno() < 0:
+            return
+        self._listener.shutdown(socket.SHUT_RDWR)
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._listener.close()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._welcome, args=(sock,), daemon=True).start()
+
+    def _welcome(self, sock: socket.socket) -> None:
+        admitted = threading.Event()
+
+        def hurry() -> None:
+            """Those that follow may be silent as long as the primary lets them, strangers not."""
+            if not admitted.is_set():
+                raise TimeoutError("it does not say who it is")
+
+        freight = Freight(sock, hurry, _TOKEN_S)
+        try:
+            token, _ = freight.receive(len(self._token))
+            if not hmac.compare_digest(token, self._token.encode()):
+                raise EOFError("a stranger")
+            message, _ = entries.receive(freight)
+            if not isinstance(message, Follow):
+                raise EOFError("it does not want to follow")
+        except Exception:
+            freight.close()
+            return
+        admitted.set()
+        self._admit(Line(freight, message.replica))
+
+
+def reach(address: str, replica: int, silent_after_s: float) -> Freight:
+    """Connect to a primary's harbour as one that wants to follow it. Blocks.
+
+    Whoever waits on it gets TimeoutError when nothing moves for `silent_after_s`. Raises
+    AddressError if nobody is there.
+    """
+    token, _, place = address.rpartition("@")
+    host, _, port = place.rpartition(":")
+
+    def silent() -> None:
+        raise TimeoutError(f"it is silent for {silent_after_s:g} s")
+
+    with contextlib.ExitStack() as undo:
+        try:
+            sock = undo.enter_context(socket.create_connection((host, int(port)), _CONNECT_S))
+            freight = Freight(sock, silent, silent_after_s)
+            freight.send(token.encode())
+            entries.send(freight, Follow(replica))
+        except (OSError, EOFError) as error:
+            raise AddressError(f"no primary answers at {host}:{port} ({error})") from None
+        undo.pop_all()
+    return freight

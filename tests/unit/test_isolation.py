@@ -1,0 +1,58 @@
+"""What a launcher of isolated roles makes of their ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from psrpc.isolation import Crew, Roles, place_of
+
+
+@dataclass(eq=False)
+class Agent:
+    """A role's agent that has ended, or (None) has not."""
+
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+    def wait(self, timeout: float = 0.0) -> None: ...
+
+
+def ended(crew: Crew, *codes: int | None) -> Roles:
+    """Roles whose ranks have ended with these codes."""
+    roles = Roles([])
+    for rank, code in enumerate(codes):
+        place = place_of("127.0.0.1", 1, "job", world_size=len(codes))
+        roles._agents[Agent(code)] = replace(place, rank=rank)  # type: ignore[index]
+    return roles
+
+
+SINGLE, PAIRS = Crew(2, 0, 1), Crew(2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("crew", "codes", "why"),
+    [
+        (SINGLE, (0, 0, 0), None),
+        (SINGLE, (None, 1, None), "server 1 died, so the job was ended"),
+        (PAIRS, (0, 0, 0, 0, 0), None),
+        (PAIRS, (None, 1, 1, None, None), None),
+        (PAIRS, (0, 0, 1, 1, 0), None),
+        (PAIRS, (None, 1, None, 1, None), "server 1 and its backup died, so the job was ended"),
+        (PAIRS, (None, None, None, None, 1), "no worker has come to the end of its work"),
+    ],
+)
+def test_a_shard_is_lost_when_nobody_is_left_to_serve_it(
+    crew: Crew, codes: tuple[int | None, ...], why: str | None
+) -> None:
+    with ended(crew, *codes) as roles:
+        error = roles._reason(crew)
+        assert (str(error) if error else None) == why
+        assert roles._failed(crew) == (why is not None and "server" in why)
+        assert roles._served(crew) == (None not in codes[: crew.serving])
+        roles._agents.clear()

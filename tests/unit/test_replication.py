@@ -1,0 +1,423 @@
+"""A primary and its backup in one process, with a real connection between them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from psrpc.coordinator import Coordinator
+from psrpc.core.replication import Reign
+from psrpc.errors import AddressError, FencedError, JobFailedError, PeerLostError
+from psrpc.job import PROTOCOL, Job
+from psrpc.messages import (
+    Acquire,
+    GetStats,
+    Peek,
+    Pull,
+    Push,
+    PutBuffers,
+    Register,
+    Stepped,
+    Stream,
+    StreamKind,
+    UpdateKey,
+)
+from psrpc.modes import Asynchronous, Mode, Synchronous
+from psrpc.planes.loopback import LoopbackLink
+from psrpc.replication import entries
+from psrpc.replication.authority import Authority
+from psrpc.replication.entries import Copy, Entry, Has
+from psrpc.replication.failover import FailoverLink
+from psrpc.replication.follower import HARBOUR, Ending, Follower
+from psrpc.replication.lines import Harbour, reach
+from psrpc.replication.primary import PrimaryService
+from psrpc.replication.state import capture, digest, restore
+from psrpc.server import ParameterServer
+from psrpc.store.blueprint import Blueprint, draw
+from psrpc.store.flats import Buffers
+from psrpc.store.layout import ShardLayout
+from psrpc.store.shard import ShardStore
+
+PATIENCE_S = 20.0
+
+
+def key_of(worker: int, clock: int) -> UpdateKey:
+    """The name of a worker's update."""
+    return UpdateKey(Stream(StreamKind.WORKER, worker, 0), clock)
+
+
+class Model(nn.Module):
+    """Parameters of two shapes, one that is frozen, and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm = nn.BatchNorm1d(4)
+        self.out = nn.Linear(4, 3)
+        self.out.bias.requires_grad_(False)
+
+
+class Stage:
+    """A coordinator with its shard, and what workers of it say."""
+
+    def __init__(self, mode: Mode, optimizer: Any = None) -> None:
+        optimizer = optimizer or partial(torch.optim.Adam, lr=0.1)
+        self.job = Job(2, 1, mode)
+        model = Model()
+        self.blueprint: Blueprint = draw(model, optimizer)
+        (self.layout,) = self.blueprint.layouts(1)
+        self.store = ShardStore(self.blueprint, self.layout, model, self.job.reduction)
+        self.server = ParameterServer(self.job, 0, self.blueprint, self.store)
+        self.coordinator = Coordinator(self.job, self.server, self.blueprint, model)
+
+
+def begin(service: Any, stage: Stage) -> None:
+    """Both workers come, and each begins on a lease."""
+    link = LoopbackLink(service)
+    signature = stage.blueprint.signature
+    words = [Register(w, PROTOCOL, signature, stage.job.settings, rank=w) for w in (0, 1)]
+    for pending in [link.call(word) for word in words]:
+        pending.wait(PATIENCE_S)
+    asked = [link.call(Acquire(w, 1, 0, 0, samples=40)) for w in (0, 1)]
+    views = [pending.wait(PATIENCE_S)[0].view for pending in asked]  # type: ignore[attr-defined]
+    for pending in [link.call(Pull(w, 0, views[w])) for w in (0, 1)]:
+        pending.wait(PATIENCE_S)
+
+
+def push(service: Any, stage: Stage, worker: int, clock: int) -> Any:
+    """A worker's push of gradients that only its names make; the answer under way."""
+    torch.manual_seed(100 * worker + clock)
+    gradients = [torch.randn_like(flat) for flat in stage.store.flats]
+    request = Push(worker, clock, key_of(worker, clock), samples=1 + worker)
+    return LoopbackLink(service).call(request, gradients)
+
+
+@pytest.mark.parametrize("mode", [Synchronous(), Asynchronous()])
+def test_a_copy_goes_on_as_the_first(mode: Mode) -> None:
+    first, second = Stage(mode), Stage(mode, partial(torch.optim.Adam, lr=0.1))
+    begin(first.coordinator, first)
+    for clock in range(3):
+        for worker in (0, 1):
+            push(first.coordinator, first, worker, clock)
+    held = push(first.coordinator, first, 0, 3)
+    buffers = [torch.full_like(b, 2) for b in (torch.zeros(4), torch.zeros(4), torch.tensor(0))]
+    LoopbackLink(first.coordinator).call(PutBuffers(0, 5), buffers)
+    state, tensors, release = capture(first.coordinator)
+    copied = [tensor.clone() for tensor in tensors]
+    release()
+    restore(second.coordinator, state, copied)
+    assert digest(second.coordinator) == digest(first.coordinator)
+    # What was held before the copy is in the copy: one more push completes its round there.
+    for stage in (first, second):
+        push(stage.coordinator, stage, 1, 3)
+    assert digest(second.coordinator) == digest(first.coordinator)
+    for stage in (first, second):  # as workers do that have lost their server
+        assert push(stage.coordinator, stage, 0, 3).wait(0)[0] == held.wait(0)[0]
+    assert torch.equal(second.coordinator.buffers()[0], first.coordinator.buffers()[0])
+    for request in (GetStats(0), Peek(0)):
+        answers = [LoopbackLink(s.coordinator).call(request).wait(0) for s in (first, second)]
+        assert answers[0][0] == answers[1][0]
+        assert all(map(torch.equal, answers[0][1], answers[1][1]))
+
+
+def test_a_digest_tells_a_difference() -> None:
+    stage = Stage(Asynchronous())
+    begin(stage.coordinator, stage)
+    before = digest(stage.coordinator)
+    push(stage.coordinator, stage, 0, 0)
+    after = digest(stage.coordinator)
+    assert after != before
+    stage.store.flats[0][0] += 2.0**-20
+    assert digest(stage.coordinator) != after
+
+
+class Register_:
+    """A torch store's part that the authority uses, in this process."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.values for key in keys)
+
+    def get(self, key: str) -> bytes:
+        return self.values[key].encode()
+
+    def set(self, key: str, value: str) -> None:
+        self.values[key] = value
+
+    def compare_set(self, key: str, expected: str, desired: str) -> bytes:
+        with self._lock:
+            if self.values.get(key, "") == expected:
+                self.values[key] = desired
+            return self.values.get(key, expected).encode()
+
+
+class Pair:
+    """A primary (1), whose backup (2) follows in a thread when it is told to."""
+
+    def __init__(self, dead_after_s: float = 30.0) -> None:
+        self.stage, self.other = Stage(Asynchronous()), Stage(Asynchronous())
+        self.authority = Authority(Register_(), 0)
+        reign = self.authority.change(None, Reign(1, 1))
+        self.primary = PrimaryService(
+            self.stage.coordinator, 1, reign, 0, self.authority, dead_after_s
+        )
+        self.primary.start()
+        self.harbour = Harbour("127.0.0.1", self.primary.admit)
+        self.harbour.start()
+        self.authority.post(1, HARBOUR, self.harbour.address)
+        self.follower = Follower(self.other.coordinator, 2, self.authority, dead_after_s)
+        self.ending: Ending | None = None
+        self.error: JobFailedError | None = None
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def _follow(self) -> None:
+        try:
+            self.ending = self.follower.follow(PATIENCE_S, lambda: False)
+        except JobFailedError as error:
+            self.error = error
+
+    def follow(self) -> None:
+        """Let the backup come, and be named."""
+        self.thread.start()
+        assert self.primary.wait_for_backup(PATIENCE_S)
+
+    def close(self) -> None:
+        self.primary.stop()
+        self.harbour.close()
+        if self.thread.ident is not None:
+            self.thread.join(PATIENCE_S)
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    pair = Pair()
+    yield pair
+    pair.close()
+
+
+def test_a_backup_takes_over_with_all_that_was_answered(pair: Pair) -> None:
+    pair.follow()
+    begin(pair.primary, pair.stage)
+    for clock in range(5):
+        push(pair.primary, pair.stage, 0, clock).wait(PATIENCE_S)
+    before = digest(pair.stage.coordinator)
+    pair.primary.stop()  # without a word to those that follow
+    pair.thread.join(PATIENCE_S)
+    assert pair.ending is Ending.REIGNS
+    assert pair.follower.reign == Reign(3, 2) == pair.authority.look()
+    assert digest(pair.other.coordinator) == before
+    again = push(pair.other.coordinator, pair.other, 0, 4).wait(0)[0]
+    assert again == Stepped(5, 5)
+
+
+def test_a_job_that_ends_is_taken_over_by_nobody(pair: Pair) -> None:
+    pair.follow()
+    begin(pair.primary, pair.stage)
+    pair.primary.close(PATIENCE_S)
+    pair.thread.join(PATIENCE_S)
+    assert pair.ending is Ending.OVER
+
+
+def test_an_answer_waits_until_the_backup_has_it(pair: Pair) -> None:
+    """The backup is here a connection in this test's hands."""
+    freight = reach(pair.harbour.address, 7, PATIENCE_S)
+    copy = next_of(freight, Copy)
+    entries.send(freight, Has(copy.number))
+    assert pair.primary.wait_for_backup(PATIENCE_S)
+    assert pair.authority.look() == Reign(2, 1, 7)
+    pending = LoopbackLink(pair.primary).call(
+        Register(0, PROTOCOL, pair.stage.blueprint.signature, pair.stage.job.settings)
+    )
+    LoopbackLink(pair.primary).call(
+        Register(1, PROTOCOL, pair.stage.blueprint.signature, pair.stage.job.settings)
+    )
+    entry = next_of(freight, Entry)
+    last = next_of(freight, Entry)
+    assert (entry.number, last.number) == (copy.number + 1, copy.number + 2)
+    entries.send(freight, Has(entry.number))
+    assert not pending.done()
+    with pytest.raises(TimeoutError):
+        pending.wait(0.2)
+    entries.send(freight, Has(last.number))
+    pending.wait(PATIENCE_S)
+    # Without its backup it answers when the authority lets it.
+    freight.cut()
+    freight.close()
+    LoopbackLink(pair.primary).call(GetStats(0)).wait(PATIENCE_S)
+    assert pair.authority.look() == Reign(3, 1)
+
+
+def next_of(freight: Any, kind: type) -> Any:
+    """The next message of a kind."""
+    while True:
+        message, _ = entries.receive(freight)
+        if isinstance(message, kind):
+            return message
+
+
+def test_one_that_is_deposed_answers_nobody(pair: Pair) -> None:
+    pair.follow()
+    begin(pair.primary, pair.stage)
+    held = pair.authority.look()
+    assert held is not None
+    pair.authority.change(held, Reign(9, 5))
+    for line in list(pair.primary._lines):
+        line.close()
+    with pytest.raises(PeerLostError, match="another server has shard 0"):
+        push(pair.primary, pair.stage, 0, 0).wait(PATIENCE_S)
+    assert pair.primary.ended.wait(PATIENCE_S)
+    assert pair.primary.deposed
+    with pytest.raises(PeerLostError, match="another server has shard 0"):
+        push(pair.primary, pair.stage, 0, 1).wait(PATIENCE_S)
+
+
+def test_a_difference_ends_the_job_with_both_digests(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psrpc.replication.primary.CHECK_EVERY", 1)
+    pair.follow()
+    begin(pair.primary, pair.stage)
+    pair.other.store.flats[0][0] += 1.0
+    push(pair.primary, pair.stage, 0, 0)
+    assert pair.primary.ended.wait(PATIENCE_S)
+    with pytest.raises(JobFailedError, match=r"digests are [0-9a-f-]{17} and [0-9a-f-]{17};"):
+        push(pair.primary, pair.stage, 0, 1).wait(PATIENCE_S)
+    pair.thread.join(PATIENCE_S)
+    assert "digests are" in str(pair.error), "the one that differs takes over from nobody"
+    assert pair.authority.look() == Reign(3, 1)
+
+
+def test_equal_ones_are_compared_in_peace(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psrpc.replication.primary.CHECK_EVERY", 1)
+    pair.follow()
+    begin(pair.primary, pair.stage)
+    for clock in range(20):
+        push(pair.primary, pair.stage, 0, clock).wait(PATIENCE_S)
+    pair.primary.close(PATIENCE_S)
+    pair.thread.join(PATIENCE_S)  # it may answer for an entry before it has done what that says
+    assert pair.ending is Ending.OVER
+    assert digest(pair.stage.coordinator) == digest(pair.other.coordinator)
+
+
+def test_strangers_are_not_let_in(pair: Pair) -> None:
+    _, _, place = pair.harbour.address.rpartition("@")
+    freight = reach(f"{'0' * 32}@{place}", 3, PATIENCE_S)
+    with pytest.raises((EOFError, OSError)):
+        entries.receive(freight)
+    freight.close()
+    pair.harbour.close()
+    with pytest.raises(AddressError):
+        reach(pair.harbour.address, 3, PATIENCE_S)
+
+
+class Moving:
+    """A place whose server is replaced by the next of `services`, each time that it is lost."""
+
+    def __init__(self, *services: Any) -> None:
+        self.services = list(services)
+        self.reached: list[Losing] = []
+        self.gone = False
+
+    def reach(self, buffers: Buffers | None, layout: ShardLayout) -> Losing:
+        if not self.services:
+            raise PeerLostError("nobody reigns")
+        link = Losing(self.services.pop(0))
+        if buffers is not None:
+            link._buffers = buffers
+        self.reached.append(link)
+        return link
+
+    def moved(self) -> bool:
+        return self.reached[-1].silent and bool(self.services)
+
+    def over(self) -> bool:
+        return self.gone
+
+    def leave(self, link: Any) -> None:
+        link.left = True
+
+
+class Losing(LoopbackLink):
+    """A link whose server may be lost, or silent, at any exchange."""
+
+    def __init__(self, service: Any) -> None:
+        super().__init__(service)
+        self.lost = self.silent = self.left = False
+        self.sent: list[float] = []
+
+    def exchange(self, request: Any, *, send: bool, land: bool, at_once: bool = True) -> Any:
+        if self.lost:
+            raise PeerLostError("it died")
+        self.sent.append(float(self._buffers.gradients[0][0]))
+        if self.silent:
+            return LoopbackLink(Silent()).call(request)
+        return super().exchange(request, send=send, land=land, at_once=at_once)
+
+
+class Silent:
+    def handle(self, *anything: Any) -> None: ...
+
+
+@pytest.mark.parametrize("how", ["lost", "silent"])
+def test_a_link_sends_again_what_was_under_way(how: str) -> None:
+    first, second = Stage(Asynchronous()), Stage(Asynchronous())
+    for stage in (first, second):
+        begin(stage.coordinator, stage)
+    place = Moving(first.coordinator, second.coordinator)
+    link = FailoverLink(place, PATIENCE_S)
+    buffers = link.open(first.layout)
+    for flat in buffers.gradients:
+        flat.fill_(3.0)
+    setattr(place.reached[0], how, True)
+    request = Push(0, 0, key_of(0, 0), samples=1)
+    pending = link.exchange(request, send=True, land=True, at_once=False)
+    buffers.turn()  # the other gradients are filled meanwhile
+    for flat in buffers.gradients:
+        flat.fill_(7.0)
+    assert pending.wait(PATIENCE_S)[0] == Stepped(1, 1)
+    assert place.reached[1].sent == [3.0]
+    assert place.reached[0].left
+    assert buffers.side == 1
+    assert all(map(torch.equal, buffers.weights, second.store.flats))
+    assert second.server.core.stats().updates_applied == 1
+
+
+def test_a_link_gives_up_in_the_end_and_says_so_at_once_from_then_on() -> None:
+    stage = Stage(Asynchronous())
+    begin(stage.coordinator, stage)
+    place = Moving(stage.coordinator)
+    link = FailoverLink(place, 0.1)
+    link.open(stage.layout)
+    place.reached[0].lost = True
+    for _ in range(2):
+        with pytest.raises(PeerLostError, match="nobody reigns"):
+            link.exchange(Pull(0, 0), send=False, land=True).wait()
+
+
+def test_a_link_waits_for_nobody_when_the_job_is_over() -> None:
+    stage = Stage(Asynchronous())
+    begin(stage.coordinator, stage)
+    place = Moving(stage.coordinator)
+    link = FailoverLink(place, 1e9)
+    link.open(stage.layout)
+    place.reached[0].lost = place.gone = True
+    with pytest.raises(PeerLostError, match="nobody reigns"):
+        link.exchange(Pull(0, 0), send=False, land=True).wait()
+
+
+def test_what_a_server_answers_is_no_loss() -> None:
+    stage = Stage(Asynchronous())
+    begin(stage.coordinator, stage)
+    link = FailoverLink(Moving(stage.coordinator), PATIENCE_S)
+    link.open(stage.layout)
+    with pytest.raises(FencedError):
+        link.exchange(Pull(9, 0), send=False, land=True).wait()

@@ -50,6 +50,7 @@ ROOMS = (
     "checkpoints",
     "planes",
     "space",
+    "entities",
     "meter",
     "server",
     "coordinator",

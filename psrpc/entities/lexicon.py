@@ -16,8 +16,8 @@ FIRST_NAMES = _words(
     "Paul Peter George Kevin Brian Edward Jason Jack Adam Henry Alan Oliver Noah Samuel Simon "
     "Mary Maria Anna Anne Emma Olivia Sophia Sofia Elena Sarah Laura Julia Lucy Lucia Grace Jane "
     "Alice Emily Linda Susan Karen Ruth Helen Nina Eva Clara Ella Ingrid Priya Fatima Aisha "
-    "Mohammed Ahmed Ali Omar Hassan Ibrahim Mehmet Carlos Juan Jose Luis Pedro Miguel Antonio Marco "
-    "Luca Giulia Hans Karl Lars Erik Henrik Pierre Jean Marie Claire Ivan Olga Dmitri Natalia Yuki "
+    "Mohammed Ahmed Ali Omar Hassan Ibrahim Mehmet Carlos Juan Jose Luis Pedro Miguel Antonio "
+    "Marco Luca Giulia Hans Karl Lars Erik Henrik Pierre Jean Marie Claire Ivan Olga Dmitri Natalia Yuki "
     "Hiroshi Kenji Wei Li Mei Chen Nguyen Raj Amit Anil Sanjay Kofi Kwame Chidi Emmanuel Christine"
 )
 ORGANIZATION_ENDS = _words(
@@ -29,8 +29,8 @@ ORGANIZATION_ENDS = _words(
 )
 ORGANIZATION_STARTS = _words("University Ministry Department Bank Institute Museum Doctors")
 ORGANIZATIONS = _words(
-    "Google Microsoft Amazon Facebook IBM Intel Samsung Siemens Toyota Volkswagen Reuters Greenpeace "
-    "Oxfam NATO NASA UNESCO UNICEF OPEC FBI CIA BBC CNN Lufthansa Boeing Airbus Nestlé Sony Bosch"
+    "Google Microsoft Amazon Facebook IBM Intel Samsung Siemens Toyota Volkswagen Reuters "
+    "Greenpeace Oxfam NATO NASA UNESCO UNICEF OPEC FBI CIA BBC CNN Lufthansa Boeing Airbus Nestlé Sony Bosch"
 )
 LOCATION_STARTS = _words("Lake Mount Cape Port Fort San Santa St New North South East West River")
 LOCATION_ENDS = _words(
@@ -49,8 +49,8 @@ LOCATIONS = _words(
 )
 PLACE_PREPOSITIONS = _words("in near from to across outside between at toward into around off")
 NOT_NAMES = _words(
-    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday January February March April May June "
-    "July August September October November December I The A An In On At After Before No Nobody My "
+    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday January February March April May "
+    "June July August September October November December I The A An In On At After Before No Nobody My "
     "His Her Our Their We You He She It They This That These Those But And Or If When While Rain "
     "Shares Engineers Farmers According Both Some Many"
 )

@@ -15,7 +15,7 @@ class Backoff:
     most_s: float = 30.0
 
     def wait_s(self, attempt: int, chance: float, asked_s: float | None = None) -> float:
-        """Before try `attempt + 1`; `chance` is in [0, 1). What the server asked for is the least."""
+        """Before try `attempt + 1`, at least what the server asked for; `chance` is in [0, 1)."""
         own = min(self.first_s * 2.0 ** min(attempt, 30), self.most_s) * (1 - chance / 2)
         return min(max(own, asked_s or 0.0), max(MOST_WAIT_S, self.most_s))
 

@@ -43,6 +43,10 @@ def _parts(run: str, at: int) -> Iterator[tuple[int, str]]:
             yield from _name(current, run, at)
             current = []
             continue
+        if piece == "of" and (not current or current[-1][1] not in lexicon.ORGANIZATION_STARTS):
+            yield from _name(current, run, at)  # Keller of Siemens is two names
+            current = []
+            continue
         current.append((place, piece))
         if ends or piece.endswith(("'s", "’s")):
             yield from _name(current, run, at)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 import zlib
@@ -12,7 +11,7 @@ from concurrent.futures import wait as wait_for
 from functools import partial
 from typing import Any
 
-from psrpc.core.patterns import ANY, Compare, Field, Joined, key_of
+from psrpc.core.patterns import ANY, Compare, Field, Joined
 from psrpc.core.tuples import Change
 from psrpc.errors import ClosedError, SpaceTimeoutError, UsageError
 from psrpc.space import codec, sockets
@@ -295,11 +294,11 @@ class Space:
 
 def _place_of(first: Any, count: int) -> int:
     """The owner of tuples that begin with this: the same in every process, unlike `hash`."""
-    if key_of(first) is None:
+    kind = type(first)
+    if kind not in (type(None), bool, int, float, str, bytes):
         return 0
-    plain = first.hex() if isinstance(first, bytes) else first
-    text = json.dumps([type(first).__name__, plain + 0.0 if type(plain) is float else plain])
-    return zlib.crc32(text.encode()) % count
+    plain = first + 0.0 if kind is float else first  # -0.0 is 0.0
+    return zlib.crc32(f"{kind.__name__}:{plain!r:.4000}".encode(errors="replace")) % count
 
 
 def _then(

@@ -168,6 +168,8 @@ class Desk:
     def _all(
         self, peer: Hashable, tag: int, space: TupleStore, pattern: Pattern, most: Any
     ) -> None:
+        if most is not None and type(most) is not int:
+            raise ProtocolError("a number of tuples that is none")
         letter = self._letter(peer)
         found: list[Any] = []
         for entry in space.all(pattern):

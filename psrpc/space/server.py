@@ -173,6 +173,9 @@ class SpaceServer:
             self._drop(number, now)
         except (OSError, EOFError, MemoryError):
             self._drop(number, now)
+        except Exception as error:  # one client's nonsense must not end the others' owner
+            self._last_word(number, client, ProtocolError(f"a request that is none: {error!r}"))
+            self._drop(number, now)
 
     def _hear(self, number: int, client: _Client, frame: Frame, now: float) -> None:
         if client.until_s is not None:

@@ -8,9 +8,11 @@ from psrpc.actors.pool import Pool
 from psrpc.job import Checkpointing, Elastic, Hosts
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 from psrpc.runtime import Result, Role, run
+from psrpc.space import ANY, FIELD, Space, SpaceServer
 from psrpc.worker import Worker
 
 __all__ = [
+    "ANY",
     "Asynchronous",
     "Cluster",
     "Pool",
@@ -25,10 +27,13 @@ __all__ = [
     "BoundedStaleness",
     "Checkpointing",
     "Elastic",
+    "FIELD",
     "Hosts",
     "Mode",
     "Result",
     "Role",
+    "Space",
+    "SpaceServer",
     "Synchronous",
     "Worker",
     "__version__",
@@ -63,6 +68,8 @@ ROOMS = (
     "store",
     "checkpoints",
     "planes",
+    "space",
+    "entities",
     "meter",
     "server",
     "coordinator",

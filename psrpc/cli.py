@@ -151,6 +151,37 @@ def export(directory: Path, output: Path) -> None:
 
 
 @cli.command()
+@click.argument("files", nargs=-1, required=True)
+@click.option("--model", help="ask this model at OPENAI_BASE_URL, with the key in OPENAI_API_KEY")
+@click.option("--offline", is_flag=True, help="the built-in recogniser, whatever key there is")
+@click.option("--workers", type=click.IntRange(1, 256), default=4, show_default=True)
+@click.option("--timeout", type=click.FloatRange(0.1), default=60.0, show_default=True)
+@click.option("--retries", type=click.IntRange(0), default=5, show_default=True)
+@click.option("--per-minute", type=click.FloatRange(0.001), help="at most so many calls a minute")
+def entities(
+    files: tuple[str, ...],
+    model: str | None,
+    offline: bool,
+    workers: int,
+    timeout: float,
+    retries: int,
+    per_minute: float | None,
+) -> int:
+    """Find people, organizations and locations in documents.
+
+    FILES are texts, or JSON lines (.jsonl, or - for standard input) of {"id": ..., "text": ...}.
+    Writes a JSON line for each document as it is done, and the counts as the last one. Ends
+    with 1 if a document failed.
+    """
+    from psrpc.entities import command
+
+    asked = command.endpoint(model, offline, (timeout, retries, per_minute))
+    return command.run(
+        files, asked, workers, command.write_line, lambda line: click.echo(line, err=True)
+    )
+
+
+@cli.command()
 @click.argument("address", metavar="HOST:PORT|FILE")
 @click.argument("script", nargs=-1, type=click.UNPROCESSED)
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True)

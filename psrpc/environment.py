@@ -222,6 +222,11 @@ def agent() -> tuple[int, list[str], float]:
     return int(restarts), [str(argument) for argument in command], float(patience_s)
 
 
+def model_endpoint() -> tuple[str | None, str | None]:
+    """The key and the base URL of the model that the user's environment names, if any."""
+    return os.environ.get("OPENAI_API_KEY") or None, os.environ.get("OPENAI_BASE_URL") or None
+
+
 def _number(env: Mapping[str, str], name: str, default: str = "") -> int:
     text = env.get(name, default)
     try:

@@ -1,0 +1,1 @@
+"""The entity pipeline: people, organizations and locations in documents."""

@@ -1,6 +1,10 @@
 """psrpc: the parameter server for PyTorch that people can put their jobs on."""
 
 from psrpc._version import __version__
+from psrpc.actors.cluster import Cluster, init, shutdown
+from psrpc.actors.future import get, wait
+from psrpc.actors.handle import actor, get_actor, kill, ready
+from psrpc.actors.pool import Pool
 from psrpc.job import Checkpointing, Elastic
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 from psrpc.runtime import Result, Role, run
@@ -8,6 +12,16 @@ from psrpc.worker import Worker
 
 __all__ = [
     "Asynchronous",
+    "Cluster",
+    "Pool",
+    "actor",
+    "get",
+    "get_actor",
+    "init",
+    "kill",
+    "ready",
+    "shutdown",
+    "wait",
     "BoundedStaleness",
     "Checkpointing",
     "Elastic",
@@ -72,6 +86,7 @@ ROOMS = (
     "working",
     "runtime",
     "doctor",
+    "actors",
     "testing",
     "settings",
     "trainer",

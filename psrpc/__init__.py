@@ -59,6 +59,7 @@ ROOMS = (
     "optimizer",
     "untrained",
     "tally",
+    "samples",
     "batches",
     "worker",
     "timely",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from psrpc.errors import DatasetError, UsageError
+from psrpc.errors import UsageError
 from psrpc.messages import Lease
+from psrpc.samples import Samples
 from psrpc.seeds import Purpose, seed_of, sow
 from psrpc.tree import to_device
 
@@ -37,23 +38,6 @@ class Source(Protocol):
         ...
 
 
-def check(dataset: object, batch_size: object) -> int:
-    """Return the number of samples; raise DatasetError or UsageError for what cannot be leased."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise UsageError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
-    if isinstance(dataset, IterableDataset) or not (
-        hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
-    ):
-        raise DatasetError(
-            f"{type(dataset).__name__} has no length or no indices, so its samples cannot be "
-            "shared out: give a map-style dataset, or loop over your own data and call step()"
-        )
-    samples = len(cast(Sized, dataset))
-    if samples == 0:
-        raise DatasetError(f"{type(dataset).__name__} is empty")
-    return samples
-
-
 def check_samples(samples: object) -> int:
     """Return a step's weight in a round; raise UsageError if it can be none."""
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 0:
@@ -61,21 +45,10 @@ def check_samples(samples: object) -> int:
     return samples
 
 
-def order(samples: int, *, shuffle: bool, seed: int, epoch: int) -> torch.Tensor:
-    """The epoch's order of samples, int64 of shape (samples,): the same on every worker."""
-    if not shuffle:
-        return torch.arange(samples)
-    generator = torch.Generator().manual_seed(hash((seed, epoch)) & 0x7FFFFFFF)
-    return torch.randperm(samples, generator=generator)
-
-
 def batches(
     source: Source,
-    dataset: Dataset[Any],
-    batch_size: int,
-    positions: Callable[[int], torch.Tensor],
+    samples: Samples,
     *,
-    seed: int,
     device: torch.device,
     collate: Collate | None = None,
     loaders: int = 0,
@@ -83,22 +56,22 @@ def batches(
 ) -> Iterator[Any]:
     """Yield this worker's batches of one epoch, on `device`.
 
-    `positions` gives an epoch's order; a lease may be of an earlier epoch, if others left it.
-    `loaders` processes load and collate ahead (torch's DataLoader); with 0 that is done in
-    this thread. Random numbers begin anew with each batch, from `seed` and its place in the
-    epoch's order. When `stale` says so, the next batch is a UsageError.
+    A lease may be of an earlier epoch, if others left it. `loaders` processes load and collate
+    ahead (torch's DataLoader); with 0 that is done in this thread. Random numbers begin anew with
+    each batch, from the samples' seed and its place in the epoch's order. When `stale` says so,
+    the next batch is a UsageError.
     """
-    samples, positions = len(cast(Sized, dataset)), functools.cache(positions)
+    seed, order = samples.seed, functools.cache(samples.order)
     plan: deque[tuple[Lease, int]] = deque()
 
     def chosen() -> Iterator[Chosen]:
-        for lease, step in source.lease_batches(samples, batch_size):
+        for lease, step in source.lease_batches(len(samples), samples.batch_size):
             plan.append((lease, step))
             low, high = lease.batch(step)
-            yield seed_of(seed, lease.epoch, low, Purpose.LOAD), positions(lease.epoch)[low:high]
+            yield seed_of(seed, lease.epoch, low, Purpose.LOAD), order(lease.epoch)[low:high]
 
     while True:
-        for batch in _load(dataset, chosen(), collate, loaders):
+        for batch in _load(samples.dataset, chosen(), collate, loaders):
             if stale():
                 raise UsageError(
                     "batches() was called again inside a loop over its batches; finish or leave "
@@ -108,7 +81,7 @@ def batches(
             if source.take(lease, step):
                 sow(seed_of(seed, lease.epoch, lease.batch(step)[0], Purpose.STEP))
                 yield to_device(batch, device)
-        if not source.more(samples, batch_size):
+        if not source.more(len(samples), samples.batch_size):
             return
 
 

@@ -14,10 +14,10 @@ import selectors
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from psrpc.clock import Clock, SystemClock
 from psrpc.forks import keep_from_children
 
 _HELLO = struct.Struct("!16sI")
@@ -43,8 +43,15 @@ class Pulse:
     `lost` runs on this object's thread, and may be called more than once for a process.
     """
 
-    def __init__(self, host: str, dead_after_s: float, lost: Callable[[int, str], None]) -> None:
+    def __init__(
+        self,
+        host: str,
+        dead_after_s: float,
+        lost: Callable[[int, str], None],
+        clock: Clock | None = None,
+    ) -> None:
         self._dead_after_s = dead_after_s
+        self._clock = clock or SystemClock()
         self._lost = lost
         self._secret = os.urandom(16)
         self._selector = selectors.DefaultSelector()
@@ -73,7 +80,7 @@ class Pulse:
         """A process belongs to the job now, so it must be heard, or is lost."""
         with self._expect_lock:
             if process not in self._heard:
-                self._expected.setdefault(process, time.monotonic())
+                self._expected.setdefault(process, self._clock.now())
 
     def close(self) -> None:
         """Stop listening."""
@@ -88,7 +95,7 @@ class Pulse:
         while True:
             # Judged is what had come at this moment: if it was this process that stood still, or
             # `lost` that took long, the others' words are waiting, and are heard first.
-            now_s = time.monotonic()
+            now_s = self._clock.now()
             for key, _ in self._selector.select(beat_s):
                 if key.fileobj is self._ear:
                     self._shut()
@@ -106,7 +113,7 @@ class Pulse:
             except OSError:
                 return
             sock.setblocking(False)
-            line = self._lines[sock.fileno()] = _Line(sock, time.monotonic())
+            line = self._lines[sock.fileno()] = _Line(sock, self._clock.now())
             self._selector.register(sock, selectors.EVENT_READ)
             self._listen(line)
 
@@ -120,7 +127,7 @@ class Pulse:
         if not words:
             self._hang_up(line, "its connection was closed")
             return
-        line.heard_s = time.monotonic()
+        line.heard_s = self._clock.now()
         if line.process is not None:
             return
         line.begun += words

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from psrpc.batches import Collate, batches, check, check_samples, order
+from psrpc.batches import Collate, batches, check_samples
 from psrpc.clock import Clock, SystemClock
 from psrpc.core.progress import Progress
 from psrpc.crew import Crew
@@ -21,6 +21,7 @@ from psrpc.job import Job, NonFinite
 from psrpc.messages import Lease, Peek
 from psrpc.optimizer import DistributedOptimizer
 from psrpc.planes.base import Link
+from psrpc.samples import Samples
 from psrpc.store.binding import Binding
 from psrpc.store.blueprint import Blueprint
 from psrpc.tally import Tally
@@ -119,6 +120,7 @@ class Worker:
         batch_size: int,
         *,
         shuffle: bool = True,
+        sampler: Iterable[int] | None = None,
         collate_fn: Collate | None = None,
         loaders: int = 0,
     ) -> Iterator[Any]:
@@ -126,9 +128,9 @@ class Worker:
 
         Each call is the next epoch. Every sample is given to one worker, once; fast workers get
         more. All must be given the same dataset. The order is drawn from the job's seed and the
-        epoch, and with each batch the global generators of torch, Python and numpy begin anew,
-        from the seed and its place in that order. Collating follows torch's DataLoader; with
-        `loaders` above 0, that many processes load ahead. Call `step` for each batch; gradients of
+        epoch (by `sampler`, if there is one); with each batch the generators of torch, Python and
+        numpy begin anew, from the seed and its place. Collating follows torch's DataLoader, with
+        `loaders` above 0, so many processes load ahead. Call `step` for each batch; gradients of
         a batch without a step go into the next one, of the last ones they are pushed at the end.
 
         Blocks while it waits for work; in synchronous mode, at an epoch's start, for all workers.
@@ -136,17 +138,15 @@ class Worker:
         done goes to the others. Then nobody waits for this worker until its next batch. To a
         worker that came late, epochs that were over are empty.
         """
-        samples = check(dataset, batch_size)
+        samples = Samples(dataset, batch_size, self.seed, shuffle, sampler)
+        samples.check()
         self._abandon()
         self._epoch += 1
         self._progress.epoch = epoch = self._epoch
 
         return batches(
             self,
-            dataset,
-            batch_size,
-            lambda epoch: order(samples, shuffle=shuffle, seed=self.seed, epoch=epoch),
-            seed=self.seed,
+            samples,
             device=self.device,
             collate=collate_fn,
             loaders=loaders,

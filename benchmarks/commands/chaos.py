@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 @click.option("--servers", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--every", type=float, default=5.0, show_default=True, help="seconds between kills")
 @click.option("--epochs", type=click.IntRange(1), default=10, show_default=True)
+@click.option(
+    "--kill",
+    type=click.Choice(("workers", "servers")),
+    default="workers",
+    show_default=True,
+    help="who dies; servers have backups then (--replicas 1)",
+)
 @options.ray_option
 def chaos(
     run: Run,
@@ -35,17 +42,18 @@ def chaos(
     servers: int,
     every: float,
     epochs: int,
+    kill: str,
     with_ray: bool,
 ) -> None:
-    """Train the convnet on MNIST (made-up images where it is absent) while workers are killed.
+    """Train the convnet on MNIST (made-up images where it is absent) while processes are killed.
 
     psrpc's processes have a launcher each (`psrpc train --isolate`), so a killed worker comes
     back. Ray's pattern is its example (see `ray_chaos`): as it is, with actors that Ray
     restarts, and with batches that the driver deals out besides. Every form is killed at the
     same times after its start; the first worker never is. Of the time a run takes, training
-    alone is counted.
+    alone is counted. With `--kill servers` any of a shard's two servers is killed, in psrpc alone.
     """
-    from benchmarks.contenders.chaos import FIGURES, Chaos, Course
+    from benchmarks.contenders.chaos import FIGURES, Blows, Chaos, Course
 
     root = options.data_root(given_root)
     course = Course(
@@ -58,15 +66,23 @@ def chaos(
         lr=0.05,
     )
     killed = f", kill -9 every {every:g} s"
-    contenders: list[Contender] = [
-        Chaos("psrpc", course, servers, None),
-        Chaos(f"psrpc{killed}", course, servers, every),
-        *_ray(run, course, every, killed, with_ray),
-    ]
+    contenders: list[Contender]
+    if kill == "servers":
+        contenders = [
+            Chaos("psrpc", course, servers, Blows()),
+            Chaos("psrpc, replicas", course, servers, Blows(), replicas=1),
+            Chaos(f"psrpc{killed}", course, servers, Blows(every, servers=True), replicas=1),
+        ]
+    else:
+        contenders = [
+            Chaos("psrpc", course, servers, Blows()),
+            Chaos(f"psrpc{killed}", course, servers, Blows(every)),
+            *_ray(run, course, every, killed, with_ray),
+        ]
     samples = measure(contenders, run.rounds, Plan(1), run.tell, keep=False)
     undisturbed = {name: "Ray" if name.startswith("Ray") else "psrpc" for name in samples}
     comparisons = [Comparison("of undisturbed", undisturbed, percent=True)]
-    title = f"chaos, {mode}, {servers} servers, {workers} workers, {epochs} epochs"
+    title = f"chaos of {kill}, {mode}, {servers} servers, {workers} workers, {epochs} epochs"
     run.show(tabulate(title, samples, FIGURES, comparisons))
 
 

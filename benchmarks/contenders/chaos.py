@@ -1,4 +1,4 @@
-"""A contender that trains while its workers are killed, one every few seconds."""
+"""A contender that trains while its workers or servers are killed, one every few seconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 
 from benchmarks.contender import BenchmarkError, Figure, Plan, Sample
-from benchmarks.contenders.killer import Killer, isolated_workers
+from benchmarks.contenders.killer import Killer, isolated_servers, isolated_workers
 from benchmarks.contenders.program import Program
 
 RATE = Figure("samples/s")
@@ -57,17 +57,28 @@ class Course:
         ]
 
 
+@dataclass(frozen=True)
+class Blows:
+    """Whom kill -9 meets how often: nobody without `every_s`."""
+
+    every_s: float | None = None
+    servers: bool = False  # else workers
+
+
 class Chaos:
-    """`psrpc train --isolate`; with `every_s` a worker dies by kill -9 that often.
+    """`psrpc train --isolate` while processes die.
 
     The first worker, which reports the results, is spared.
     """
 
-    def __init__(self, name: str, course: Course, servers: int, every_s: float | None) -> None:
+    def __init__(
+        self, name: str, course: Course, servers: int, blows: Blows, *, replicas: int = 0
+    ) -> None:
         self.name = name
-        self._options = ["--servers", str(servers), *course.options()]
-        self._first = servers + 1  # the first rank that may be killed
-        self._every_s = every_s
+        counts = ["--servers", str(servers), "--replicas", str(replicas)]
+        self._options = [*counts, *course.options()]
+        self._serving = servers * (1 + replicas)
+        self._blows = blows
         self._program = Program(name, _LONGEST_S)
 
     def start(self) -> None:
@@ -75,7 +86,7 @@ class Chaos:
 
     def run(self, plan: Plan) -> Sample:
         """Train once, whatever the plan."""
-        killer = Killer(self._victims, self._every_s)
+        killer = Killer(self._victims, self._blows.every_s)
         command = [sys.executable, "-m", "psrpc", "train", "--isolate", "--json", "-"]
         out = self._program.run([*command, *self._options], {}, killer)
         if not out.strip():
@@ -98,4 +109,6 @@ class Chaos:
         self._program.kill()
 
     def _victims(self) -> list[int]:
-        return list(isolated_workers(self._program.marking, self._first))
+        if self._blows.servers:
+            return isolated_servers(self._program.marking, self._serving)
+        return isolated_workers(self._program.marking, self._serving + 1)

@@ -1,4 +1,4 @@
-"""A job whose workers are killed one after another, and one joins: how long who waits."""
+"""A job whose workers or primaries are killed one after another, and one joins: who waits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks import marks
 from benchmarks.contender import BenchmarkError, Figure, Plan, Sample
-from benchmarks.contenders.killer import isolated_workers
+from benchmarks.contenders.killer import isolated_servers, isolated_workers
 from benchmarks.contenders.program import Program
 from benchmarks.marks import Mark
 from benchmarks.processes import free_port
@@ -33,8 +33,17 @@ _BEGIN = 200  # characters that hold a process's first marks
 class Churn:
     """`psrpc train --isolate` of tiny steps. A turn is so many kills as the plan has steps."""
 
-    def __init__(self, name: str, options: Sequence[str], workers: int, folder: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        options: Sequence[str],
+        workers: int,
+        folder: Path,
+        *,
+        servers: bool = False,
+    ) -> None:
         self.name = name
+        self._servers = servers  # they die, which have backups; else workers
         self._options = options
         self._workers = workers
         self._file = folder / "steps"
@@ -54,9 +63,7 @@ class Churn:
         command = [sys.executable, "-m", "psrpc", *train.split()]
         variables = {marks.FILE: str(self._file)}
         kills: list[float] = []
-        with self._program.open(
-            [*command, "--workers", str(self._workers), *self._options], variables
-        ):
+        with self._program.open([*command, *self._roles(), *self._options], variables):
             self._until(lambda: len(self._stepping()) == self._workers)
             for _ in range(plan.steps):
                 kills.append(self._kill())
@@ -64,21 +71,38 @@ class Churn:
             known = self._stepping()
             with self._program.open(join, variables):
                 self._until(lambda: self._stepping() - known)
-        return summarize([m for file in self._files() for m in marks.read(file)], kills)
+        made = [mark for file in self._files() for mark in marks.read(file)]
+        return summarize(made, kills, back=not self._servers)
 
     def stop(self) -> None:
         """See `Contender`."""
         self._program.kill()
 
+    def _roles(self) -> list[str]:
+        return ["--workers", str(self._workers), "--replicas", "1" if self._servers else "0"]
+
     def _kill(self) -> float:
-        """Kill one, wait until another steps in its place; returns when it was killed."""
+        """Kill one, wait until another is in its place; returns when it was killed."""
         time.sleep(2 * _WINDOW_S)
+        if self._servers:
+            return self._kill_primary()
         known = self._stepping()
         victim = self._random.choice(sorted(isolated_workers(self._program.marking, 1)))
         killed_s = marks.now_s()
         os.kill(victim, signal.SIGKILL)
         self._until(lambda: self._stepping() - known)
         return killed_s
+
+    def _kill_primary(self) -> float:
+        pair = self._pair()
+        killed_s = marks.now_s()
+        os.kill(pair[0], signal.SIGKILL)
+        self._until(lambda: set(self._pair()) - set(pair))
+        time.sleep(_WINDOW_S)
+        return killed_s
+
+    def _pair(self) -> list[int]:
+        return isolated_servers(self._program.marking, 2)
 
     def _stepping(self) -> set[Path]:
         """The files of all processes, dead ones too, that have made a step."""
@@ -95,8 +119,11 @@ class Churn:
             time.sleep(_LOOK_AGAIN_S)
 
 
-def summarize(made: Sequence[Mark], kills: Sequence[float]) -> Sample:
-    """A turn's figures: pauses are the worst of all workers and kills."""
+def summarize(made: Sequence[Mark], kills: Sequence[float], *, back: bool = True) -> Sample:
+    """A turn's figures: pauses are the worst of all workers and kills.
+
+    With `back` each kill was of a worker, which another one replaced.
+    """
     steps: dict[int, list[float]] = {}
     for mark in made:
         if mark.name == marks.STEP:
@@ -104,17 +131,17 @@ def summarize(made: Sequence[Mark], kills: Sequence[float]) -> Sample:
     joiner = max(steps, key=lambda pid: steps[pid][0])
     # Before the job it builds one to try.
     built_s = max(m.at_s for m in made if (m.name, m.pid) == (marks.BUILT, joiner))
-    return Sample(
-        {
-            PAUSE.name: max(_longest(steps, killed_s, killed_s + _WINDOW_S) for killed_s in kills),
-            USUAL.name: max(_longest(steps, killed_s - _WINDOW_S, killed_s) for killed_s in kills),
-            NOT_BACK.name: max(
-                min(times[1] for times in steps.values() if times[0] > killed_s) - killed_s
-                for killed_s in kills
-            ),
-            JOINED.name: steps[joiner][1] - built_s,
-        }
-    )
+    figures = {
+        PAUSE.name: max(_longest(steps, killed_s, killed_s + _WINDOW_S) for killed_s in kills),
+        USUAL.name: max(_longest(steps, killed_s - _WINDOW_S, killed_s) for killed_s in kills),
+        JOINED.name: steps[joiner][1] - built_s,
+    }
+    if back:
+        figures[NOT_BACK.name] = max(
+            min(times[1] for times in steps.values() if times[0] > killed_s) - killed_s
+            for killed_s in kills
+        )
+    return Sample(figures)
 
 
 def _begins(file: Path) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -53,15 +54,35 @@ class Killer:
                     self.killed.append((marks.now_s(), victim))
 
 
-def isolated_workers(marking: str, servers: int) -> dict[int, int]:
-    """The worker processes (not their agents) of a `psrpc train --isolate`, and their ranks."""
+def isolated(marking: str) -> dict[int, int]:
+    """The processes (not their agents) of a `psrpc train --isolate`, and their ranks."""
     ranks: dict[int, int] = {}
     for pid in proc.marked(marking):
         with suppress(OSError):
             words = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
             env = dict(word.split("=", 1) for word in words if "=" in word)
-            rank = json.loads(env.get("PSRPC_PLACE", "{}")).get("rank", -1)
-            if rank >= servers:
-                ranks[pid] = rank
-    # A worker is a fork of its agent, with the environment that this was started in.
+            place = json.loads(env.get("PSRPC_PLACE", "{}"))
+            if "rank" in place:
+                ranks[pid] = place["rank"]
+    # Each is a fork of its agent, with the environment that this was started in.
     return {pid: rank for pid, rank in ranks.items() if proc.parent(pid) in ranks}
+
+
+def isolated_workers(marking: str, first: int) -> list[int]:
+    """Those of rank `first` or above."""
+    return [pid for pid, rank in isolated(marking).items() if rank >= first]
+
+
+def isolated_servers(marking: str, end: int) -> list[int]:
+    """Those of a rank below `end`, the longest alive first: of a pair that is the primary."""
+    servers = [pid for pid, rank in isolated(marking).items() if rank < end]
+    return sorted(servers, key=_born)
+
+
+def _born(pid: int) -> int:
+    """When a process was started, in ticks; one that is gone comes last."""
+    try:
+        # The name in brackets may have spaces.
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return sys.maxsize

@@ -28,6 +28,10 @@ _CUT_OFF = {
 }
 
 
+# What is still to be sent, in its order.
+Load = deque[memoryview]
+
+
 def as_bytes(flat: torch.Tensor) -> memoryview:
     """The memory of a flat CPU tensor. As bytes, for numpy does not know all of torch's dtypes."""
     return memoryview(flat.detach().view(torch.uint8).numpy().data)
@@ -36,6 +40,12 @@ def as_bytes(flat: torch.Tensor) -> memoryview:
 def size_of(flats: Sequence[torch.Tensor]) -> int:
     """The bytes of some tensors."""
     return sum(flat.nbytes for flat in flats)
+
+
+def load(message: bytes, flats: Sequence[torch.Tensor] = ()) -> Load:
+    """A message and tensors, as they are to be sent."""
+    head = memoryview(_HEAD.pack(len(message), size_of(flats)) + message)
+    return deque([head, *(as_bytes(flat) for flat in flats if flat.numel())])
 
 
 class Freight:
@@ -64,19 +74,32 @@ class Freight:
 
     def send(self, message: bytes, flats: Sequence[torch.Tensor] = ()) -> None:
         """Send a message and tensors."""
-        head = memoryview(_HEAD.pack(len(message), size_of(flats)) + message)
-        views = deque([head, *(as_bytes(flat) for flat in flats if flat.numel())])
+        self.finish(load(message, flats))
+
+    def finish(self, views: Load) -> None:
+        """Send what is left of a load."""
         while views:
             try:
-                # Together, so that what is small is one packet and wakes the other end once.
-                sent = self._sock.sendmsg(itertools.islice(views, _MOST_VIEWS))
+                self._send_some(views, 0)
             except BlockingIOError:
                 self._wait_on()
-                continue
-            while views and sent >= views[0].nbytes:
-                sent -= views.popleft().nbytes
-            if sent:
-                views[0] = views[0][sent:]
+
+    def begin(self, views: Load) -> bool:
+        """Send as much of a load as can be sent without waiting; returns whether that was all."""
+        try:
+            while views:
+                self._send_some(views, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _send_some(self, views: Load, flags: int) -> None:
+        # Together, so that what is small is one packet and wakes the other end once.
+        sent = self._sock.sendmsg(itertools.islice(views, _MOST_VIEWS), (), flags)
+        while views and sent >= views[0].nbytes:
+            sent -= views.popleft().nbytes
+        if sent:
+            views[0] = views[0][sent:]
 
     def receive(self, most_bytes: int = _MOST_BYTES) -> tuple[bytes, int]:
         """The next message, and the size of the tensors that come after it.

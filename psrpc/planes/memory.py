@@ -8,6 +8,7 @@ server writes weights without mapping them.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import operator
 import os
@@ -22,6 +23,7 @@ from psrpc.store.hands import spans, spread
 from psrpc.store.layout import ShardLayout, torch_dtype
 
 _ALIGN = 64
+_MAP_FIXED = 0x10  # of Linux, on every processor that torch runs on
 _PART_BYTES = 1 << 22  # what one thread writes at a time
 
 
@@ -44,6 +46,7 @@ class Region:
         self._offsets, end = _offsets(layout)
         self._part_bytes = -(-max(end, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
         self._parts: dict[Part, list[torch.Tensor]] = {}
+        self._maps: dict[Part, mmap.mmap] = {}
         self._sources: list[torch.Tensor] = []
         self._views: list[memoryview] = []
 
@@ -77,11 +80,29 @@ class Region:
             for view, offset in zip(self._bytes_of(flats), self._offsets, strict=True):
                 _write(self._fd, view, start + offset)
 
+    def move(self, fd: int) -> None:
+        """Let what is mapped lie in another memory file of this size, or (-1) in no file.
+
+        Tensors keep their addresses and what they hold, and whoever has the old file cannot
+        change them any more. The file is this region's from now on, and the old one is closed.
+        Nobody may write to the tensors meanwhile.
+        """
+        for part, mapped in self._maps.items():
+            start = self._part_bytes * part
+            if fd >= 0:
+                _write(fd, memoryview(mapped), start)
+            _map_again(mapped, fd, start)
+        with self._lock:
+            old, self._fd = self._fd, fd
+        if old >= 0:
+            os.close(old)
+
     def close(self) -> None:
         """Give the descriptor up. What is mapped stays until its tensors are gone."""
         with self._lock:
             fd, self._fd = self._fd, -1
         self._parts.clear()
+        self._maps.clear()
         if fd >= 0:
             os.close(fd)
 
@@ -92,7 +113,8 @@ class Region:
         return self._views
 
     def _map(self, part: Part) -> list[torch.Tensor]:
-        mapped = mmap.mmap(self._fd, self._part_bytes, offset=self._part_bytes * part)
+        offset = self._part_bytes * part if self._fd >= 0 else 0
+        mapped = self._maps[part] = mmap.mmap(self._fd, self._part_bytes, offset=offset)
         return [
             torch.frombuffer(mapped, dtype=torch_dtype(s.dtype), count=s.numel, offset=offset)
             if s.numel
@@ -119,3 +141,20 @@ def _write(fd: int, view: memoryview, offset: int) -> None:
     done = os.pwrite(fd, view, offset)
     while done < view.nbytes:
         done += os.pwrite(fd, view[done:], offset + done)
+
+
+def _map_again(mapped: mmap.mmap, fd: int, offset: int) -> None:
+    """Let a mapping be of another file, or of none with what it holds; at the same address."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+    held = bytes(mapped) if fd < 0 else b""
+    kind = mmap.MAP_SHARED if fd >= 0 else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    got = libc.mmap(address, len(mapped), access, kind | _MAP_FIXED, fd, max(offset, 0))
+    if got != address:
+        number = ctypes.get_errno()
+        raise OSError(number, f"memory could not be mapped again: {os.strerror(number)}")
+    if held:
+        ctypes.memmove(address, held, len(held))

@@ -67,7 +67,7 @@ class ShmLink:
         self.peer_name = control.peer.name
         self._address = address
         self._sock = keep_from_children(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-        self._region: Region | None = None
+        self.region: Region | None = None  # once open
         self._buffers = Buffers.none()
 
     def connect(self) -> None:
@@ -85,16 +85,25 @@ class ShmLink:
 
     def open(self, layout: ShardLayout) -> Buffers:
         """See `Link`. The buffers are this worker's slot of shared memory."""
+        region = keep_from_children(Region(layout, self._receive_memory()))
+        self.region = region
+        self._buffers = Buffers(region.part(Part.WEIGHTS), lambda side: region.part(Part(side)))
+        return self._buffers
+
+    def adopt(self, buffers: Buffers, region: Region) -> Buffers:
+        """Use buffers that are there already, in a region that another server gave."""
+        region.move(self._receive_memory())
+        self.region, self._buffers = region, buffers
+        return buffers
+
+    def _receive_memory(self) -> int:
         try:
             _, fds, _, _ = socket.recv_fds(self._sock, 16, 1)
         except OSError as error:
             raise self.lost(error.strerror or str(error)) from None
         if not fds:
             raise self.lost("it gave no memory")
-        region = keep_from_children(Region(layout, fds[0]))
-        self._region = region
-        self._buffers = Buffers(region.part(Part.WEIGHTS), lambda side: region.part(Part(side)))
-        return self._buffers
+        return fds[0]
 
     def call(self, request: Request, tensors: Sequence[torch.Tensor] = ()) -> Pending:
         """See `Link`."""
@@ -114,14 +123,19 @@ class ShmLink:
         return ShmPending(self, bool(ahead))
 
     def hang_up(self) -> None:
-        """Say nothing more to this server; the buffers stay, as memory of this process."""
+        """Say nothing more to this server; the buffers stay, as memory of this process alone.
+
+        A server that stood still and goes on writes its last weights where nobody reads them.
+        """
         self._sock.close()
+        if self.region is not None:
+            self.region.move(-1)
 
     def close(self) -> None:
         """See `Link`. Farewells may still be called."""
-        self.hang_up()
-        if self._region is not None:
-            self._region.close()
+        self._sock.close()
+        if self.region is not None:
+            self.region.close()
         self.control.close()
 
     def readable(self, timeout_s: float) -> bool:
@@ -148,8 +162,8 @@ class ShmLink:
 
     def take_weights(self) -> None:
         """Let the weights that were fetched ahead be the model's."""
-        assert self._region is not None
-        land(self._region.part(Part.AHEAD), self._buffers.weights)
+        assert self.region is not None
+        land(self.region.part(Part.AHEAD), self._buffers.weights)
 
     def lost(self, cause: str) -> PeerLostError:
         """The error that says this server is gone."""

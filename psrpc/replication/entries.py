@@ -15,7 +15,8 @@ import torch
 
 from psrpc.messages import Request, View
 from psrpc.orders import Closed
-from psrpc.planes.freight import Freight
+from psrpc.planes import freight
+from psrpc.planes.freight import Freight, Load
 
 # A tensor's dtype and shape.
 Spec = tuple[torch.dtype, tuple[int, ...]]
@@ -106,17 +107,22 @@ class Differs:
 Message = Follow | Copy | Entry | Beat | Over | Has | Differs
 
 
-def send(freight: Freight, message: Message, tensors: Sequence[torch.Tensor] = ()) -> None:
-    """Send a message, with tensors on the CPU. Raises OSError or EOFError."""
+def load(message: Message, tensors: Sequence[torch.Tensor] = ()) -> Load:
+    """A message, with tensors on the CPU, as it is to be sent."""
     specs: list[Spec] = [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors]
     head = pickle.dumps((message, specs), pickle.HIGHEST_PROTOCOL)
-    freight.send(head, [tensor.detach().contiguous().reshape(-1) for tensor in tensors])
+    return freight.load(head, [tensor.detach().contiguous().reshape(-1) for tensor in tensors])
 
 
-def receive(freight: Freight) -> tuple[Message, list[torch.Tensor]]:
+def send(way: Freight, message: Message, tensors: Sequence[torch.Tensor] = ()) -> None:
+    """Send a message, with tensors on the CPU. Raises OSError or EOFError."""
+    way.finish(load(message, tensors))
+
+
+def receive(way: Freight) -> tuple[Message, list[torch.Tensor]]:
     """The next message with its tensors, in fresh memory. Blocks; raises as `send` does."""
-    head, _ = freight.receive()
+    head, _ = way.receive()
     message, specs = pickle.loads(head)
     tensors = [torch.empty(shape, dtype=dtype) for dtype, shape in specs]
-    freight.take([tensor.view(-1) for tensor in tensors if tensor.numel()])
+    way.take([tensor.view(-1) for tensor in tensors if tensor.numel()])
     return message, tensors

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from psrpc.errors import AddressError
-from psrpc.planes.freight import Freight
+from psrpc.planes.freight import Freight, Load
 from psrpc.replication import entries
 from psrpc.replication.entries import Follow, Message
 
@@ -37,9 +37,9 @@ class Line:
         self.heard_s = time.monotonic()
         self.patience_s = _COPY_S  # until its first word, for which it needs the copy
         self._freight = freight
-        self._queue: queue.SimpleQueue[tuple[Message, Sequence[torch.Tensor], Sent] | None] = (
-            queue.SimpleQueue()
-        )
+        self._queue: queue.SimpleQueue[tuple[Load, Sent] | None] = queue.SimpleQueue()
+        self._waiting = 0  # in the queue, or on its way from there
+        self._lock = threading.Lock()
         self._started = False
 
     def start(self, heard: Callable[[Line, Message], None], ended: Callable[[Line], None]) -> None:
@@ -63,8 +63,17 @@ class Line:
     def put(
         self, message: Message, tensors: Sequence[torch.Tensor] = (), sent: Sent = lambda: None
     ) -> None:
-        """Send a message, after those before it. Tensors are read until `sent` is called."""
-        self._queue.put((message, tensors, sent))
+        """Send a message, after those before it. Tensors are read until `sent` is called.
+
+        What the kernel takes at once goes at once, which spares the other thread's waking up.
+        """
+        load = entries.load(message, tensors)
+        with self._lock:
+            if self._started and not self._waiting and self._begin(load):
+                sent()
+                return
+            self._waiting += 1
+            self._queue.put((load, sent))
 
     def close(self) -> None:
         """Send nothing more, and hear nothing."""
@@ -80,16 +89,25 @@ class Line:
         done.wait(timeout_s)
         self.close()
 
+    def _begin(self, load: Load) -> bool:
+        try:
+            return self._freight.begin(load)
+        except (OSError, EOFError):
+            self._freight.cut()  # whoever listens hears of it
+            return True
+
     def _send(self) -> None:
         while (item := self._queue.get()) is not None:
-            message, tensors, sent = item
+            load, sent = item
             try:
-                entries.send(self._freight, message, tensors)
+                self._freight.finish(load)
             except (OSError, EOFError):
-                self._freight.cut()  # whoever listens hears of it
+                self._freight.cut()
                 sent()
                 return
             sent()
+            with self._lock:
+                self._waiting -= 1
 
 
 class Harbour:

@@ -11,6 +11,7 @@ from psrpc.errors import PeerLostError
 from psrpc.job import PlaneChoice
 from psrpc.planes.agent import Agent
 from psrpc.planes.base import Link
+from psrpc.planes.memory import Region
 from psrpc.planes.rpc import Address, RpcLink
 from psrpc.planes.select import link_to
 from psrpc.planes.shm import ShmLink
@@ -80,6 +81,7 @@ class Reached:
         self._words_only = words_only
         self._is_over = is_over
         self._primary = -1
+        self._region: Region | None = None  # of the buffers, if a server gave them
 
     def reach(self, buffers: Buffers | None, layout: ShardLayout) -> Link:
         """See `Place`."""
@@ -94,9 +96,13 @@ class Reached:
             return control
         if buffers is None:
             return link_to(control, place.door, place.berth, self._choice)
-        # The buffers may be memory that was shared with the server before.
-        link = link_to(control, "", place.berth, PlaneChoice.RPC)
-        if isinstance(link, StreamLink):
+        # Buffers that were never shared cannot be; those that were can be again.
+        door = place.door if self._region is not None else ""
+        link = link_to(control, door, place.berth, PlaneChoice.AUTO)
+        if isinstance(link, ShmLink):
+            assert self._region is not None
+            link.adopt(buffers, self._region)
+        elif isinstance(link, StreamLink):
             link.adopt(buffers, layout)
         elif isinstance(link, RpcLink):
             link.adopt(buffers)
@@ -115,5 +121,6 @@ class Reached:
         """See `Place`."""
         if isinstance(link, ShmLink):
             link.hang_up()
+            self._region = link.region
         else:
             link.close()

@@ -128,7 +128,7 @@ SCRIPT = """
     elastic = psrpc.Elastic(dead_after_s=dead_after_s, rejoin_timeout_s=float(sys.argv[7]))
     result = psrpc.run(
         train,
-        model=functools.partial(torch.nn.Linear, 4, 3),
+        model=functools.partial(torch.nn.Linear, 4, int(os.environ.get("WIDTH", "3"))),
         optimizer=functools.partial(torch.optim.SGD, lr=1e-9),
         mode=modes[mode],
         plane=plane,
@@ -226,8 +226,11 @@ def test_a_killed_worker_is_replaced_and_another_joins(bench: Bench, mode: str) 
     until_steps(bench, ranks, 2, 5)
     os.kill(ranks.pid(2), signal.SIGKILL)
     again, joiner = bench.again(ranks, 2), bench.joiner(ranks)
+    bench.joiner(ranks, WIDTH="5")  # with another model: it is turned away, and nobody minds
     ended = ranks.finish()
-    assert [each.code for each in ended] == [0, 0, -9, 0, 0, 0]
+    assert [each.code for each in ended] == [0, 0, -9, 0, 0, 0, 1]
+    (line,) = ours(ended[-1])
+    assert "has another model than the server: its parameter 'weight' [5, 4]" in line
     assert counts_once(ended, epochs=4)["workers_lost"] == 1
     assert began(bench, "2", again)
     assert began(bench, "joiner", joiner)

@@ -181,7 +181,8 @@ def test_kill_9_of_a_primary(begin: Any, mode: str, plane: str) -> None:
     os.kill(job.ranks.pid(0), signal.SIGKILL)
     ended = job.ranks.finish()
     assert [each.code for each in ended] == [-9, 0, 0, 0], job.ranks.shown()
-    assert check(job, ended)["workers_lost"] == 0
+    report = check(job, ended)
+    assert (report["plane"], report["workers_lost"]) == (plane, 0)
 
 
 def test_kill_9_of_a_backup(begin: Any) -> None:

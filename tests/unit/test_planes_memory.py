@@ -49,3 +49,26 @@ def test_nothing_is_written_when_it_is_closed() -> None:
     server.close()
     server.write(Part.WEIGHTS, flats(1.0))
     assert seen(worker, Part.WEIGHTS) == [[0.0] * 2, [0.0] * 3]
+
+
+def test_a_region_that_moves_takes_along_what_it_holds_and_leaves_the_old_file() -> None:
+    server, worker = pair()
+    server.write(Part.WEIGHTS, flats(1.0))
+    held = worker.part(Part.WEIGHTS)
+    worker.move(-1)
+    server.write(Part.WEIGHTS, flats(2.0))
+    assert [flat.tolist() for flat in held] == [[1.0] * 2, [1.0] * 3], "nobody else's any more"
+    held[1].fill_(3.0)
+    other, _ = pair()
+    worker.move(os.dup(other.fd))
+    assert seen(other, Part.WEIGHTS) == [[1.0] * 2, [3.0] * 3]
+    other.write(Part.WEIGHTS, flats(4.0))
+    assert [flat.tolist() for flat in held] == [[4.0] * 2, [4.0] * 3], "where they were"
+
+
+def test_a_part_that_is_first_asked_for_after_a_move() -> None:
+    server, worker = pair()
+    worker.move(-1)
+    worker.part(Part.GRADIENTS)[1].fill_(1.0)
+    worker.move(os.dup(server.fd))
+    assert seen(server, Part.GRADIENTS) == [[0.0] * 2, [1.0] * 3]

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from psrpc.batches import batches, order
+from psrpc.batches import batches
 from psrpc.messages import Lease
+from psrpc.samples import Samples
 
 SAMPLES, BATCH = 24, 4
 
@@ -57,10 +58,7 @@ def noises(
     found = {}
     for batch in batches(
         Hands(leases),
-        dataset or Noise(),
-        BATCH,
-        lambda epoch: order(SAMPLES, shuffle=True, seed=seed, epoch=epoch),
-        seed=seed,
+        Samples(dataset or Noise(), BATCH, seed),
         device=torch.device("cpu"),
         loaders=loaders,
     ):

@@ -210,13 +210,15 @@ def test_tickets_over_batches_lose_no_update(mode: Mode, pull_every: int) -> Non
     taken: Taken = []
 
     def train(worker: Worker) -> None:
+        ticket = None  # the other worker may have done all
         for number, (x,) in enumerate(worker.batches(tensors(90), 3)):
             taken.append(x.tolist())
             worker.optimizer.zero_grad()
             learn(worker, x)
             ticket = worker.push_pull() if number % pull_every == 0 else worker.push()
-        ticket.result(30.0)
-        assert ticket.done()
+        if ticket is not None:
+            ticket.result(30.0)
+            assert ticket.done()
 
     report, models = run_local(Job(2, 2, mode), model, optimizer, train)
     assert every_sample_once(taken, 90)

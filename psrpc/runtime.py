@@ -343,7 +343,8 @@ def _serve(
         return Result(Role.SERVER, place.rank)
     node = ServerNode(job, place.rank, model, blueprint, fabric)
     _tell_the_roll(node, helpers.roll)
-    helpers.interrupts.ask_first(node.ask_to_stop)
+    if job.checkpointing is not None and job.checkpointing.writes:
+        helpers.interrupts.ask_first(node.ask_to_stop)
     with helpers.watch.over(node):
         node.serve(rendezvous)
     return Result(Role.SERVER, place.rank)

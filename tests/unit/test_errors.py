@@ -9,7 +9,15 @@ import pickle
 import pytest
 
 from psrpc import errors
-from psrpc.errors import ConfigError, JobFailedError, PsrpcError, UsageError, decode, encode
+from psrpc.errors import (
+    ConfigError,
+    JobFailedError,
+    PsrpcError,
+    StoppedError,
+    UsageError,
+    decode,
+    encode,
+)
 
 ALL = [
     kind

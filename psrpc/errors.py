@@ -22,7 +22,11 @@
     ├── FencedError               this worker was taken for dead; what it says counts no more
     ├── JobOverError              every worker had left when this one came
     ├── StoppedError              somebody asked the job to end before its time, and it has
-    └── JobFailedError            the job was ended by a failure somewhere else
+    ├── JobFailedError            the job was ended by a failure somewhere else
+    ├── RemoteError               an exception of an actor that cannot be sent as it is
+    ├── PlacementError            no node has what an actor asks for
+    ├── MailboxFullError          an actor has as many calls waiting as it takes
+    └── ActorLostError            an actor has died, or never came to be
 
 An error is built from one sentence that says what happened, to whom, and what
 to try. All of them survive pickling, and cross a process boundary as a pair of
@@ -129,6 +133,22 @@ class StoppedError(PsrpcError):
 
 class JobFailedError(PsrpcError):
     """The job was ended by a failure somewhere else."""
+
+
+class RemoteError(PsrpcError):
+    """An exception of an actor that cannot be sent as it is; its name and text are in this one."""
+
+
+class PlacementError(PsrpcError):
+    """No node has what an actor asks for."""
+
+
+class MailboxFullError(PsrpcError):
+    """An actor has as many calls of this caller waiting as it takes."""
+
+
+class ActorLostError(PsrpcError):
+    """An actor has died, or never came to be; whether the call was carried out is not known."""
 
 
 def encode(error: BaseException) -> tuple[str, str]:

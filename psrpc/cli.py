@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import click
 
 from psrpc._version import __version__
-from psrpc.environment import Place
 from psrpc.errors import ConfigError, DeposedError, PsrpcError, UsageError
 from psrpc.settings import OPTIONS, TrainSettings, of_the_launcher, parse, unwritable
 
@@ -92,7 +91,9 @@ def train(
         _start(settings, argv, isolate=isolate)
         return
     if isolate and environment.launcher() is None and environment.task_of_slurm() is not None:
-        _be_task(settings, place, argv)
+        from psrpc.tasks import be_task
+
+        be_task(settings, place, argv)
         return
     if environment.launcher() is None and (problems := of_the_launcher(texts, isolate=isolate)):
         raise ConfigError(problems)
@@ -323,22 +324,6 @@ def slurm(dry_run: bool, options: tuple[str, ...], **asked: Any) -> None:
     click.echo(f"Submitted job {job} ({submission.name}) on {nodes} nodes: {trained}")
     click.echo(f"  its files: {folder}")
     click.echo(f"  more workers: psrpc join {folder}/address")
-
-
-def _be_task(settings: TrainSettings, place: Place, argv: list[str]) -> None:
-    from psrpc.core.siting import Placement
-    from psrpc.isolation import Crew
-    from psrpc.seating import seated
-    from psrpc.tasks import Task
-
-    workers = place.world_size - settings.server_processes
-    if workers < 1:
-        raise UsageError(
-            f"{place.world_size} tasks cannot hold {settings.server_processes} servers and a worker"
-        )
-    seat = seated(place, settings.servers, settings.replicas, Placement(settings.server_placement))
-    crew = Crew(settings.servers, settings.replicas, workers)
-    sys.exit(Task(place, seat.rank, crew).run(argv, settings.max_restarts, settings.interface))
 
 
 def _start(settings: TrainSettings, argv: list[str], *, isolate: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from psrpc.core.siting import Placement
+from psrpc.core.seats import Placement
 from psrpc.errors import ConfigError
 from psrpc.modes import Aggregation, Mode, OnFailure, OnPoison, Reduction, Synchronous
 

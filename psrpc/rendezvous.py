@@ -85,13 +85,12 @@ class Rendezvous:
         """Connect to the store; rank 0 keeps it where the launcher does not.
 
         Raises AddressError if its port is taken, StartTimeoutError if nobody answers there in
-        time, and JobOverError, if this process joins a job, if nobody answers at once; SecretError
-        if it has another secret than the job's others, ConfigError if it can have none.
+        time, and JobOverError, if this process joins a job, if nobody answers at once; SecretError if
+        it has another secret than the others, ConfigError if it can have none.
         """
-        place, key = self._place, user_key()
-        self._address = self._where()
+        place, key, self._address = self._place, user_key(), self._where()
         listener = listen(self._address, place.port) if self._keeps else None
-        if not self._keeps:
+        if listener is None:
             self._knock()
         try:
             store = TCPStore(

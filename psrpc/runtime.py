@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from psrpc import environment
-from psrpc.core.siting import Placement
+from psrpc.core.seats import Placement
 from psrpc.display import ProgressLine
 from psrpc.environment import Place
 from psrpc.errors import ConfigError, JobOverError, ModelError, PsrpcError, UsageError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from psrpc.core.siting import Placement, rank_of, seats
+from psrpc.core.seats import Placement, rank_of, seats
 from psrpc.environment import Place
 from psrpc.errors import ConfigError
 

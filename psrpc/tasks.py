@@ -18,14 +18,16 @@ from dataclasses import asdict, dataclass, replace
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from psrpc import addresses, environment
+from psrpc.core.seats import Placement
 from psrpc.environment import Place
-from psrpc.errors import PeerLostError
+from psrpc.errors import PeerLostError, UsageError
 from psrpc.interrupts import INTERRUPTED, TERMINATED
 from psrpc.isolation import Crew, Roles, keep_store, terminable
 from psrpc.launch import child_variables, run_agent
 from psrpc.notes import Notes
 from psrpc.rendezvous import left
-from psrpc.seating import role
+from psrpc.seating import role, seated
+from psrpc.settings import TrainSettings
 
 _PATIENCE_S = 600.0  # from SIGTERM until SIGKILL: SLURM's own KillWait is shorter
 _FAREWELL_S = 4.0
@@ -120,3 +122,18 @@ def _wait_for_others(store: TCPStore, place: Place) -> None:
     deadline = time.monotonic() + _FAREWELL_S
     while not names.check(everybody) and time.monotonic() < deadline:
         time.sleep(_LOOK_AGAIN_S)
+
+
+def be_task(settings: TrainSettings, place: Place, argv: list[str]) -> None:
+    """Run the role of this task of `srun`, of a job of `psrpc train`; ends the process.
+
+    Raises UsageError if there are too few tasks.
+    """
+    workers = place.world_size - settings.server_processes
+    if workers < 1:
+        raise UsageError(
+            f"{place.world_size} tasks cannot hold {settings.server_processes} servers and a worker"
+        )
+    seat = seated(place, settings.servers, settings.replicas, Placement(settings.server_placement))
+    crew = Crew(settings.servers, settings.replicas, workers)
+    sys.exit(Task(place, seat.rank, crew).run(argv, settings.max_restarts, settings.interface))

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from psrpc import datasets, environment, models
 from psrpc._version import __version__
-from psrpc.core.siting import Placement
+from psrpc.core.seats import Placement
 from psrpc.datasets import Splits
 from psrpc.environment import Place
 from psrpc.errors import DatasetError, PsrpcError, UsageError

@@ -111,7 +111,7 @@ class Differs:
     theirs: str
 
 
-codec.know(Death, News, Verdict, Check, Follow, Copy, Entry, Beat, Over, Has, Differs)
+codec.know(Death, News, Wanted, Verdict, Check, Follow, Copy, Entry, Beat, Over, Has, Differs)
 
 Message = Follow | Copy | Entry | Beat | Over | Has | Differs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from psrpc import nodelists
-from psrpc.core.siting import Placement, rank_of, seats
+from psrpc.core.seats import Placement, rank_of, seats
 from psrpc.environment import Place, place
 from psrpc.errors import ConfigError
 from psrpc.seating import fellow_workers, role, seated

@@ -84,9 +84,9 @@ class Rendezvous:
     def open(self) -> None:
         """Connect to the store; rank 0 keeps it where the launcher does not.
 
-        Raises AddressError if its port is taken, StartTimeoutError if nobody answers there in
-        time, and JobOverError, if this process joins a job, if nobody answers at once; SecretError if
-        it has another secret than the others, ConfigError if it can have none.
+        Raises AddressError if its port is taken, StartTimeoutError if nobody answers there in time
+        and, if this process joins a job, JobOverError if nobody does at once; SecretError if it
+        has another secret than the others, ConfigError if it can have none.
         """
         place, key, self._address = self._place, user_key(), self._where()
         listener = listen(self._address, place.port) if self._keeps else None
@@ -229,10 +229,9 @@ class Rendezvous:
         )
 
     def _lost_store(self) -> PeerLostError:
-        place = self._place
+        where = f"{self._address}:{self._place.port}"
         return PeerLostError(
-            f"{self._who} lost the store at {self._address}:{place.port}: rank 0 or its launcher "
-            "has ended"
+            f"{self._who} lost the store at {where}: rank 0 or its launcher has ended"
         )
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from psrpc.actors.cluster import Cluster, init, shutdown
 from psrpc.actors.future import get, wait
 from psrpc.actors.handle import actor, get_actor, kill, ready
 from psrpc.actors.pool import Pool
-from psrpc.job import Checkpointing, Elastic
+from psrpc.job import Checkpointing, Elastic, Hosts
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 from psrpc.runtime import Result, Role, run
 from psrpc.worker import Worker
@@ -25,6 +25,7 @@ __all__ = [
     "BoundedStaleness",
     "Checkpointing",
     "Elastic",
+    "Hosts",
     "Mode",
     "Result",
     "Role",
@@ -38,7 +39,9 @@ __all__ = [
 ROOMS = (
     "errors",
     "clock",
+    "nodelists",
     "environment",
+    "addresses",
     "interrupts",
     "lifeline",
     "notes",
@@ -49,6 +52,7 @@ ROOMS = (
     "orders",
     "core",
     "job",
+    "seating",
     "importing",
     "optional",
     "datasets",
@@ -74,6 +78,7 @@ ROOMS = (
     "worker",
     "timely",
     "rendezvous",
+    "rollcall",
     "lobby",
     "report",
     "display",
@@ -91,5 +96,7 @@ ROOMS = (
     "interpreter",
     "launch",
     "isolation",
+    "tasks",
+    "slurm",
     "cli",
 )

@@ -21,6 +21,7 @@
     ├── DeposedError              another server has this one's shard; it begins anew as backup
     ├── FencedError               this worker was taken for dead; what it says counts no more
     ├── JobOverError              every worker had left when this one came
+    ├── StoppedError              somebody asked the job to end before its time, and it has
     ├── JobFailedError            the job was ended by a failure somewhere else
     ├── RemoteError               an exception of an actor that cannot be sent as it is
     ├── PlacementError            no node has what an actor asks for
@@ -125,6 +126,12 @@ class FencedError(PsrpcError):
 
 class JobOverError(PsrpcError):
     """Every worker of the job had left when this one came."""
+
+
+class StoppedError(PsrpcError):
+    """The job ended before its time, with a last checkpoint, because SIGTERM came to a server."""
+
+    exit_code = 143
 
 
 class JobFailedError(PsrpcError):

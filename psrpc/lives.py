@@ -44,7 +44,7 @@ from psrpc.planes.base import Landing, Service
 from psrpc.planes.groups import Fabric
 from psrpc.planes.rpc import Patience, answers, serve
 from psrpc.pulse import Pulse
-from psrpc.rendezvous import FAILED, FAREWELL_S, Rendezvous, gone, reason, worker_name
+from psrpc.rendezvous import FAILED, FAREWELL_S, STOP, Rendezvous, gone, reason, worker_name
 from psrpc.replication import places
 from psrpc.replication.authority import REPLICAS, Authority
 from psrpc.replication.failover import FailoverLink
@@ -277,7 +277,9 @@ class LifeNode(ServerNode):
     def _wait_for_end(self, rendezvous: Rendezvous) -> None:
         if self.coordinator is not None:
             self._begin_checkpoints(None)
-            self._supervise(self.coordinator)
+            self._supervise(
+                self.coordinator, lambda: rendezvous.heard(STOP, hush=False) is not None
+            )
             return
         if self._await(lambda: self._serve_now([0]), "the coordinator") is None:
             return
@@ -292,7 +294,7 @@ class LifeNode(ServerNode):
             raise
         self._begin_checkpoints(link)
         Watcher(link, self.server).start()
-        self.server.ended.wait()
+        self._wait_or_stop(rendezvous)
 
     def _tell_redone(self, coordinator: Coordinator) -> None:
         """Count what the life before had done since its checkpoint."""

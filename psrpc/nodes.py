@@ -230,6 +230,10 @@ class ServerNode:
         link.connect()
         self._begin_checkpoints(link)
         Watcher(link, self.server).start()
+        self._wait_or_stop(rendezvous)
+
+    def _wait_or_stop(self, rendezvous: Rendezvous) -> None:
+        """Wait for the end; pass on that this server was asked for it."""
         while not self.server.ended.wait(_LOOK_AGAIN_S):
             if self._asked.is_set():
                 rendezvous.say(STOP)

@@ -49,8 +49,9 @@ class Task:
 
         Raises the error that the role has left.
         """
-        # A server that came back without a backup would begin afresh.
-        if self.rank < self.crew.serving and not self.crew.replicas:
+        # A server that came back without a backup or a checkpoint would begin afresh.
+        crew = self.crew
+        if self.rank < crew.serving and not (crew.replicas or crew.goes_back):
             restarts = 0
         host = addresses.store_address(self.place.address, interface)
         own = addresses.with_address(host)
@@ -135,5 +136,5 @@ def be_task(settings: TrainSettings, place: Place, argv: list[str]) -> None:
             f"{place.world_size} tasks cannot hold {settings.server_processes} servers and a worker"
         )
     seat = seated(place, settings.servers, settings.replicas, Placement(settings.server_placement))
-    crew = Crew(settings.servers, settings.replicas, workers)
+    crew = Crew(settings.servers, settings.replicas, workers, settings.goes_back)
     sys.exit(Task(place, seat.rank, crew).run(argv, settings.max_restarts, settings.interface))

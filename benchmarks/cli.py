@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from benchmarks.commands import (
+    actors,
     chaos,
     checkpoint,
     churn,
@@ -25,6 +26,7 @@ def cli() -> None:
 
 
 for command in (
+    actors.actors,
     convnet.convnet,
     loader.loader,
     large.large,

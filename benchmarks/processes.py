@@ -27,7 +27,7 @@ from benchmarks.contender import BenchmarkError
 from benchmarks.machine import ROOT
 
 CONTROL = "PSRPC_BENCHMARK_CONTROL"
-_MARK = "PSRPC_BENCHMARK_GROUP"
+MARK = "PSRPC_BENCHMARK_GROUP"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ProcessGroup:
         self.name = name
         self._parts = parts
         self._python = python
-        self._marking = f"{_MARK}={uuid.uuid4().hex}"
+        self._marking = f"{MARK}={uuid.uuid4().hex}"
         self._processes: list[subprocess.Popen[bytes]] = []
         self._controls: list[connection.Connection] = []
 

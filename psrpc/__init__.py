@@ -1,6 +1,10 @@
 """psrpc: the parameter server for PyTorch that people can put their jobs on."""
 
 from psrpc._version import __version__
+from psrpc.actors.cluster import Cluster, init, shutdown
+from psrpc.actors.future import get, wait
+from psrpc.actors.handle import actor, get_actor, kill, ready
+from psrpc.actors.pool import Pool
 from psrpc.job import Checkpointing, Elastic
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 from psrpc.runtime import Result, Role, run
@@ -10,6 +14,16 @@ from psrpc.worker import Worker
 __all__ = [
     "ANY",
     "Asynchronous",
+    "Cluster",
+    "Pool",
+    "actor",
+    "get",
+    "get_actor",
+    "init",
+    "kill",
+    "ready",
+    "shutdown",
+    "wait",
     "BoundedStaleness",
     "Checkpointing",
     "Elastic",
@@ -76,6 +90,7 @@ ROOMS = (
     "seeking",
     "working",
     "runtime",
+    "actors",
     "testing",
     "settings",
     "trainer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -202,6 +203,57 @@ def join(address: str, script: tuple[str, ...], workers: int, max_restarts: int)
     command = list(script) if lobby.arguments is None else ["-m", "psrpc", *lobby.arguments]
     place = place_of(host, port, lobby.job, world_size=lobby.world_size, one_host=one_host)
     launch_joiners(command, place, workers, max_restarts)
+
+
+@cli.command()
+@click.argument("address", required=False)
+def status(address: str | None) -> None:
+    """Show clusters of actors: nodes, actors, and what waits for what.
+
+    ADDRESS is that of `psrpc.init(...).address`; without it, all of yours on this host.
+    """
+    from psrpc.actors import display
+
+    if address is None:
+        lines = display.lines_here()
+    else:
+        lines = display.lines_of(address.rpartition("@")[2], display.ask(address))
+    click.echo("\n".join(lines))
+
+
+@cli.command()
+@click.argument("address")
+@click.option("--name", default=None, help="what placement calls it  [this host's name]")
+@click.option("--cpus", type=click.FloatRange(0), help="CPUs to offer  [all]")
+@click.option("--gpus", type=click.IntRange(0), help="GPUs to offer  [all]")
+@click.option("--memory-gb", type=click.FloatRange(0), help="memory to offer  [all]")
+@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="may be repeated")
+def node(
+    address: str,
+    name: str | None,
+    cpus: float | None,
+    gpus: int | None,
+    memory_gb: float | None,
+    labels: tuple[str, ...],
+) -> None:
+    """Offer this host to a cluster of actors, until that ends.
+
+    ADDRESS is that of `psrpc.init(listen=...).address`.
+    """
+    if wrong := [label for label in labels if "=" not in label]:
+        raise ConfigError([f"--label must be NAME=VALUE, not {label!r}" for label in wrong])
+    from psrpc.actors import node as nodes
+    from psrpc.actors.doors import dial
+
+    dial(address).close()
+    here = nodes.resources_here()
+    whole = {
+        "cpus": here.cpus if cpus is None else cpus,
+        "gpus": here.gpus if gpus is None else float(gpus),
+        "memory_bytes": here.memory_bytes if memory_gb is None else int(memory_gb * 1e9),
+    }
+    named = name or socket.gethostname()
+    nodes.main(address, named, whole, dict(label.split("=", 1) for label in labels))
 
 
 def _start(settings: TrainSettings, argv: list[str], *, isolate: bool) -> None:

@@ -15,6 +15,7 @@ OVER_FILE = "PSRPC_OVER_FILE"
 LAUNCHER = "PSRPC_LAUNCHER"
 PLACE = "PSRPC_PLACE"
 AGENT = "PSRPC_AGENT"
+CLUSTER = "PSRPC_CLUSTER"
 INTERFACE = "TP_SOCKET_IFNAME"
 
 
@@ -115,6 +116,22 @@ def interface() -> str | None:
 def for_children(**variables: str) -> None:
     """Set variables that child processes shall see."""
     os.environ.update(variables)
+
+
+def cluster() -> str | None:
+    """The address of the cluster of actors that the user wants to use, if any."""
+    return os.environ.get(CLUSTER)
+
+
+def show_gpus(indices: tuple[int, ...]) -> None:
+    """Let this process use these GPUs, of those that it could use; before CUDA is begun."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = (
+        visible.split(",")
+        if visible
+        else [str(index) for index in range(max(indices, default=-1) + 1)]
+    )
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[index] for index in indices)
 
 
 def with_variables(variables: Mapping[str, str]) -> dict[str, str]:

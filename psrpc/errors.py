@@ -24,7 +24,11 @@
     ├── SpaceTimeoutError         no tuple came in the time that was given
     ├── SpaceFullError            a tuple space holds as much as it may
     ├── LeaseLostError            a lease on a tuple had ended: another may have the tuple
-    └── JobFailedError            the job was ended by a failure somewhere else
+    ├── JobFailedError            the job was ended by a failure somewhere else
+    ├── RemoteError               an exception of an actor that cannot be sent as it is
+    ├── PlacementError            no node has what an actor asks for
+    ├── MailboxFullError          an actor has as many calls waiting as it takes
+    └── ActorLostError            an actor has died, or never came to be
 
 An error is built from one sentence that says what happened, to whom, and what
 to try. All of them survive pickling, and cross a process boundary as a pair of
@@ -137,6 +141,22 @@ class LeaseLostError(PsrpcError):
 
 class JobFailedError(PsrpcError):
     """The job was ended by a failure somewhere else."""
+
+
+class RemoteError(PsrpcError):
+    """An exception of an actor that cannot be sent as it is; its name and text are in this one."""
+
+
+class PlacementError(PsrpcError):
+    """No node has what an actor asks for."""
+
+
+class MailboxFullError(PsrpcError):
+    """An actor has as many calls of this caller waiting as it takes."""
+
+
+class ActorLostError(PsrpcError):
+    """An actor has died, or never came to be; whether the call was carried out is not known."""
 
 
 def encode(error: BaseException) -> tuple[str, str]:

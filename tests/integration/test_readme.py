@@ -19,6 +19,12 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
+def script(name: str) -> str:
+    """The block whose first line names it."""
+    (found,) = (block for block in blocks("python") if block.startswith(f"# {name}\n"))
+    return found
+
+
 def launch_of(script: str) -> list[str]:
     """What torchrun is given to run a script."""
     lines = "".join(blocks("sh")).splitlines()
@@ -35,7 +41,7 @@ def look_at_the_weights(bench: Bench) -> None:
 
 
 def test_the_ten_lines(bench: Bench) -> None:
-    bench.write("train.py", blocks("python")[0])
+    bench.write("train.py", script("train.py"))
     ended = bench.run(*TORCHRUN, "--standalone", *launch_of("train.py"))
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith("Report(")
@@ -44,13 +50,19 @@ def test_the_ten_lines(bench: Bench) -> None:
 
 
 def test_the_loop_with_an_optimizer(bench: Bench) -> None:
-    (script,) = blocks("python")[1:]
     assert launch_of("loop.py") == ["--nproc-per-node=3", "loop.py"]
-    bench.write("loop.py", script)
+    bench.write("loop.py", script("loop.py"))
     ranks = bench.ranks("loop.py", count=3).finish()
     assert [(ended.code, ended.err) for ended in ranks] == [(0, "")] * 3
     assert "samples=7190" in ranks[1].out
     look_at_the_weights(bench)
+
+
+def test_the_actors(bench: Bench) -> None:
+    bench.write("actors.py", script("actors.py"))
+    ended = bench.run("actors.py")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == "[10, 11, 13, 16, 20]\n[1, 2, 3]\n"
 
 
 def test_the_commands_have_options_that_exist() -> None:

@@ -218,6 +218,16 @@ def test_deaths_are_counted_until_a_lease_is_done() -> None:
     assert book.died_of(last) == 1
 
 
+def test_deaths_count_in_a_row_only_at_the_same_batch_or_the_next() -> None:
+    """Kills that come now and then, each further on in a lease, are not its samples' fault."""
+    book = LeaseBook()
+    lease = book.acquire(0, 0, 64, 1, 1)
+    assert lease is not None
+    steps = [0, 0, 1, 3, 4, 6, 9, 9]
+    counts = [book.died_of(replace(lease, first_step=step)) for step in steps]
+    assert counts == [1, 2, 3, 1, 2, 1, 1, 2]
+
+
 def test_what_is_given_up_is_what_was_left_of_it() -> None:
     book = LeaseBook()
     lease = book.acquire(0, 0, 10, 3, 1)

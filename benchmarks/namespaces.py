@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -9,11 +10,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from benchmarks.contender import BenchmarkError
 from benchmarks.machine import ROOT
 
 # Addresses for benchmarks of networks (RFC 2544): nobody else has them.
+_fleets = itertools.count()
 _NEAR, _FAR, _BITS = "198.18.77.1", "198.18.77.2", 30
 
 
@@ -48,6 +51,76 @@ def far_side(port: int) -> Iterator[str]:
         yield _FAR
 
 
+@dataclass(frozen=True)
+class Fleet:
+    """Virtual hosts: namespaces by name, and their addresses."""
+
+    names: tuple[str, ...]
+    addresses: tuple[str, ...]
+
+
+def deal(count: int, hosts: int) -> list[int]:
+    """Which host each of `count` things is on, dealt out in turn."""
+    return [number % hosts for number in range(count)]
+
+
+@contextmanager
+def fleet(count: int, rate_mbit: int) -> Iterator[Fleet]:
+    """So many hosts on one switch, each with a link of `rate_mbit` megabits a second each way.
+
+    They are network namespaces; all is gone afterwards. Raises BenchmarkError without root.
+    """
+    if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("tc") is None:
+        raise BenchmarkError(
+            "virtual hosts need root and iproute2; between two real ones there are `hosts --serve "
+            "ADDRESS` and `hosts --connect ADDRESS`"
+        )
+    mine = f"{os.getpid()}-{next(_fleets)}"
+    switch = f"psbs-{mine}"
+    names = tuple(f"psb{number}-{mine}" for number in range(count))
+    addresses = tuple(f"198.18.78.{number + 1}" for number in range(count))
+    with ExitStack() as made:
+        _namespace(switch, made)
+        _ip("-n", switch, "link", "add", "br0", "type", "bridge", "forward_delay", "0")
+        _ip("-n", switch, "link", "set", "br0", "up")
+        for number, (name, address) in enumerate(zip(names, addresses, strict=True)):
+            _namespace(name, made)
+            port = f"p{number}"
+            _ip(
+                "-n",
+                switch,
+                "link",
+                "add",
+                port,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "netns",
+                name,
+            )
+            _ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
+            _ip("-n", name, "link", "set", "eth0", "up")
+            _ip("-n", switch, "link", "set", port, "master", "br0", "up")
+            for space, device in ((name, "eth0"), (switch, port)):
+                _limit(space, device, rate_mbit)
+        yield Fleet(names, addresses)
+
+
+def _namespace(name: str, made: ExitStack) -> None:
+    _ip("netns", "add", name)
+    made.callback(_ip, "netns", "del", name)
+    _ip("-n", name, "link", "set", "lo", "up")
+
+
+def _limit(space: str, device: str, rate_mbit: int) -> None:
+    # A burst of 4 ms at the full rate is what keeps fast links exact.
+    burst = max(32 * 1024, rate_mbit * 1_000_000 // 8 * 4 // 1000)
+    words = ["qdisc", "add", "dev", device, "root", "tbf", "rate", f"{rate_mbit}mbit"]
+    _tool("tc", "-n", space, *words, "burst", str(burst), "latency", "50ms")
+
+
 def interface_of(address: str) -> str:
     """The network interface that has this address. Raises BenchmarkError if none has."""
     for line in _ip("-o", "addr", "show").splitlines():
@@ -67,10 +140,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _ip(*arguments: str) -> str:
+    return _tool("ip", *arguments)
+
+
+def _tool(*words: str) -> str:
     try:
-        done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=True)
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
     except FileNotFoundError:
-        raise BenchmarkError("iproute2 is needed: there is no command `ip`") from None
+        raise BenchmarkError(f"iproute2 is needed: there is no command `{words[0]}`") from None
     except subprocess.CalledProcessError as error:
-        raise BenchmarkError(f"ip {' '.join(arguments)}: {error.stderr.strip()}") from error
+        raise BenchmarkError(f"{' '.join(words)}: {error.stderr.strip()}") from error
     return done.stdout

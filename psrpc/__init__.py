@@ -5,7 +5,7 @@ from psrpc.actors.cluster import Cluster, init, shutdown
 from psrpc.actors.future import get, wait
 from psrpc.actors.handle import actor, get_actor, kill, ready
 from psrpc.actors.pool import Pool
-from psrpc.job import Checkpointing, Elastic
+from psrpc.job import Checkpointing, Elastic, Hosts
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 from psrpc.runtime import Result, Role, run
 from psrpc.space import ANY, FIELD, Space, SpaceServer
@@ -28,6 +28,7 @@ __all__ = [
     "Checkpointing",
     "Elastic",
     "FIELD",
+    "Hosts",
     "Mode",
     "Result",
     "Role",
@@ -43,7 +44,9 @@ __all__ = [
 ROOMS = (
     "errors",
     "clock",
+    "nodelists",
     "environment",
+    "addresses",
     "interrupts",
     "lifeline",
     "notes",
@@ -54,6 +57,7 @@ ROOMS = (
     "orders",
     "core",
     "job",
+    "seating",
     "importing",
     "optional",
     "datasets",
@@ -81,6 +85,7 @@ ROOMS = (
     "worker",
     "timely",
     "rendezvous",
+    "rollcall",
     "lobby",
     "report",
     "display",
@@ -97,5 +102,7 @@ ROOMS = (
     "interpreter",
     "launch",
     "isolation",
+    "tasks",
+    "slurm",
     "cli",
 )

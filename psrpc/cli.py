@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from psrpc._version import __version__
+from psrpc.environment import Place
 from psrpc.errors import ConfigError, DeposedError, PsrpcError, UsageError
 from psrpc.settings import OPTIONS, TrainSettings, of_the_launcher, parse, unwritable
 
@@ -89,6 +90,9 @@ def train(
                 "workers: give fewer, or more --workers"
             )
         _start(settings, argv, isolate=isolate)
+        return
+    if isolate and environment.launcher() is None and environment.task_of_slurm() is not None:
+        _be_task(settings, place, argv)
         return
     if environment.launcher() is None and (problems := of_the_launcher(texts, isolate=isolate)):
         raise ConfigError(problems)
@@ -178,19 +182,26 @@ def entities(
 
 
 @cli.command()
-@click.argument("address", metavar="HOST:PORT")
+@click.argument("address", metavar="HOST:PORT|FILE")
 @click.argument("script", nargs=-1, type=click.UNPROCESSED)
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--max-restarts", type=click.IntRange(0), default=0, show_default=True)
-def join(address: str, script: tuple[str, ...], workers: int, max_restarts: int) -> None:
+@click.option("--interface", help="as of psrpc train, for these workers")
+def join(
+    address: str, script: tuple[str, ...], workers: int, max_restarts: int, interface: str | None
+) -> None:
     """Add workers to a running job.
 
-    HOST:PORT is what the job showed at its start. A job of `psrpc train` tells its options by
-    itself; for one of a script of your own, give SCRIPT and its arguments.
+    HOST:PORT is what the job showed at its start, FILE its --address-file. A job of `psrpc train`
+    tells its options by itself; for one of a script of your own, give SCRIPT and its arguments.
     """
+    from psrpc import addresses, environment
     from psrpc.isolation import launch_joiners, place_of
-    from psrpc.lobby import look_up, split
+    from psrpc.lobby import address_of, look_up, split
 
+    if interface is not None:
+        environment.choose_interface(addresses.chosen(interface).name)
+    address = address_of(address)
     lobby = look_up(address)
     host, port = split(address)
     one_host = lobby.admit(host)
@@ -203,6 +214,65 @@ def join(address: str, script: tuple[str, ...], workers: int, max_restarts: int)
     command = list(script) if lobby.arguments is None else ["-m", "psrpc", *lobby.arguments]
     place = place_of(host, port, lobby.job, world_size=lobby.world_size, one_host=one_host)
     launch_joiners(command, place, workers, max_restarts)
+
+
+@cli.command()
+@click.option("--nodes", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--tasks", type=click.IntRange(1), default=2, help="for each node", show_default=True)
+@click.option("--cpus", type=click.IntRange(1), default=1, help="for each task", show_default=True)
+@click.option("--gpus", type=click.IntRange(1), help="for each node")
+@click.option("--time", default="60", show_default=True, help="limit, as sbatch takes it: minutes")
+@click.option("--name", default="psrpc", show_default=True)
+@click.option("--shape", default="roles", show_default=True, help="roles|torchrun")
+@click.option("--partition")
+@click.option("--server-nodes", type=click.IntRange(1), help="so many more, with a server on each")
+@click.option("--server-partition", help="of --server-nodes")
+@click.option("--array", help="a job array, as sbatch takes it: 0-2")
+@click.option("--sweep", type=click.Path(path_type=Path, exists=True), help="options, by lines")
+@click.option("--directory", type=click.Path(path_type=Path), help="folder of the job's files")
+@click.option("--notice-s", type=click.IntRange(1), default=60, show_default=True)
+@click.option("--requeue/--no-requeue", default=True, show_default=True)
+@click.option("--sbatch", "more", multiple=True, help="another option of sbatch; repeatable")
+@click.option("--dry-run", is_flag=True, help="print the script, submit nothing")
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def slurm(dry_run: bool, options: tuple[str, ...], **asked: Any) -> None:
+    """Write a script for SLURM and submit it: psrpc slurm [options] -- [options of psrpc train].
+
+    With --shape roles each task is a server or a worker, with torchrun each node has one torchrun.
+    The script is launch/slurm.sbatch; what it does at the time limit and where its files are is
+    said there.
+    """
+    from psrpc.slurm import Submission, submit
+
+    submission = Submission(**asked)
+    submission.check()
+    script = submission.script(options)
+    if dry_run:
+        click.echo(script, nl=False)
+        return
+    job = submit(script)
+    folder = submission.directory or Path(f"psrpc-{job}")
+    nodes = submission.nodes + (submission.server_nodes or 0)
+    trained = f"psrpc train {' '.join(options)}".rstrip()
+    click.echo(f"Submitted job {job} ({submission.name}) on {nodes} nodes: {trained}")
+    click.echo(f"  its files: {folder}")
+    click.echo(f"  more workers: psrpc join {folder}/address")
+
+
+def _be_task(settings: TrainSettings, place: Place, argv: list[str]) -> None:
+    from psrpc.core.seats import Placement
+    from psrpc.isolation import Crew
+    from psrpc.seating import seated
+    from psrpc.tasks import Task
+
+    workers = place.world_size - settings.server_processes
+    if workers < 1:
+        raise UsageError(
+            f"{place.world_size} tasks cannot hold {settings.server_processes} servers and a worker"
+        )
+    seat = seated(place, settings.servers, settings.replicas, Placement(settings.server_placement))
+    crew = Crew(settings.servers, settings.replicas, workers)
+    sys.exit(Task(place, seat.rank, crew).run(argv, settings.max_restarts, settings.interface))
 
 
 @cli.command()
@@ -292,7 +362,8 @@ def _start(settings: TrainSettings, argv: list[str], *, isolate: bool) -> None:
         from psrpc.isolation import Crew, launch_isolated
 
         crew = Crew(settings.servers, settings.replicas, settings.workers)
-        launch_isolated(argv, crew, settings.port, settings.max_restarts)
+        restarts = settings.max_restarts
+        launch_isolated(argv, crew, settings.port, restarts, settings.interface)
         return
     launch(argv, names, settings.port)
 

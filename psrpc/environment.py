@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from psrpc.errors import UsageError
+from psrpc.nodelists import counts, names
 
 LAUNCHED_AT = "PSRPC_LAUNCHED_AT"
 FAILURE_FILE = "PSRPC_FAILURE_FILE"
@@ -18,15 +19,19 @@ AGENT = "PSRPC_AGENT"
 CLUSTER = "PSRPC_CLUSTER"
 INTERFACE = "TP_SOCKET_IFNAME"
 
-
 JOINS = -1
+_INTERFACES = (INTERFACE, "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+# Where srun's tasks find each other, unless MASTER_PORT says so: a range below the ports that
+# kernels give out.
+_FIRST_PORT, _PORTS = 15_000, 10_000
 
 
 @dataclass(frozen=True)
 class Place:
     """A process's place among those that torchrun (or any env:// launcher) started.
 
-    `rank` is `JOINS` for one that comes to a job that runs already.
+    `rank` is `JOINS` for one that comes to a job that runs already. `node_of` is the host of every
+    rank, by number, and `nodes` are the hosts' names; both are empty if the launcher does not say.
     """
 
     rank: int
@@ -37,6 +42,8 @@ class Place:
     port: int
     agent_keeps_store: bool
     job: str
+    node_of: tuple[int, ...] = ()
+    nodes: tuple[str, ...] = ()
 
     @property
     def joins(self) -> bool:
@@ -56,29 +63,73 @@ class Place:
 def place(variables: Mapping[str, str] | None = None) -> Place | None:
     """Read the place from `RANK`, `WORLD_SIZE`, ...; None if no launcher has set them.
 
-    Where every role has a launcher of its own, `PSRPC_PLACE` counts in place of those.
+    Where every role has a launcher of its own, `PSRPC_PLACE` counts in place of those, and tasks of
+    one srun are told their places by SLURM, if by nobody else.
     Raises UsageError if only some are set or one is not a number.
     """
     env = os.environ if variables is None else variables
     if PLACE in env:
-        return Place(**json.loads(env[PLACE]))
+        said = json.loads(env[PLACE])
+        node_of, nodes = (tuple(said.pop(name, ())) for name in ("node_of", "nodes"))
+        return Place(**said, node_of=node_of, nodes=nodes)
     needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in needed if name not in env]
     if "RANK" in missing or "WORLD_SIZE" in missing:
-        return None
+        return task_of_slurm(env)
     if missing:
         raise UsageError(f"the launcher has set RANK and WORLD_SIZE but not {', '.join(missing)}")
     run = env.get("TORCHELASTIC_RUN_ID", "job")
+    world_size = _number(env, "WORLD_SIZE")
+    local_world_size = _number(env, "LOCAL_WORLD_SIZE", env["WORLD_SIZE"])
+    hosts = _number(env, "GROUP_WORLD_SIZE", "1")
+    alike = hosts * local_world_size == world_size
     return Place(
         rank=_number(env, "RANK"),
-        world_size=_number(env, "WORLD_SIZE"),
+        world_size=world_size,
         local_rank=_number(env, "LOCAL_RANK", env["RANK"]),
-        local_world_size=_number(env, "LOCAL_WORLD_SIZE", env["WORLD_SIZE"]),
+        local_world_size=local_world_size,
         address=env["MASTER_ADDR"],
         port=_number(env, "MASTER_PORT"),
         agent_keeps_store=env.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         job=f"{run}/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}",
+        node_of=_nodes([local_world_size] * hosts) if alike else (),
     )
+
+
+def task_of_slurm(variables: Mapping[str, str] | None = None) -> Place | None:
+    """The place of a task among several that one srun has started; None for anything else.
+
+    A process that torchrun has started in such a task is none.
+
+    The first task's host is where they meet, unless MASTER_ADDR and MASTER_PORT say otherwise.
+    """
+    env = os.environ if variables is None else variables
+    alone = int(env.get("SLURM_STEP_NUM_TASKS", "1")) < 2
+    if alone or "SLURM_PROCID" not in env or "RANK" in env:
+        return None
+    nodes = names(env["SLURM_STEP_NODELIST"])
+    tasks = counts(env["SLURM_STEP_TASKS_PER_NODE"])
+    job, step = int(env["SLURM_JOB_ID"]), int(env["SLURM_STEP_ID"])
+    node = int(env["SLURM_NODEID"])
+    in_blocks = env.get("SLURM_DISTRIBUTION", "block").startswith("block")
+    life = env.get("SLURM_RESTART_COUNT", "0")
+    return Place(
+        rank=int(env["SLURM_PROCID"]),
+        world_size=sum(tasks),
+        local_rank=int(env["SLURM_LOCALID"]),
+        local_world_size=tasks[node],
+        address=env.get("MASTER_ADDR", nodes[0]),
+        port=_number(env, "MASTER_PORT", str(_FIRST_PORT + (job * 7 + step) % _PORTS)),
+        agent_keeps_store=False,
+        job=f"slurm-{job}.{step}/{life}",
+        node_of=_nodes(tasks) if in_blocks else (),
+        nodes=tuple(nodes),
+    )
+
+
+def _nodes(processes: Sequence[int]) -> tuple[int, ...]:
+    """The host of each process, where hosts have so many, one host's after another's."""
+    return tuple(node for node, count in enumerate(processes) for _ in range(count))
 
 
 def launched_at() -> float | None:
@@ -104,12 +155,17 @@ def launcher() -> int | None:
 
 
 def use_interface(name: str) -> None:
-    """Let TensorPipe listen on this network interface, unless the user chose one."""
+    """Let TensorPipe listen on this network interface, unless one was chosen before."""
     os.environ.setdefault(INTERFACE, name)
 
 
+def choose_interface(name: str) -> None:
+    """Let all of torch listen on this network interface, here and in children."""
+    os.environ.update(dict.fromkeys(_INTERFACES, name))
+
+
 def interface() -> str | None:
-    """The network interface that the user chose to listen on, if any."""
+    """The network interface that the user's variables chose to listen on, if any."""
     return os.environ.get(INTERFACE)
 
 
@@ -144,10 +200,10 @@ def unless_set(variables: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in variables.items() if name not in os.environ}
 
 
-def agent() -> tuple[int, list[str]]:
-    """What the agent of one role shall run: how many restarts, and python's arguments."""
-    restarts, command = json.loads(os.environ[AGENT])
-    return int(restarts), [str(argument) for argument in command]
+def agent() -> tuple[int, list[str], float]:
+    """What the agent of one role shall run: how many restarts, python's arguments, its patience."""
+    restarts, command, patience_s = json.loads(os.environ[AGENT])
+    return int(restarts), [str(argument) for argument in command], float(patience_s)
 
 
 def model_endpoint() -> tuple[str | None, str | None]:

@@ -24,6 +24,7 @@
     ├── SpaceTimeoutError         no tuple came in the time that was given
     ├── SpaceFullError            a tuple space holds as much as it may
     ├── LeaseLostError            a lease on a tuple had ended: another may have the tuple
+    ├── StoppedError              somebody asked the job to end before its time, and it has
     ├── JobFailedError            the job was ended by a failure somewhere else
     ├── RemoteError               an exception of an actor that cannot be sent as it is
     ├── PlacementError            no node has what an actor asks for
@@ -137,6 +138,12 @@ class SpaceFullError(PsrpcError):
 
 class LeaseLostError(PsrpcError):
     """A lease on a tuple had ended: the tuple is in the space again, or another has it."""
+
+
+class StoppedError(PsrpcError):
+    """The job ended before its time, with a last checkpoint, because SIGTERM came to a server."""
+
+    exit_code = 143
 
 
 class JobFailedError(PsrpcError):

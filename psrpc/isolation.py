@@ -7,11 +7,8 @@ starts that process again when it dies (`torchrun --standalone --max-restarts=N`
 
 from __future__ import annotations
 
-import fcntl
 import json
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import time
@@ -20,17 +17,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 
+from torch._C._distributed_c10d import TCPStore
+
 from psrpc import environment
+from psrpc.addresses import chosen
 from psrpc.environment import JOINS, Place
-from psrpc.errors import ConfigError, JobFailedError, PsrpcError
+from psrpc.errors import JobFailedError, PsrpcError
 from psrpc.launch import child_variables, run_agent
 from psrpc.lifeline import die_with_launcher
 from psrpc.notes import Notes
 
 _LOOK_AGAIN_S = 0.1
-_SIOCGIFADDR = 0x8915  # asks the kernel for an interface's address
 _GRACE_S = 5.0  # from a failure until what still runs is ended
-_STOP_S = 6.0  # the agents give their processes 3 s
+_STOP_S = 3.0  # what agents give their processes to end
+_LONGER_S = 3.0  # and what they themselves are given beside
 
 
 def place_of(address: str, port: int, job: str, *, world_size: int, one_host: bool = True) -> Place:
@@ -45,23 +45,6 @@ def place_of(address: str, port: int, job: str, *, world_size: int, one_host: bo
         agent_keeps_store=True,
         job=job,
     )
-
-
-def own_address() -> str:
-    """Where this host's processes listen: on the interface that the user chose, or on loopback.
-
-    Raises ConfigError if that has no IPv4 address.
-    """
-    name = environment.interface() or "lo"
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            found = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-        except OSError as error:
-            raise ConfigError(
-                f"{environment.INTERFACE} names {name!r}, which has no IPv4 address here "
-                f"({error.strerror}): ip addr lists what there is"
-            ) from None
-    return socket.inet_ntoa(found[20:24])
 
 
 @dataclass(frozen=True)
@@ -79,10 +62,17 @@ class Crew:
 
 
 class Roles:
-    """The agents of some roles. A context manager that leaves none of them running."""
+    """The agents of some roles. A context manager that leaves none of them running.
 
-    def __init__(self, command: Sequence[str]) -> None:
+    At its end it sends them SIGTERM, unless they are `told` by whoever sends it to this process,
+    and gives their processes `patience_s`.
+    """
+
+    def __init__(
+        self, command: Sequence[str], patience_s: float = _STOP_S, *, told: bool = False
+    ) -> None:
         self._command = list(command)
+        self._patience_s, self._told = patience_s, told
         self._notes = Notes()
         self._agents: dict[subprocess.Popen[bytes], Place] = {}
 
@@ -90,14 +80,14 @@ class Roles:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._end(_STOP_S)
+        self._end(tell=not self._told)
         self._notes.close()
 
     def start(self, place: Place, *, restarts: int) -> None:
         """Start the agent of one role, whose process comes back so often."""
         variables = child_variables(self._notes) | {
             environment.PLACE: json.dumps(asdict(place)),
-            environment.AGENT: json.dumps([restarts, self._command]),
+            environment.AGENT: json.dumps([restarts, self._command, self._patience_s]),
         }
         agent = subprocess.Popen(
             [sys.executable, "-m", "psrpc.isolation"], env=environment.with_variables(variables)
@@ -121,7 +111,7 @@ class Roles:
                 deadline = time.monotonic() + _GRACE_S
             if deadline is not None and time.monotonic() > deadline:
                 break
-        self._end(_STOP_S)
+        self._end()
         error = self._reason(crew)
         if error is not None:
             raise error
@@ -160,11 +150,11 @@ class Roles:
             return JobFailedError("no worker has come to the end of its work")
         return None
 
-    def _end(self, patience_s: float) -> None:
+    def _end(self, *, tell: bool = True) -> None:
         running = [agent for agent in self._agents if agent.poll() is None]
-        for agent in running:
+        for agent in running if tell else ():
             agent.terminate()
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + self._patience_s + _LONGER_S
         for agent in running:
             with suppress(subprocess.TimeoutExpired):
                 agent.wait(max(deadline - time.monotonic(), 0.0))
@@ -175,7 +165,7 @@ class Roles:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Let SIGTERM end this block as Ctrl-C does, so that nothing is left running."""
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -184,16 +174,34 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def launch_isolated(arguments: Sequence[str], crew: Crew, port: int, restarts: int) -> None:
+def launch_isolated(
+    arguments: Sequence[str], crew: Crew, port: int, restarts: int, interface: str | None = None
+) -> None:
     """Run `python -m psrpc ARGUMENTS` under an agent for each role, and wait for the end.
 
-    Blocks. Raises what ended the job, and KeyboardInterrupt; no process is left.
+    All listen on `interface` (None: loopback, or what torch's variables say). Blocks. Raises what
+    ended the job, and KeyboardInterrupt; no process is left.
     """
-    from torch._C._distributed_c10d import TCPStore
+    host = chosen(interface or environment.interface() or "lo").address
+    store, port = keep_store(host, port)
+    world_size = crew.serving + crew.workers
+    first = place_of(host, port, uuid.uuid4().hex, world_size=world_size)
+    with terminable(), Roles(["-m", "psrpc", *arguments]) as roles:
+        for rank in range(world_size):
+            # A server that came back without a backup would begin afresh.
+            often = restarts if rank >= crew.serving or crew.replicas else 0
+            roles.start(replace(first, rank=rank, local_rank=rank), restarts=often)
+        roles.wait(crew)
+    del store
 
+
+def keep_store(host: str, port: int) -> tuple[TCPStore, int]:
+    """Keep a job's store for as long as the first result lives; the second is its port.
+
+    Raises AddressError if that cannot be had.
+    """
     from psrpc.rendezvous import listen
 
-    host = own_address()
     listener = listen(host, port)
     port = listener.getsockname()[1]
     store = TCPStore(
@@ -204,15 +212,7 @@ def launch_isolated(arguments: Sequence[str], crew: Crew, port: int, restarts: i
         master_listen_fd=listener.detach(),
     )
     print(f"psrpc: more workers may come: psrpc join {host}:{port}", file=sys.stderr, flush=True)
-    world_size = crew.serving + crew.workers
-    first = place_of(host, port, uuid.uuid4().hex, world_size=world_size)
-    with _terminable(), Roles(["-m", "psrpc", *arguments]) as roles:
-        for rank in range(world_size):
-            # A server that came back without a backup would begin afresh.
-            often = restarts if rank >= crew.serving or crew.replicas else 0
-            roles.start(replace(first, rank=rank, local_rank=rank), restarts=often)
-        roles.wait(crew)
-    del store
+    return store, port
 
 
 def launch_joiners(command: Sequence[str], place: Place, workers: int, restarts: int) -> None:
@@ -220,7 +220,7 @@ def launch_joiners(command: Sequence[str], place: Place, workers: int, restarts:
 
     Blocks. Raises what made the first of them fail, and KeyboardInterrupt; none is left.
     """
-    with _terminable(), Roles(command) as roles:
+    with terminable(), Roles(command) as roles:
         for _ in range(workers):
             roles.start(place, restarts=restarts)
         roles.wait(Crew())
@@ -229,9 +229,9 @@ def launch_joiners(command: Sequence[str], place: Place, workers: int, restarts:
 def main() -> None:
     """Be the agent of one role; what it shall run is in the environment."""
     die_with_launcher()
-    restarts, command = environment.agent()
+    restarts, command, patience_s = environment.agent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # its process is told, and the launcher decides
-    sys.exit(run_agent(command, restarts))
+    sys.exit(run_agent(command, restarts, patience_s=patience_s))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from psrpc.core.seats import Placement
 from psrpc.errors import ConfigError
 from psrpc.modes import Aggregation, Mode, OnFailure, OnPoison, Reduction, Synchronous
 
@@ -108,6 +109,30 @@ class Checkpointing:
 
 
 @dataclass(frozen=True)
+class Hosts:
+    """How a job lies on its hosts.
+
+    `interface` is the network interface, or its address, on which this process listens: its RPC
+    agent, its connections beside RPC, and its process groups (None: on one host the loopback
+    interface, on several the one whose route leads to the coordinator). `placement` says where
+    servers are: "pack" (on as few hosts as they need), "spread" (in turn on each) or "colocate" (as
+    many on each host as on any other, and workers beside them). `address_file` is a file in which
+    the job leaves its address for `psrpc join`.
+    """
+
+    interface: str | None = None
+    placement: str = Placement.PACK.value
+    address_file: str | None = None
+
+    def problems(self) -> list[str]:
+        """A sentence for each value that cannot be."""
+        known = [member.value for member in Placement]
+        if self.placement in known:
+            return []
+        return [f"placement must be one of {', '.join(known)}, not {self.placement!r}"]
+
+
+@dataclass(frozen=True)
 class Job:
     """A job's settings. `seed` orders samples and starts models.
 
@@ -129,6 +154,7 @@ class Job:
     collective_timeout_s: float = 30.0
     elastic: Elastic = field(default_factory=Elastic)
     checkpointing: Checkpointing | None = None
+    hosts: Hosts = field(default_factory=Hosts)
     replicas: int = 0
 
     @property
@@ -162,6 +188,7 @@ class Job:
             )
         if self.checkpointing is not None:
             problems += self.checkpointing.problems()
+        problems += self.hosts.problems()
         if self.start_timeout_s <= 0:
             problems.append(f"the start timeout must be above 0 s, not {self.start_timeout_s}")
         return problems

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -64,10 +64,18 @@ def child_variables(notes: Notes) -> dict[str, str]:
     return variables | environment.unless_set(defaults)
 
 
-def run_agent(command: Sequence[str], restarts: int) -> int:
+def run_agent(
+    command: Sequence[str],
+    restarts: int,
+    *,
+    patience_s: float = _STOP_S,
+    again: Callable[[], bool] = lambda: True,
+) -> int:
     """Run `python COMMAND` in one process, again when it dies. Blocks; returns an exit code.
 
-    One that SIGINT or SIGTERM ended was asked to go, and does not come back.
+    One that SIGINT or SIGTERM ended was asked to go, and does not come back; nor does any if
+    `again` says so. SIGTERM to this process is passed on, and followed by SIGKILL after
+    `patience_s`.
 
     Of psrpc's own commands each process is a fork of this one, which has imported all they need:
     one that died is back at once, where a new interpreter spends over a second of a core. A
@@ -86,7 +94,7 @@ def run_agent(command: Sequence[str], restarts: int) -> int:
         interpreter.prepare()
         program = interpreter.become
     for left in reversed(range(restarts + 1)):
-        config = _config(1, 0)
+        config = _config(1, 0, patience_s)
         if program is not sys.executable:
             config.start_method = "fork"
         try:
@@ -95,14 +103,14 @@ def run_agent(command: Sequence[str], restarts: int) -> int:
             return TERMINATED
         except ChildFailedError as failed:
             code = int(next(iter(failed.failures.values())).exitcode)
-            if not left or code in _ASKED_TO_LEAVE:
+            if not left or code in _ASKED_TO_LEAVE or not again():
                 return code if code > 0 else 128 - code
         else:
             break
     return 0
 
 
-def _config(processes: int, port: int) -> Any:
+def _config(processes: int, port: int, patience_s: float = _STOP_S) -> Any:
     """What `torchrun --standalone` would give to the elastic launch."""
     from torch.distributed.launcher.api import LaunchConfig
 
@@ -119,7 +127,7 @@ def _config(processes: int, port: int) -> Any:
         monitor_interval=_MONITOR_S,
         logs_specs=_no_logs(),
     )
-    _stop_soon(config)
+    _stop_soon(config, patience_s)
     return config
 
 
@@ -190,9 +198,9 @@ def _check_free(port: int) -> None:
             ) from error
 
 
-def _stop_soon(config: object) -> None:
+def _stop_soon(config: object, patience_s: float) -> None:
     """Stop processes by SIGTERM, soon by SIGKILL, where this torch lets one say so."""
-    for name, value in (("shutdown_timeout", _STOP_S), ("signals_to_handle", _PASSED_ON)):
+    for name, value in (("shutdown_timeout", patience_s), ("signals_to_handle", _PASSED_ON)):
         if hasattr(config, name):
             setattr(config, name, value)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from psrpc._version import __version__
-from psrpc.environment import INTERFACE, Place, interface
+from psrpc.environment import Place, interface
 from psrpc.errors import AddressError, ConfigError, UsageError
 from psrpc.job import Job
 from psrpc.planes.agent import hushed
@@ -50,7 +51,7 @@ class Lobby:
         if self.loopback and not here:
             raise ConfigError(
                 f"the job at {host} can be joined on its own host only, where its servers listen "
-                f"on the loopback interface: start it with {INTERFACE} naming another one (eth0)"
+                "on the loopback interface: start it with --interface and another one (eth0)"
             )
         return self.one_host and here
 
@@ -71,6 +72,33 @@ def publish_lobby(rendezvous: Rendezvous, job: Job, place: Place) -> None:
         loopback=place.one_host and interface() in (None, "lo"),
     )
     rendezvous.announce(KEY, json.dumps(vars(lobby)))
+    if job.hosts.address_file is not None:
+        _leave(Path(job.hosts.address_file), rendezvous.address)
+
+
+def _leave(path: Path, address: str) -> None:
+    """Write the job's address to a file, at once or not at all, for its owner alone."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(f"{address}\n")
+        new.replace(path)
+    except OSError as error:
+        raise AddressError(
+            f"the job's address cannot be written to {path} ({error.strerror}): give another "
+            "--address-file"
+        ) from error
+
+
+def address_of(said: str) -> str:
+    """The job's address, if `said` is a file that has it; else `said`. Raises AddressError."""
+    path = Path(said)
+    if not path.is_file():
+        return said
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AddressError(f"the job's address cannot be read from {said}: {error}") from error
 
 
 def split(address: str) -> tuple[str, int]:
@@ -116,7 +144,7 @@ def look_up(address: str) -> Lobby:
             )
             text = store.get(KEY).decode() if store.check([KEY]) else None
     except (OSError, RuntimeError, dist.DistError) as error:
-        hint = "" if _is_own(host) else f"; from another host, was it started with {INTERFACE} set"
+        hint = "" if _is_own(host) else "; from another host, was it started with --interface"
         raise AddressError(
             f"nobody answers for a job at {address}: is it running, and is this the address that "
             f"it showed (with torchrun: MASTER_ADDR:MASTER_PORT){hint}?"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
@@ -13,7 +14,7 @@ from psrpc.checkpointer import Checkpointer, PartWriter, restore_server
 from psrpc.checkpoints.reading import open_checkpoint
 from psrpc.coordinator import Coordinator
 from psrpc.core.ledger import Ledger
-from psrpc.errors import JobFailedError, PsrpcError, StartTimeoutError, encode
+from psrpc.errors import JobFailedError, PsrpcError, StartTimeoutError, StoppedError, encode
 from psrpc.job import Job, PlaneChoice
 from psrpc.orders import PutPart
 from psrpc.planes.agent import Agent
@@ -29,6 +30,7 @@ from psrpc.rendezvous import (
     FAILED,
     FAREWELL_S,
     PULSE,
+    STOP,
     Rendezvous,
     gone,
     groups_key,
@@ -57,6 +59,7 @@ class ServerNode:
         self.job = job
         self.index = index
         self.fabric = fabric
+        self.name_of: Callable[[int], str] = lambda worker: f"worker {worker}"
         self.layout = layout = blueprint.layouts(job.servers)[index]
         self.store = store = ShardStore(blueprint, layout, model, job.reduction)
         self.blueprint, self.model = blueprint, model
@@ -72,6 +75,15 @@ class ServerNode:
         self.pulse: Pulse | None = None
         self.part_writer: PartWriter | None = None
         self.checkpointer: Checkpointer | None = None
+        self._asked = threading.Event()
+
+    def ask_to_stop(self) -> bool:
+        """Let the job end after one more checkpoint; False if it makes none, so it may just end."""
+        plan = self.job.checkpointing
+        if plan is None or not plan.writes:
+            return False
+        self._asked.set()
+        return True
 
     def serve(self, rendezvous: Rendezvous) -> None:
         """Serve until all workers are gone. Blocks; raises JobFailedError if the job failed."""
@@ -184,22 +196,32 @@ class ServerNode:
     def _wait_for_end(self, rendezvous: Rendezvous) -> None:
         if self.coordinator is not None:
             self._begin_checkpoints(None)
-            self._supervise(self.coordinator)
+            self._supervise(
+                self.coordinator, lambda: rendezvous.heard(STOP, hush=False) is not None
+            )
             return
         (url,) = rendezvous.read([_COORDINATOR])
         link = RpcLink(self.agent, Address(_COORDINATOR, 0, url))
         link.connect()
         self._begin_checkpoints(link)
         Watcher(link, self.server).start()
-        self.server.ended.wait()
+        while not self.server.ended.wait(_LOOK_AGAIN_S):
+            if self._asked.is_set():
+                rendezvous.say(STOP)
+                self.server.ended.wait()
 
-    def _supervise(self, coordinator: Coordinator) -> None:
-        """Wait for the end; bring it about if workers that must come do not."""
+    def _supervise(
+        self, coordinator: Coordinator, asked: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Wait for the end; bring it about if workers that must come do not, or somebody asks."""
         began_s = time.monotonic()
         short_since_s: float | None = None
         while not self.server.ended.is_set():
             with coordinator.changed:
                 coordinator.changed.wait(_LOOK_AGAIN_S)
+            if self.job.checkpointing is not None and (self._asked.is_set() or asked()):
+                self._stop_early(coordinator)
+                return
             now_s, members = time.monotonic(), coordinator.core.members
             if not members.started and now_s - began_s > self.job.start_timeout_s:
                 self._fail(self._nobody_came(coordinator))
@@ -213,13 +235,26 @@ class ServerNode:
                 if members.short:
                     self._fail(self._deserted(len(members.live)))
 
+    def _stop_early(self, coordinator: Coordinator) -> None:
+        """Make a last checkpoint, at once, and end the job."""
+        made = self.checkpointer is not None and coordinator.core.members.started
+        if made and self.checkpointer is not None and self.checkpointer.begun:
+            self.checkpointer.make_last()
+        if not self.server.ended.is_set():
+            self._fail(
+                StoppedError(
+                    "the job was asked to stop (SIGTERM came to a server): go on from its last "
+                    "checkpoint with --resume auto"
+                )
+            )
+
     def _fail(self, error: PsrpcError) -> None:
         """End the job."""
         assert self.coordinator is not None
         self.coordinator.fail(error)
 
     def _nobody_came(self, coordinator: Coordinator) -> StartTimeoutError:
-        missing = ", ".join(f"worker {w}" for w in coordinator.core.members.missing)
+        missing = ", ".join(self.name_of(w) for w in coordinator.core.members.missing)
         return StartTimeoutError(
             f"these have not come within {self.job.start_timeout_s:g} s: {missing}"
         )

@@ -43,6 +43,10 @@ class Notes:
             return None
         return decode(name, text)
 
+    def forget(self) -> None:
+        """Take no notice of a failure: whoever failed comes back."""
+        os.ftruncate(self._failure, 0)
+
     def end(self) -> None:
         """Let processes know that the job is over: nobody need begin again."""
         os.pwrite(self._over, b"over", 0)

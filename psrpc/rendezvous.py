@@ -5,31 +5,61 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
+from psrpc import addresses, environment
+from psrpc.addresses import Interface
 from psrpc.clock import Clock, SystemClock
 from psrpc.environment import Place
-from psrpc.errors import AddressError, JobOverError, PeerLostError, StartTimeoutError, decode
+from psrpc.errors import (
+    AddressError,
+    JobOverError,
+    PeerLostError,
+    StartTimeoutError,
+    decode,
+)
 from psrpc.planes.agent import hushed
 from psrpc.timely import TimelyStore
 
 _LOOK_AGAIN_S = 0.02
 _JOIN_S = 10.0
+_SAY_AGAIN_S = 5.0
+_SEEN = "seen"  # the key of the address at which other hosts reach the store's host
 FAREWELL_S = 2.0
 FAILED = "failed"  # the key under which a server says why it could not begin
+STOP = "stop"  # the key under which a server says that it was asked to end the job
 PULSE = "pulse"  # the key under which the coordinator says where it hears who is alive
 
 
 class Rendezvous:
-    """A small key-value store that all processes of the job share."""
+    """A small key-value store that all processes of the job share.
 
-    def __init__(self, place: Place, timeout_s: float, clock: Clock | None = None) -> None:
+    `wanted` is the interface, or its address, that the user chose for this process, and `who` its
+    name in what is said. `interface` is the one to listen on, known once it is open: the chosen
+    one, or on several hosts that whose route leads to the store; None leaves it to torch.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        timeout_s: float,
+        clock: Clock | None = None,
+        *,
+        wanted: str | None = None,
+        who: str | None = None,
+    ) -> None:
+        self.interface: Interface | None = None
+        self.named: Callable[[str], str] = lambda key: key
+        self._wanted, self._who = wanted, who or f"rank {place.rank}"
+        self._address = place.address
+        self._route: tuple[str, str] | None = None  # from here, to the store's host
         self._place = place
         self._timeout_s = timeout_s
         # A job that one joins runs already, or is over.
@@ -53,12 +83,13 @@ class Rendezvous:
         time, and JobOverError, if this process joins a job, if nobody answers at once.
         """
         place = self._place
-        listener = listen(place.address, place.port) if self._keeps else None
+        self._address = self._where()
+        listener = listen(self._address, place.port) if self._keeps else None
         if not self._keeps:
             self._knock()
         try:
             store = TCPStore(
-                place.address,
+                self._address,
                 place.port,
                 is_master=self._keeps,
                 wait_for_workers=False,
@@ -69,6 +100,46 @@ class Rendezvous:
             raise self._no_store() from error
         self._root = store
         self._store = TimelyStore(PrefixStore(f"psrpc/{place.job}", store))
+        self.interface = self._settle()
+
+    @property
+    def address(self) -> str:
+        """Where the store is, HOST:PORT, as others than its own host may reach it too."""
+        host = self._address
+        if not self._keeps and not self._place.one_host and self.interface is not None:
+            host = self.interface.address if self._place.rank == 0 else host
+        return f"[{host}]:{self._place.port}" if ":" in host else f"{host}:{self._place.port}"
+
+    def _where(self) -> str:
+        """The store's address: on its own host a name may stand for loopback (127.0.1.1)."""
+        place = self._place
+        address = place.address
+        if place.one_host or place.joins or place.agent_keeps_store:
+            return address
+        if not addresses.is_loopback(addresses.resolve(address)):
+            return address
+        return addresses.store_address(address, self._wanted)
+
+    def _settle(self) -> Interface | None:
+        """The interface to listen on."""
+        wanted = self._wanted or environment.interface()
+        if wanted is not None:
+            return addresses.chosen(wanted)
+        if self._place.one_host:
+            return None
+        if self._keeps:
+            return addresses.with_address(addresses.resolve(self._address))
+        assert self._route is not None
+        own, there = self._route
+        if not addresses.is_loopback(there):
+            self.say(_SEEN, there)
+        if not addresses.is_loopback(own):
+            return addresses.with_address(own)
+        only = addresses.alone()
+        if only is not None:
+            return only
+        (seen,) = self.read([_SEEN])
+        return addresses.with_address(seen)
 
     def branch(self, name: str) -> Store:
         """A way to the store for another thread's own use, with its keys under `name`.
@@ -78,7 +149,7 @@ class Rendezvous:
         place = self._place
         try:
             store = TCPStore(
-                place.address,
+                self._address,
                 place.port,
                 is_master=False,
                 wait_for_workers=False,
@@ -88,39 +159,56 @@ class Rendezvous:
             raise self._lost_store() from error
         return PrefixStore(f"psrpc/{place.job}/{name}", store)
 
-    def _knock(self) -> None:
+    def _knock(self, sleep: Callable[[float], None] = time.sleep) -> None:
         """Wait until somebody listens where the store is; the store's own waiting logs a lot."""
-        deadline = self._clock.now() + self._timeout_s
+        began = self._clock.now()
+        deadline, say_at = began + self._timeout_s, began + _SAY_AGAIN_S
         while True:
             try:
-                socket.create_connection((self._place.address, self._place.port), 5.0).close()
+                with socket.create_connection((self._address, self._place.port), 5.0) as door:
+                    self._route = (door.getsockname()[0], door.getpeername()[0])
                 return
             except OSError as error:
                 if self._place.joins:
                     raise JobOverError("nobody keeps its store any more") from error
-                if self._clock.now() > deadline:
+                now = self._clock.now()
+                if now > deadline:
                     raise self._no_store() from error
-            time.sleep(_LOOK_AGAIN_S)
+                if now > say_at:
+                    say_at = now + _SAY_AGAIN_S
+                    self._grumble(now - began, error)
+            sleep(_LOOK_AGAIN_S)
+
+    def _grumble(self, waited_s: float, error: OSError) -> None:
+        """Say, once a host, that rank 0 has not come."""
+        if self._place.local_rank == 0:
+            print(
+                f"psrpc: {self._who} on {socket.gethostname()} has waited {waited_s:.0f} s for "
+                f"server 0, which keeps the store at {self._address}:{self._place.port}: "
+                f"{error.strerror or error}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _no_store(self) -> StartTimeoutError:
         place = self._place
         return StartTimeoutError(
-            f"rank {place.rank} found no store at {place.address}:{place.port} within "
+            f"{self._who} found no store at {self._address}:{place.port} within "
             f"{self._timeout_s:g} s: is rank 0 running, and does MASTER_ADDR name its host?"
         )
 
     def _lost_store(self) -> PeerLostError:
         place = self._place
         return PeerLostError(
-            f"rank {place.rank} lost the store at {place.address}:{place.port}: rank 0 or its "
-            "launcher has ended"
+            f"{self._who} lost the store at {self._address}:{place.port}: rank 0 or its launcher "
+            "has ended"
         )
 
     def close(self) -> None:
         """Leave. The process that keeps the store stays until the others have left, or 2 s."""
-        self.say(_left(self._place.rank))
+        self.say(left(self._place.rank))
         if self._keeps:
-            everybody = [_left(rank) for rank in range(self._place.world_size)]
+            everybody = [left(rank) for rank in range(self._place.world_size)]
             self.await_or_give_up(everybody, FAREWELL_S)
         if self._store is not None:
             self._store.close()
@@ -150,10 +238,16 @@ class Rendezvous:
         with hushed(), contextlib.suppress(PeerLostError):
             self.publish(key, value)
 
-    def heard(self, key: str) -> str | None:
-        """What was published under `key`, if anything was and the store is still there."""
+    def heard(self, key: str, *, hush: bool = True) -> str | None:
+        """What was published under `key`, if anything was and the store is still there.
+
+        With `hush` this process writes nothing to stderr meanwhile.
+        """
         assert self._store is not None
-        with hushed(), contextlib.suppress(RuntimeError, dist.DistError):
+        with (
+            hushed() if hush else contextlib.nullcontext(),
+            contextlib.suppress(RuntimeError, dist.DistError),
+        ):
             if self._store.check([key]):
                 return str(self._store.get(key).decode())
         return None
@@ -176,9 +270,10 @@ class Rendezvous:
         try:
             if not self._have_come(keys, self._timeout_s, heed_failure=True):
                 missing = [key for key in keys if not self._store.check([key])]
+                names = dict.fromkeys(self.named(key) for key in missing)
                 raise StartTimeoutError(
-                    f"rank {self._place.rank} waited {self._timeout_s:g} s and these have not "
-                    f"come: {', '.join(missing)}"
+                    f"{self._who} waited {self._timeout_s:g} s and these have not come: "
+                    f"{', '.join(names)}"
                 )
             return [self._store.get(key).decode() for key in keys]
         except (RuntimeError, dist.DistError) as error:
@@ -202,6 +297,11 @@ class Rendezvous:
                 raise decode(*json.loads(self._store.get(FAILED).decode()))
             time.sleep(_LOOK_AGAIN_S)
         return True
+
+
+def here(rank: int) -> str:
+    """The key under which a rank says that it has come, and on which host it is."""
+    return f"here/{rank}"
 
 
 def worker_name(process: int) -> str:
@@ -234,7 +334,8 @@ def gone(name: str) -> str:
     return f"{name}/gone"
 
 
-def _left(rank: int) -> str:
+def left(rank: int) -> str:
+    """The key under which a rank says that it needs the store no more."""
     return f"left/{rank}"
 
 

@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from psrpc import environment
+from psrpc.core.seats import Placement
 from psrpc.display import ProgressLine
 from psrpc.environment import Place
 from psrpc.errors import ConfigError, JobOverError, ModelError, PsrpcError, UsageError
 from psrpc.interrupts import Interrupts
-from psrpc.job import Backend, Checkpointing, Elastic, Job, NonFinite, PlaneChoice
+from psrpc.job import Backend, Checkpointing, Elastic, Hosts, Job, NonFinite, PlaneChoice
 from psrpc.lobby import publish_lobby
 from psrpc.modes import Mode, Reduction, Synchronous
 from psrpc.nodes import ServerNode
@@ -28,6 +29,8 @@ from psrpc.planes.groups import Fabric
 from psrpc.rendezvous import Rendezvous
 from psrpc.replicas import ReplicaNode
 from psrpc.report import Report
+from psrpc.rollcall import RollCall
+from psrpc.seating import fellow_workers, role, seated
 from psrpc.store.blueprint import Blueprint, GroupsFactory, OptimizerFactory, draw
 from psrpc.worker import Worker
 from psrpc.working import WorkerNode
@@ -80,6 +83,7 @@ def run(
     start_timeout_s: float = 300.0,
     elastic: Elastic | None = None,
     checkpointing: Checkpointing | None = None,
+    hosts: Hosts | None = None,
     progress: bool = False,
     progress_samples: int | None = None,
 ) -> Result:
@@ -99,8 +103,8 @@ def run(
     ends the job. With `overlap` a worker computes its next step while the last one's gradients
     travel; the mode's bound counts that step, so it must be 1 or more. `device` is "auto" (CUDA
     where there is any), "cpu" or "cuda"; servers compute on the CPU. `threads` are torch's threads
-    in this process. `elastic` and `checkpointing` are as `Elastic` and `Checkpointing` say. SIGTERM
-    and SIGINT let a worker finish its step, give its samples back and leave.
+    in this process. `elastic`, `checkpointing` and `hosts` are as `Elastic`, `Checkpointing` and
+    `Hosts` say. SIGTERM and SIGINT let a worker finish its step, give its samples back and leave.
 
     Raises UsageError, ModelError, OptimizerError, StartTimeoutError, JobFailedError, `train`'s own.
     """
@@ -111,9 +115,8 @@ def run(
         timeouts_s = {"start": start_timeout_s, "collective": collective_timeout_s}
         shards, life = (servers, replicas), elastic or Elastic()
         job = _job(place, shards, mode, names, overlap, seed, timeouts_s, life)
-        job = _with_checkpoints(job, checkpointing)
-        if threads is not None:
-            torch.set_num_threads(threads)
+        job = _with_checkpoints(job, checkpointing, hosts or Hosts())
+        _compute_with(threads)
         watch = _Watch(progress, progress_samples)
         return _take_part(job, place, train, model, optimizer, param_groups, device, watch)
     except (PsrpcError, KeyboardInterrupt):
@@ -131,17 +134,24 @@ def _take_part(
     device: str,
     watch: _Watch,
 ) -> Result:
-    fabric = _fabric(job, place)
+    place = seated(place, job.servers, job.replicas, Placement(job.hosts.placement))
     # A group on GPUs has given every server one as well.
     target = _device(device, place, 0 if job.backend is Backend.NCCL else job.server_processes)
     built = _build(model, job.seed)
     blueprint = draw(built, optimizer, param_groups)
     try:
-        with Interrupts() as interrupts, Rendezvous(place, job.start_timeout_s) as rendezvous:
+        with (
+            Interrupts() as interrupts,
+            _rendezvous(job, place) as rendezvous,
+            RollCall(rendezvous, place, job.servers, job.replicas) as roll,
+        ):
+            fabric = _fabric(job, place, rendezvous)
+            rendezvous.named = lambda key: _named(key, roll)
             if place.rank == 0:
                 publish_lobby(rendezvous, job, place)
             if place.serves(job.server_processes):
-                return _serve(job, place, built, blueprint, fabric, rendezvous, watch)
+                helpers = _Helpers(interrupts, watch, roll)
+                return _serve(job, place, built, blueprint, fabric, rendezvous, helpers)
             built.to(target)
             return _work(train, job, place, built, blueprint, fabric, rendezvous, interrupts)
     except JobOverError as over:
@@ -168,6 +178,15 @@ class _Watch:
         if not self.wanted or node.coordinator is None:
             return nullcontext()
         return ProgressLine(node.coordinator.meter, self.total_samples)
+
+
+@dataclass(frozen=True)
+class _Helpers:
+    """What goes on beside a server."""
+
+    interrupts: Interrupts
+    watch: _Watch
+    roll: RollCall
 
 
 _CHOICES: dict[str, type[Enum]] = {
@@ -235,8 +254,26 @@ def _job(
     return job
 
 
-def _with_checkpoints(job: Job, checkpointing: Checkpointing | None) -> Job:
-    job = replace(job, checkpointing=checkpointing)
+def _compute_with(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _rendezvous(job: Job, place: Place) -> Rendezvous:
+    who = "a new worker" if place.joins else role(place.rank, job.servers, job.replicas)
+    # Who joins `psrpc train` has the options of the job, which may name another host's interface.
+    wanted = None if place.joins else job.hosts.interface
+    return Rendezvous(place, job.start_timeout_s, wanted=wanted, who=who)
+
+
+def _named(key: str, roll: RollCall) -> str:
+    """What a server's key in the store is called: "server 1 on node2"."""
+    number = key.partition("/")[0].removeprefix("server")
+    return roll.name(int(number)) if number.isdigit() else key
+
+
+def _with_checkpoints(job: Job, checkpointing: Checkpointing | None, hosts: Hosts) -> Job:
+    job = replace(job, checkpointing=checkpointing, hosts=hosts)
     job.check()
     return job
 
@@ -262,15 +299,19 @@ def _missing_gpus(job: Job, place: Place, device: str) -> list[str]:
     return problems
 
 
-def _fabric(job: Job, place: Place) -> Fabric:
+def _fabric(job: Job, place: Place, rendezvous: Rendezvous) -> Fabric:
     device = groups.device_of(job.backend, place.local_rank)
-    return Fabric(job.backend, job.collective_timeout_s, device, place.one_host)
+    own = rendezvous.interface
+    if own is not None:
+        environment.choose_interface(own.name)
+    host = None if own is None else own.address
+    return Fabric(job.backend, job.collective_timeout_s, device, place.one_host, host)
 
 
 def _device(name: str, place: Place, servers: int) -> torch.device:
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", max(place.local_rank - servers, 0) % torch.cuda.device_count())
+    return torch.device("cuda", fellow_workers(place, servers) % torch.cuda.device_count())
 
 
 def _build(model: nn.Module | Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -291,18 +332,30 @@ def _serve(
     blueprint: Blueprint,
     fabric: Fabric,
     rendezvous: Rendezvous,
-    watch: _Watch,
+    helpers: _Helpers,
 ) -> Result:
     if job.replicas:
         index, first = place.rank % job.servers, place.rank < job.servers
         pair = ReplicaNode(job, index, model, blueprint, fabric, first=first)
-        pair.reigning = lambda: watch.over(pair)
+        pair.reigning = lambda: helpers.watch.over(pair)
+        _tell_the_roll(pair, helpers.roll)
         pair.serve(rendezvous)
         return Result(Role.SERVER, place.rank)
     node = ServerNode(job, place.rank, model, blueprint, fabric)
-    with watch.over(node):
+    _tell_the_roll(node, helpers.roll)
+    if job.checkpointing is not None and job.checkpointing.writes:
+        helpers.interrupts.ask_first(node.ask_to_stop)
+    with helpers.watch.over(node):
         node.serve(rendezvous)
     return Result(Role.SERVER, place.rank)
+
+
+def _tell_the_roll(node: ServerNode, roll: RollCall) -> None:
+    """Nobody is called any more when the job has begun; and who did not come has a host."""
+    coordinator = node.coordinator
+    if coordinator is not None:
+        roll.begun = lambda: coordinator.core.members.started
+    node.name_of = lambda worker: roll.name(node.job.server_processes + worker)
 
 
 def _work(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -34,7 +35,7 @@ from psrpc.messages import (
 )
 from psrpc.orders import Closed, Cut
 from psrpc.planes import base
-from psrpc.planes.base import Landing, Payload
+from psrpc.planes.base import Landing, Payload, StretchLanding
 from psrpc.store.blueprint import Blueprint
 from psrpc.store.image import ShardImage
 from psrpc.store.shard import Contribution, ShardStore
@@ -48,6 +49,7 @@ class Call:
     tensors: Sequence[torch.Tensor] = ()
     answers: list[base.Answer] = field(default_factory=list)
     lands: list[Landing] = field(default_factory=list)
+    landed: int = 0  # so many of the first of `lands` have been given the weights
 
 
 class Desk:
@@ -93,12 +95,18 @@ class Desk:
 
 Answers = list[tuple[Call, Payload]]
 
+_LARGE_BYTES = 1 << 18  # below, weights stay in the cache until all are stepped
+
 
 def resolve(answers: Answers) -> None:
     """Send answers. Called without a lock, for it runs what waits for them."""
     for call, payload in answers:
         for answer in call.answers:
             answer(payload)
+
+
+def _in_stretches(land: Landing) -> TypeGuard[StretchLanding]:
+    return hasattr(land, "stretch")
 
 
 class _StepFailedError(Exception):
@@ -123,6 +131,7 @@ class ParameterServer:
         )
         self._blueprint = blueprint
         self.store = store
+        self._large = any(flat.nbytes >= _LARGE_BYTES for flat in store.flats)
         self._lock = threading.Lock()
         self.desk = Desk()
         self._failure: PsrpcError | None = None
@@ -302,10 +311,11 @@ class ParameterServer:
 
     def _carry_out(self, decisions: Sequence[Decision]) -> Answers:
         answers: Answers = []
-        for decision in decisions:
+        for place, decision in enumerate(decisions):
             match decision:
                 case Apply(tokens, _, staleness):
-                    self._step([self.desk.look(token) for token in tokens], staleness)
+                    takers = self._takers(decisions[place + 1 :]) if self._large else []
+                    self._step([self.desk.look(token) for token in tokens], staleness, takers)
                 case Answer(token, reply):
                     call = self.desk.close(token)
                     answers.append((call, (reply, self._granted(call, reply))))
@@ -315,28 +325,51 @@ class ParameterServer:
                     self.pictured(cut, self.store.image(), record)
         return answers
 
-    def _step(self, calls: Sequence[Call], staleness: Sequence[int]) -> None:
+    def _takers(self, later: Sequence[Decision]) -> list[Call]:
+        """The calls that take the weights of this step, each stretch as soon as it is stepped."""
+        takers = []
+        for decision in itertools.takewhile(lambda each: not isinstance(each, Apply), later):
+            if isinstance(decision, Answer):
+                call = self.desk.look(decision.token)
+                if self._wants(call, decision.reply) and all(map(_in_stretches, call.lands)):
+                    takers.append(call)
+        return takers
+
+    def _step(
+        self, calls: Sequence[Call], staleness: Sequence[int], takers: Sequence[Call] = ()
+    ) -> None:
         pushes = [call.request for call in calls if isinstance(call.request, Push)]
         contributions = [
             Contribution(call.tensors, push.samples, push.absent, push.overrides)
             for call, push in zip(calls, pushes, strict=True)
         ]
+        stretches = [land.stretch for call in takers for land in call.lands if _in_stretches(land)]
+
+        def written(segment: int, low: int, high: int) -> None:
+            for stretch in stretches:
+                stretch(self.store.flats, segment, low, high)
+
         try:
-            self.store.step(contributions)
+            self.store.step(contributions, written if stretches else None)
         except Exception as error:
             raise _StepFailedError from error
+        for call in takers:
+            call.landed = len(call.lands)
         for call, push, stale in zip(calls, pushes, staleness, strict=True):
             call.tensors = ()
             self.observe(push, stale)
 
     def _granted(self, call: Call, reply: Reply) -> list[torch.Tensor]:
+        return self._weights_for(call) if self._wants(call, reply) else []
+
+    def _wants(self, call: Call, reply: Reply) -> bool:
         request = call.request
         wants = isinstance(request, Pull) or (isinstance(request, Push) and request.pull)
-        return self._weights_for(call) if wants and isinstance(reply, Stepped) else []
+        return wants and isinstance(reply, Stepped)
 
     def _weights_for(self, call: Call) -> list[torch.Tensor]:
         """Give the weights to those who take them now; return them for those who wait for them."""
-        for land in call.lands:
+        for land in call.lands[call.landed :]:
             land(self.store.flats)
         return self.store.snapshot() if len(call.answers) > len(call.lands) else []
 

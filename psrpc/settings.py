@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from psrpc.errors import ConfigError
-from psrpc.job import Checkpointing, Elastic
+from psrpc.job import Checkpointing, Elastic, Hosts
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
 
 Parser = Callable[[str], Any]
@@ -134,6 +134,13 @@ OPTIONS = (
     Option("device", choice("auto", "cpu", "cuda"), "auto", "auto|cpu|cuda"),
     Option("threads", whole(1), None, "torch threads per process (default: cores / workers)"),
     Option("seed", whole(0), "0", "orders samples and starts the model"),
+    Option("interface", str, None,
+           "network interface, or its address, to listen on (default: loopback on one host, on "
+           "several the one whose route leads to the coordinator)"),
+    Option("server-placement", choice("spread", "pack", "colocate"), "pack",
+           "servers on several hosts: pack (on as few as they need), spread (in turn on each), "
+           "colocate (as many on each, beside workers)"),
+    Option("address-file", str, None, "file for the job's address, for psrpc join"),
     Option("port", whole(0), "0", "port of the launcher on 127.0.0.1 (0: a free one)"),
     Option("start-timeout", real(0.0, above=True), "300", "seconds to wait for all processes"),
     Option("min-workers", whole(1), None, "begin, and go on, with as few (default: all, and 1)"),
@@ -180,6 +187,9 @@ class TrainSettings:
     device: str
     threads: int | None
     seed: int
+    interface: str | None
+    server_placement: str
+    address_file: str | None
     port: int
     start_timeout: float
     min_workers: int | None
@@ -212,6 +222,11 @@ class TrainSettings:
             self.dead_after,
             self.rejoin_timeout,
         )
+
+    @property
+    def hosts(self) -> Hosts:
+        """How the job lies on its hosts, as `psrpc.run` takes it."""
+        return Hosts(self.interface, self.server_placement, self.address_file)
 
     @property
     def checkpointing(self) -> Checkpointing | None:

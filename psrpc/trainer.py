@@ -21,10 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from psrpc import datasets, environment, models
 from psrpc._version import __version__
+from psrpc.core.seats import Placement
 from psrpc.datasets import Splits
 from psrpc.environment import Place
 from psrpc.errors import DatasetError, PsrpcError, UsageError
 from psrpc.runtime import Result, run
+from psrpc.seating import seated
 from psrpc.settings import TrainSettings, unwritable
 from psrpc.tree import to_device
 from psrpc.worker import Worker
@@ -44,6 +46,8 @@ def take_part(settings: TrainSettings, place: Place) -> None:
     workers = place.world_size - serving
     if workers < 1:
         raise UsageError(f"{place.world_size} processes cannot hold {serving} servers and a worker")
+    placement = Placement(settings.server_placement)
+    place = seated(place, settings.servers, settings.replicas, placement)
     began = environment.launched_at() or time.time()
     serves = place.serves(serving)
     if place.rank == serving and (problems := unwritable(settings)):
@@ -80,6 +84,7 @@ def take_part(settings: TrainSettings, place: Place) -> None:
         start_timeout_s=settings.start_timeout,
         elastic=settings.elastic,
         checkpointing=settings.checkpointing,
+        hosts=settings.hosts,
         progress=not settings.quiet,
         progress_samples=_total(settings, samples, workers),
     )

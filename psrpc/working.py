@@ -9,7 +9,14 @@ from typing import Any
 from torch import nn
 
 from psrpc.crew import stats_of
-from psrpc.errors import JobOverError, PeerLostError, PsrpcError, decode, encode
+from psrpc.errors import (
+    JobOverError,
+    PeerLostError,
+    PsrpcError,
+    StoppedError,
+    decode,
+    encode,
+)
 from psrpc.interrupts import Terminated
 from psrpc.job import Job
 from psrpc.messages import GetStats
@@ -129,7 +136,7 @@ class WorkerNode:
         except (JobOverError, KeyboardInterrupt, Terminated):
             raise  # the others see it by the connection, and go on
         except BaseException as error:
-            if worker.leaving and isinstance(error, PeerLostError):
+            if worker.leaving and isinstance(error, (PeerLostError, StoppedError)):
                 return None  # the servers were told to end as well
             # JobFailedError too: one server may not know what another one answered.
             with hushed():  # torch logs it if a server has closed meanwhile

@@ -30,7 +30,9 @@ import psrpc.trainer
 
 PRELOADED = (torch.distributed.launcher.api, torch.distributed.run, psrpc.trainer, psrpc.launch)
 MESSAGE_BYTES = 1 << 16
-_CLONE_NEWNET = 0x40000000
+# <linux/sched.h>, <sys/mount.h>
+_CLONE_NEWNET, _CLONE_NEWNS = 0x40000000, 0x00020000
+_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 1 << 18
 
 
 def be(request: dict[str, Any]) -> None:
@@ -49,11 +51,34 @@ def be(request: dict[str, Any]) -> None:
 
 
 def enter(host: str) -> None:
-    """Move into a network namespace, by its name."""
+    """Move into a network namespace, by its name; or LAB/HOST: onto a host of netlab's.
+
+    There a process has that host's name, /etc/hosts and /dev/shm as well, but stays in the process
+    table of this machine.
+    """
+    lab, slash, name = host.partition("/")
+    if not slash:
+        _call("setns", _open(f"/run/netns/{host}"), _CLONE_NEWNET)
+        return
+    with open(f"/run/netlab/{lab}/lab.json") as file:
+        pid = json.load(file)["hosts"][name]["pid"]
+    for kind in ("net", "uts", "ipc"):
+        _call("setns", _open(f"/proc/{pid}/ns/{kind}"), 0)
+    hosts = os.environ.get("PSRPC_TEST_ETC_HOSTS", f"/run/netlab/{lab}/hosts")
+    _call("unshare", _CLONE_NEWNS)
+    _call("mount", b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
+    _call("mount", b"shm", b"/dev/shm", b"tmpfs", 0, b"mode=1777")
+    _call("mount", hosts.encode(), b"/etc/hosts", None, _MS_BIND, None)
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _call(name: str, *arguments: object) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    with open(f"/run/netns/{host}") as namespace:
-        if libc.setns(namespace.fileno(), _CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), f"cannot enter {host}")
+    if getattr(libc, name)(*arguments) != 0:
+        raise OSError(ctypes.get_errno(), f"{name}{arguments}")
 
 
 def run(words: Sequence[str]) -> None:

@@ -53,7 +53,9 @@ class Finished:
 
 
 def is_progress(line: str) -> bool:
-    """Whether a line of stderr is the progress of a running job."""
+    """Whether a line of stderr is the progress of a running job, or of one that begins slowly."""
+    if re.match(r"psrpc: (\d+ of \d+ have come in|.* has waited) \d+ s", line):
+        return True
     return bool(re.fullmatch(r"(.*\] {2})?step \d+ .*staleness \d+(-\d+)?", line))
 
 

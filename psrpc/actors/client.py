@@ -133,7 +133,9 @@ class Client:
         route.located(incarnation, line)
 
     def _headless(self, post: Post) -> None:
-        error = pack_error(PeerLostError("the head of the cluster has ended"))
+        error = pack_error(
+            PeerLostError("the cluster has ended: its head, or the node that was started with it")
+        )
         self.closed = True
         for line in list(self._lines.values()):
             line.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import subprocess
+import threading
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -101,8 +102,18 @@ def init(
         client.start()
         current.client = client
         _cluster = Cluster(client, head, node)
+        if head is not None and node is not None:
+            watch = threading.Thread(target=_watch, args=(head, node), name="psrpc-node")
+            watch.daemon = True
+            watch.start()
         atexit.register(shutdown)
         return _cluster
+
+
+def _watch(head: Head, node: subprocess.Popen[bytes]) -> None:
+    """End a cluster whose own node has ended: whoever waits for an actor hears of it."""
+    node.wait()
+    head.close()
 
 
 def shutdown() -> None:

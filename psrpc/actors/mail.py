@@ -292,8 +292,9 @@ class Mail:
 
     def close(self) -> None:
         """End all connections, and the thread, unless it is the one that asks."""
-        self._closing = True
-        self._ring()
+        if not self._closing:
+            self._closing = True
+            self._ring()
         if self.thread.is_alive() and threading.current_thread() is not self.thread:
             self.thread.join()
 
@@ -303,9 +304,10 @@ class Mail:
         for sock in socks:
             if sock is not None:
                 sock.close()
+        bell, self._bell = self._bell, -1
         with suppress(OSError):
             self._selector.close()
-            os.close(self._bell)
+            os.close(bell)
 
     def _ring(self) -> None:
         self._awake = True

@@ -17,6 +17,18 @@ Answer = Callable[[Payload], object]
 Landing = Callable[[Sequence[torch.Tensor]], None]
 
 
+class StretchLanding(Protocol):
+    """A landing that may also be given weights a stretch at a time, from several threads."""
+
+    def __call__(self, flats: Sequence[torch.Tensor]) -> None:
+        """Take all of the weights."""
+        ...
+
+    def stretch(self, flats: Sequence[torch.Tensor], segment: int, low: int, high: int) -> None:
+        """Take elements `low` to `high` of a segment."""
+        ...
+
+
 class Service(Protocol):
     """What a server offers to every plane."""
 

@@ -8,14 +8,30 @@ import socket
 import struct
 import threading
 import uuid
-from functools import partial
+from collections.abc import Sequence
+
+import torch
 
 from psrpc.planes import wire
-from psrpc.planes.base import Landing, Payload, Service
+from psrpc.planes.base import Payload, Service
 from psrpc.planes.memory import Part, Region
 from psrpc.store.layout import ShardLayout
 
 _MESSAGE_BYTES = 1 << 20
+
+
+class _SlotLanding:
+    """Weights on their way into one part of a slot; a `StretchLanding`."""
+
+    def __init__(self, region: Region, part: Part) -> None:
+        self._region = region
+        self._part = part
+
+    def __call__(self, flats: Sequence[torch.Tensor]) -> None:
+        self._region.write(self._part, flats)
+
+    def stretch(self, flats: Sequence[torch.Tensor], segment: int, low: int, high: int) -> None:
+        self._region.write_stretch(self._part, flats, segment, low, high)
 
 
 class _Guest:
@@ -25,9 +41,9 @@ class _Guest:
         self.sock = sock
         self._region = Region.create(layout)
         # Not of this object: who is in no circle is freed, with what is mapped, as he leaves.
-        self._landings: tuple[Landing, Landing] = (
-            partial(self._region.write, Part.WEIGHTS),
-            partial(self._region.write, Part.AHEAD),
+        self._landings = (
+            _SlotLanding(self._region, Part.WEIGHTS),
+            _SlotLanding(self._region, Part.AHEAD),
         )
 
     def welcome(self) -> None:

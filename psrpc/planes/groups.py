@@ -46,12 +46,16 @@ def device_of(backend: Backend, local_rank: int) -> torch.device:
 
 @dataclass(frozen=True)
 class Fabric:
-    """What a process makes its groups with. On one host they use the loopback interface only."""
+    """What a process makes its groups with: Gloo's listen on `host`, an address of this one.
+
+    None stands for the loopback interface on one host, for what torch chooses on several.
+    """
 
     backend: Backend
     timeout_s: float
     device: torch.device
     one_host: bool
+    host: str | None = None
 
 
 class Group:
@@ -170,11 +174,9 @@ class Groups:
             options = gloo._Options()
             options._timeout = timeout
             if self._device is None:
-                one_host = self._fabric.one_host
+                host = self._fabric.host or ("127.0.0.1" if self._fabric.one_host else None)
                 self._device = (
-                    gloo.create_device(hostname="127.0.0.1")
-                    if one_host
-                    else gloo.create_default_device()
+                    gloo.create_device(hostname=host) if host else gloo.create_default_device()
                 )
             options._devices = [self._device]
             return gloo(store, rank, size, options)

@@ -19,12 +19,10 @@ from enum import IntEnum
 import torch
 
 from psrpc.planes.freight import as_bytes
-from psrpc.store.hands import spans, spread
 from psrpc.store.layout import ShardLayout, torch_dtype
 
 _ALIGN = 64
 _MAP_FIXED = 0x10  # of Linux, on every processor that torch runs on
-_PART_BYTES = 1 << 22  # what one thread writes at a time
 
 
 class Part(IntEnum):
@@ -80,6 +78,16 @@ class Region:
             for view, offset in zip(self._bytes_of(flats), self._offsets, strict=True):
                 _write(self._fd, view, start + offset)
 
+    def write_stretch(
+        self, part: Part, flats: Sequence[torch.Tensor], segment: int, low: int, high: int
+    ) -> None:
+        """Write elements `low` to `high` of one flat tensor, as `write` does all of them."""
+        item = flats[segment].itemsize
+        start = self._part_bytes * part + self._offsets[segment] + low * item
+        with self._lock:
+            if self._fd >= 0:
+                _write(self._fd, self._bytes_of(flats)[segment][low * item : high * item], start)
+
     def move(self, fd: int) -> None:
         """Let what is mapped lie in another memory file of this size, or (-1) in no file.
 
@@ -134,10 +142,6 @@ def _offsets(layout: ShardLayout) -> tuple[list[int], int]:
 
 
 def _write(fd: int, view: memoryview, offset: int) -> None:
-    if view.nbytes > _PART_BYTES:
-        parts = spans(view.nbytes, _PART_BYTES)
-        spread(lambda low, high: _write(fd, view[low:high], offset + low), parts)
-        return
     done = os.pwrite(fd, view, offset)
     while done < view.nbytes:
         done += os.pwrite(fd, view[done:], offset + done)

@@ -29,6 +29,9 @@ from psrpc.store.state import Option, join_state, own, same
 # As many elements as stay in a core's cache with their gradients and state.
 _STRETCH = 1 << 16
 
+# Called with a segment and the first and the past-the-end element.
+Written = Callable[[int, int, int], None]
+
 
 class ShardOptimizer:
     """Steps a shard's flat segments in place. Not thread-safe: one step at a time."""
@@ -58,12 +61,15 @@ class ShardOptimizer:
         gradients: Sequence[Mixture],
         absent: Collection[int] = (),
         overrides: Sequence[Override] = (),
+        written: Written | None = None,
     ) -> None:
         """Take one optimizer step.
 
         `gradients` are one a segment, of the segment's dtype; pieces in `absent` (indices
         into the layout's) have no gradient and are not touched. `overrides` set options
         that differ from the job's start; those of the last step that are not repeated go back.
+        `written` is told of each stretch of a segment when it has its new values, from several
+        threads.
         """
         if self._optimizer is None:
             return
@@ -72,7 +78,7 @@ class ShardOptimizer:
         given = [
             segment
             for segment, gradient in enumerate(gradients)
-            if absent or not self._run_kernel(segment, gradient)
+            if absent or not self._run_kernel(segment, gradient, written)
         ]
         if not given:
             return
@@ -82,6 +88,9 @@ class ShardOptimizer:
         for parameters in self._of_segment:
             for parameter in parameters:
                 parameter.grad = None
+        if written is not None:
+            for segment in given:
+                written(segment, 0, self.layout.segments[segment].numel)
 
     def _step_given(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the class step the parameters that have a gradient."""
@@ -91,7 +100,7 @@ class ShardOptimizer:
         with torch.no_grad():
             plain_step(type(optimizer))(optimizer)
 
-    def _run_kernel(self, segment: int, gradient: Mixture) -> bool:
+    def _run_kernel(self, segment: int, gradient: Mixture, written: Written | None) -> bool:
         """Step a whole segment by its optimizer's kernel; returns whether that could be done."""
         kernel = self._kernel
         if kernel is None or not self._joined[segment]:
@@ -102,8 +111,10 @@ class ShardOptimizer:
         if not kernels.ready(state, options):
             return False
         weights, numel = self._flats[segment], self.layout.segments[segment].numel
-        if numel <= _STRETCH:
+        if numel <= _STRETCH or (gradient.single and not state):
             kernel(weights, gradient.whole(), state, options)
+            if written is not None:
+                written(segment, 0, numel)
             return True
         parts = {key: v for key, v in state.items() if _is_elementwise(v, numel)}
         counts = {key: v for key, v in state.items() if key not in parts}
@@ -113,6 +124,8 @@ class ShardOptimizer:
             part = {key: value[low:high] for key, value in parts.items()}
             part |= {key: own(value) for key, value in counts.items()}
             kernel(weights[low:high], gradient.stretch(low, high), part, options)
+            if written is not None:
+                written(segment, low, high)
             return part
 
         part = spread(step, spans(numel, _STRETCH))[0]

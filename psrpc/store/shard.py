@@ -18,7 +18,7 @@ from psrpc.store.copies import Copies
 from psrpc.store.image import Frame, PieceImage, ShardImage, room_for
 from psrpc.store.layout import ShardLayout
 from psrpc.store.mixture import Mixture
-from psrpc.store.optim import ShardOptimizer
+from psrpc.store.optim import ShardOptimizer, Written
 from psrpc.store.state import own
 
 
@@ -81,15 +81,15 @@ class ShardStore:
                     f"{index}, which is {list(flat.shape)} {flat.dtype}"
                 )
 
-    def step(self, contributions: Sequence[Contribution]) -> None:
+    def step(self, contributions: Sequence[Contribution], written: Written | None = None) -> None:
         """One optimizer step from the contributions' gradients, reduced in the order given.
 
-        Options follow the first contribution.
+        Options follow the first contribution. `written` is as in `ShardOptimizer.step`.
         """
         absent = set(contributions[0].absent).intersection(*(c.absent for c in contributions))
         self._snapshot = None
         gradients = reduce(contributions, self.reduction)
-        self._optimizer.step(gradients, absent, contributions[0].overrides)
+        self._optimizer.step(gradients, absent, contributions[0].overrides, written)
 
     def snapshot(self) -> list[torch.Tensor]:
         """The weights as they are now, one flat copy a segment, shared until the next step."""

@@ -95,6 +95,33 @@ def test_what_was_on_a_killed_node_goes_to_another_that_can(bench: Bench) -> Non
     assert Path(f"/proc/{os.getpid()}").exists()
 
 
+UNABLE = """
+import sys
+import psrpc
+
+sys.path.insert(0, "broken")  # where the node finds another psrpc, that cannot be imported
+
+@psrpc.actor
+class Any:
+    def do(self):
+        pass
+
+try:
+    Any.remote().do.remote().result(60)
+except psrpc.errors.PeerLostError as error:
+    print(error)
+"""
+
+
+def test_a_node_that_cannot_start_is_an_error(bench: Bench) -> None:
+    bench.write("unable.py", UNABLE)
+    (bench.folder / "broken" / "psrpc").mkdir(parents=True)
+    bench.write("broken/psrpc/__init__.py", "raise SystemExit(3)")
+    ended = bench.run("unable.py")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith("the cluster has ended")
+
+
 def test_status_without_a_cluster(bench: Bench) -> None:
     ended = bench.run("-m", "psrpc", "status", f"{'0' * 32}@unix:psrpc-head-none")
     assert (ended.code, ended.out) == (1, "")

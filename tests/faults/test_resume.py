@@ -99,6 +99,28 @@ def test_a_killed_job_goes_on_with_other_numbers(
     assert report["worker_steps"] < epochs * 80, "what the checkpoint has is not made again"
 
 
+@pytest.mark.parametrize("told", [(0, 1, 2, 3), (1,)])
+def test_a_job_that_is_told_to_stop_is_cut_first(bench: Bench, told: tuple[int, ...]) -> None:
+    """SIGTERM to all at once, as SLURM sends it, or to a server that does not coordinate."""
+    script = SCRIPT.replace("every_updates=30", "every_updates=10**9")
+    bench.write("script.py", script)
+    ranks = bench.ranks("script.py", "bounded", "2", "100", "0.005", "auto", count=4)
+    wait_until((bench.folder / "stepped").exists, PATIENCE_S, ranks.shown)
+    for rank in told:
+        ranks.commands[rank].process.send_signal(signal.SIGTERM)
+    ended = ranks.finish()
+    assert "the job was asked to stop (SIGTERM came to a server)" in ended[0].err
+    workers = [0, 0] if len(told) > 1 else [1, 1]
+    assert [each.code for each in ended] == [1, 1, *workers]
+    (last,) = checkpoints(bench)
+    epochs = updates_in(last) * 5 // 400 + 1
+    (out,) = [each.out for each in go_on(bench, "bounded", 2, 2, epochs) if each.out]
+    report = json.loads(out)
+    assert report["samples_counted_once"] is True
+    assert [each["samples"] for each in report["epoch_accounts"]] == [400] * epochs
+    assert report["worker_steps"] < epochs * 80
+
+
 def test_a_damaged_checkpoint_is_passed_over(bench: Bench) -> None:
     kill_when_there_are(bench, 2, "async", 1)
     *_, older, newest = checkpoints(bench)

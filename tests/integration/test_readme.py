@@ -43,7 +43,7 @@ def look_at_the_weights(bench: Bench) -> None:
 def test_the_ten_lines(bench: Bench) -> None:
     bench.write("train.py", script("train.py"))
     ended = bench.run(*TORCHRUN, "--standalone", *launch_of("train.py"))
-    assert (ended.code, ended.err) == (0, "")
+    assert (ended.code, ended.lines) == (0, [])
     assert ended.out.startswith("Report(")
     assert "samples=28760" in ended.out
     look_at_the_weights(bench)
@@ -53,7 +53,7 @@ def test_the_loop_with_an_optimizer(bench: Bench) -> None:
     assert launch_of("loop.py") == ["--nproc-per-node=3", "loop.py"]
     bench.write("loop.py", script("loop.py"))
     ranks = bench.ranks("loop.py", count=3).finish()
-    assert [(ended.code, ended.err) for ended in ranks] == [(0, "")] * 3
+    assert [(ended.code, ended.lines) for ended in ranks] == [(0, [])] * 3
     assert "samples=7190" in ranks[1].out
     look_at_the_weights(bench)
 

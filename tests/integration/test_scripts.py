@@ -36,7 +36,7 @@ def test_ten_lines_with_nothing_but_variables(bench: Bench) -> None:
     bench.write("net.py", NET)
     bench.write("script.py", SCRIPT)
     ended = bench.ranks("script.py", count=3).finish()
-    assert [(each.code, each.err) for each in ended] == [(0, "")] * 3
+    assert [(each.code, each.lines) for each in ended] == [(0, [])] * 3
     (server,), (main, first), (second,) = (each.out.splitlines() for each in ended)
     assert (server, first, second) == ("server 0", "worker 0", "worker 1")
     accuracy, samples, steps = main.removeprefix("main: ").split()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import marks, options
+from benchmarks import marks, namespaces, options
 from benchmarks.cli import cli
 from benchmarks.commands import checkpoint, hosts, rivals, startup
 from benchmarks.commands.large import moved_mb
@@ -47,9 +47,14 @@ def test_hosts_is_one_side_at_a_time() -> None:
 
 def test_a_second_namespace_needs_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    result = CliRunner().invoke(cli, ["hosts"])
-    assert result.exit_code == 1
-    assert "hosts --connect ADDRESS" in result.output
+    for words in (["hosts"], ["hosts", "--transfer"]):
+        result = CliRunner().invoke(cli, words)
+        assert result.exit_code == 1
+        assert "--connect ADDRESS" in result.output
+
+
+def test_workers_are_dealt_out_to_hosts_in_turn() -> None:
+    assert [namespaces.deal(3, hosts) for hosts in (1, 2, 3)] == [[0, 0, 0], [0, 1, 0], [0, 1, 2]]
 
 
 def test_hosts_compares_what_goes_the_same_way() -> None:

@@ -103,6 +103,7 @@ def test_one_synchronous_worker_goes_on_bit_by_bit(
     assert first.train(save_at).samples_counted_once
     again = Saved(tmp_path, after)
     again.resume()
+    assert again.coordinator.server.core.gate.floor == save_at
     report = again.train()
     assert report.samples_counted_once
     assert report.samples == 80

@@ -5,8 +5,11 @@ from __future__ import annotations
 from psrpc.core.account import account
 from psrpc.core.leases import LeaseBook
 from psrpc.core.ledger import Ledger
+from psrpc.core.shard import ShardCore
 from psrpc.counts import Coverage, EpochAccount, EpochLeases
-from psrpc.messages import Lease
+from psrpc.messages import Lease, StatsReply
+from psrpc.modes import Asynchronous
+from psrpc.report import summarize
 
 EPOCH = EpochLeases(0, samples=10, done=10, skipped=0, batch_size=2, stops=(5, 9, 10))
 FULL = Coverage(0, closed=((0, 3),))
@@ -90,3 +93,10 @@ def test_books_and_ledgers_as_they_are_kept_agree() -> None:
     ledgers[1].record(missed.key(0))
     (found,) = account(book.export(), [ledger.coverage() for ledger in ledgers])
     assert found.lost == 0
+
+
+def test_a_report_says_that_samples_are_lost() -> None:
+    nothing = ShardCore(Asynchronous()).stats()
+    report = summarize([StatsReply(nothing, leases=(EpochLeases(0, 4, 4, 0, 2, (4,)),))])
+    assert not report.samples_counted_once
+    assert report.samples_lost == 4

@@ -9,7 +9,15 @@ import pickle
 import pytest
 
 from psrpc import errors
-from psrpc.errors import ConfigError, JobFailedError, PsrpcError, UsageError, decode, encode
+from psrpc.errors import (
+    ConfigError,
+    JobFailedError,
+    PsrpcError,
+    StoppedError,
+    UsageError,
+    decode,
+    encode,
+)
 
 ALL = [
     kind
@@ -50,7 +58,9 @@ def test_all_problems_stay_together() -> None:
 
 @pytest.mark.parametrize("kind", ALL)
 def test_only_the_callers_faults_end_with_2(kind: type[PsrpcError]) -> None:
-    assert kind.exit_code == (2 if issubclass(kind, UsageError) else 1)
+    usual = 2 if issubclass(kind, UsageError) else 1
+    # Whom a signal ended ends as the signal's default would have it in a shell.
+    assert kind.exit_code == (143 if kind is StoppedError else usual)
 
 
 def test_a_foreign_error_fails_the_job_and_keeps_its_name() -> None:

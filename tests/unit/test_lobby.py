@@ -50,5 +50,5 @@ def test_who_can_join_from_where() -> None:
     assert lobby(one_host=True, loopback=True).admit("localhost") is True
     assert lobby(one_host=False, loopback=False).admit("127.0.0.1") is False
     assert lobby(one_host=True, loopback=False).admit(ELSEWHERE) is False
-    with pytest.raises(ConfigError, match=r"on its own host only.* TP_SOCKET_IFNAME"):
+    with pytest.raises(ConfigError, match=r"on its own host only.* --interface"):
         lobby(one_host=True, loopback=True).admit(ELSEWHERE)

@@ -44,6 +44,17 @@ def test_other_tensors_are_written_in_place_of_the_first() -> None:
     assert seen(worker, Part.AHEAD) == [[3.0] * 2, [3.0] * 3]
 
 
+def test_a_stretch_is_written_where_it_belongs() -> None:
+    server, worker = pair()
+    weights = [torch.tensor([1.0, 2.0]).half(), torch.tensor([3.0, 4.0, 5.0])]
+    server.write_stretch(Part.WEIGHTS, weights, 0, 1, 2)
+    server.write_stretch(Part.WEIGHTS, weights, 1, 0, 2)
+    assert seen(worker, Part.WEIGHTS) == [[0.0, 2.0], [3.0, 4.0, 0.0]]
+    server.close()
+    server.write_stretch(Part.WEIGHTS, weights, 1, 2, 3)
+    assert seen(worker, Part.WEIGHTS) == [[0.0, 2.0], [3.0, 4.0, 0.0]]
+
+
 def test_nothing_is_written_when_it_is_closed() -> None:
     server, worker = pair()
     server.close()

@@ -33,7 +33,8 @@ def run(documents: Iterable[Document], extract: Extract, workers: int) -> Iterat
 
 
 def _done(open_: dict[Future[Result], str]) -> Iterator[Result]:
-    for future in wait(open_, return_when=FIRST_COMPLETED).done:
+    done = wait(open_, return_when=FIRST_COMPLETED).done
+    for future in [each for each in open_ if each in done]:
         name = open_.pop(future)
         try:
             yield future.result()

@@ -111,6 +111,12 @@ class Signer:
         self._call_of = call_of
         self._error_of = error_of
 
+    def _register_reducer(self, kind: type, reducer: Any) -> None:
+        """Torch's modules that are imported late, those of checkpoints too, call this.
+
+        They say how to pickle objects that are never sent here.
+        """
+
     def serialize(self, message: Any) -> tuple[bytes, list[torch.Tensor]]:
         """A call or a result as bytes, and its tensors.
 

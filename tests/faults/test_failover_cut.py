@@ -28,7 +28,7 @@ STORE = """
 
 def start(bench: Bench, hosts: Hosts, mode: str, port: int) -> Ranks:
     """A primary on the first host; its backup and two workers on the second."""
-    words = ("script.py", mode, "auto", "1", "6", "0.02", "30")
+    words = ("script.py", mode, "auto", "1", "6", "0.02", "30", "never")
     shared = {
         "WORLD_SIZE": "4",
         "MASTER_ADDR": hosts.addresses[1],

@@ -230,3 +230,8 @@ def test_what_a_handler_raises_is_told_as_a_text(host: Host) -> None:
     back = signer(host.mine).deserialize(*data)
     assert back.exception_type is RuntimeError
     assert back.msg.encode("utf-8").decode("unicode_escape") == "a\\b\n\x00"
+
+
+def test_torchs_modules_may_be_imported_late() -> None:
+    # As torch.distributed.nn does it, which torch.distributed.checkpoint imports.
+    signer(Tickets("late"))._register_reducer(object, pickle.dumps)

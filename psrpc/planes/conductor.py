@@ -58,6 +58,8 @@ class Cue(Reply):
     kept: tuple[int, ...]
 
 
+_LONGEST_END_S = 2.0
+
 codec.know(Enter, Outcome, Cue)
 
 
@@ -162,8 +164,13 @@ class Conductor:
         self._thread.start()
 
     def close(self) -> None:
-        """Take no more. A round that is under way is left to itself."""
+        """Take no more. Blocks until the groups are gone; a round under way for 2 s at most.
+
+        A process that ends while its thread lets go of a group of Gloo's is aborted.
+        """
         self._orders.put(None)
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join(_LONGEST_END_S)
 
     def handle(
         self,

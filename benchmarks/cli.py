@@ -16,6 +16,9 @@ from benchmarks.commands import (
     latency,
     loader,
     memory,
+    refill,
+    replicas,
+    reshard,
     startup,
 )
 
@@ -32,11 +35,14 @@ for command in (
     large.large,
     startup.startup,
     memory.memory,
+    reshard.reshard,
     latency.latency,
     checkpoint.checkpoint,
     chaos.chaos,
     churn.churn,
     cycles.cycles,
+    replicas.replicas,
+    refill.refill,
     hosts.hosts,
 ):
     cli.add_command(command)

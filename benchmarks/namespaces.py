@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -106,6 +107,13 @@ def fleet(count: int, rate_mbit: int) -> Iterator[Fleet]:
             for space, device in ((name, "eth0"), (switch, port)):
                 _limit(space, device, rate_mbit)
         yield Fleet(names, addresses)
+
+
+def traffic(host: str) -> tuple[int, int]:
+    """The bytes that a virtual host has received and sent so far, with all headers."""
+    (link,) = json.loads(_ip("-n", host, "-s", "-j", "link", "show", "eth0"))
+    counts = link["stats64"]
+    return counts["rx"]["bytes"], counts["tx"]["bytes"]
 
 
 def _namespace(name: str, made: ExitStack) -> None:

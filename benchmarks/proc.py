@@ -47,6 +47,16 @@ def cpu_s(pid: int) -> float:
     return (user + system) / os.sysconf("SC_CLK_TCK")
 
 
+def waits(pid: int) -> int:
+    """How often the threads of a process have stopped to wait for something, and woken up."""
+    total = 0
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        for line in status.read_text().splitlines():
+            if line.startswith("voluntary_ctxt_switches"):
+                total += int(line.split()[1])
+    return total
+
+
 def parent(pid: int) -> int | None:
     """The process that started another one."""
     try:

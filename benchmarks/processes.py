@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks import proc
 from benchmarks.contender import BenchmarkError
 from benchmarks.machine import ROOT
+from benchmarks.namespaces import Fleet
 
 CONTROL = "PSRPC_BENCHMARK_CONTROL"
 MARK = "PSRPC_BENCHMARK_GROUP"
@@ -38,23 +39,73 @@ class Part:
     arguments: tuple[Any, ...] = ()
 
 
-class ProcessGroup:
-    """The processes of one contender, by rank. It can be started again after `stop`."""
+@dataclass(frozen=True)
+class Seats:
+    """The virtual hosts of a group, and on which of them each rank is."""
 
-    def __init__(self, name: str, parts: Sequence[Part], python: str = sys.executable) -> None:
+    fleet: Fleet
+    host_of: tuple[int, ...]
+
+    def words(self, rank: int) -> list[str]:
+        """What puts a rank's command where it belongs."""
+        return ["ip", "netns", "exec", self.fleet.names[self.host_of[rank]]]
+
+    def variables(self, rank: int) -> dict[str, str]:
+        """What a launcher says of a rank's host."""
+        host = self.host_of[rank]
+        return {
+            "LOCAL_RANK": str(self.host_of[:rank].count(host)),
+            "LOCAL_WORLD_SIZE": str(self.host_of.count(host)),
+            "MASTER_ADDR": self.fleet.addresses[self.host_of[0]],
+            # torch asks for the names of all addresses, and nobody answers there.
+            "RES_OPTIONS": "timeout:1 attempts:1",
+        }
+
+
+class ProcessGroup:
+    """The processes of one contender, by rank. It can be started again after `stop`.
+
+    They are on this host, or on the virtual ones of `seats`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parts: Sequence[Part],
+        python: str = sys.executable,
+        seats: Seats | None = None,
+    ) -> None:
         self.name = name
         self._parts = parts
         self._python = python
+        self._seats = seats
+        self._port = 0
+        self.dead: set[int] = set()  # those that were killed on purpose
         self._marking = f"{MARK}={uuid.uuid4().hex}"
         self._processes: list[subprocess.Popen[bytes]] = []
         self._controls: list[connection.Connection] = []
 
     def start(self) -> None:
         """Start all processes and hand out their parts."""
-        port = free_port()
+        self._port = free_port()
         for rank, part in enumerate(self._parts):
-            self._start_one(rank, port)
+            process, control = self._start_one(rank)
+            self._processes.append(process)
+            self._controls.append(control)
             self.send([rank], part)
+
+    def kill(self, rank: int) -> None:
+        """Let a member die (kill -9)."""
+        self.dead.add(rank)
+        self._processes[rank].kill()
+        self._processes[rank].wait()
+
+    def replace(self, rank: int) -> None:
+        """Start another one in the place of a member that has died."""
+        self.dead.discard(rank)
+        self._controls[rank].close()
+        self._processes[rank], self._controls[rank] = self._start_one(rank)
+        self.send([rank], self._parts[rank])
 
     def send(self, ranks: Sequence[int], message: object) -> None:
         """Send a message to the processes of these ranks."""
@@ -72,7 +123,8 @@ class ProcessGroup:
         deadline = time.monotonic() + timeout_s
         messages: dict[int, Any] = {}
         while len(messages) < len(ranks):
-            ready = connection.wait(self._controls, max(deadline - time.monotonic(), 0.0))
+            watched = [self._controls[rank] for rank in {*range(len(self._controls))} - self.dead]
+            ready = connection.wait(watched, max(deadline - time.monotonic(), 0.0))
             if not ready:
                 silent = sorted(set(ranks) - messages.keys())
                 raise BenchmarkError(
@@ -120,22 +172,23 @@ class ProcessGroup:
         finally:
             self._kill()
 
-    def _start_one(self, rank: int, port: int) -> None:
+    def _start_one(self, rank: int) -> tuple[subprocess.Popen[bytes], connection.Connection]:
         ours, theirs = socket.socketpair()
         with theirs:
-            self._controls.append(connection.Connection(ours.detach()))
+            control = connection.Connection(ours.detach())
+            there = [] if self._seats is None else self._seats.words(rank)
             process = subprocess.Popen(
-                [self._python, "-m", "benchmarks.member"],
+                [*there, self._python, "-m", "benchmarks.member"],
                 cwd=ROOT,
-                env=self._environment(rank, port, theirs.fileno()),
+                env=self._environment(rank, theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 # Ctrl-C is for us alone; we then stop them.
                 process_group=0,
             )
-        self._processes.append(process)
+        return process, control
 
-    def _environment(self, rank: int, port: int, control: int) -> dict[str, str]:
+    def _environment(self, rank: int, control: int) -> dict[str, str]:
         size = str(len(self._parts))
         return (
             os.environ
@@ -145,12 +198,13 @@ class ProcessGroup:
                 "WORLD_SIZE": size,
                 "LOCAL_WORLD_SIZE": size,
                 "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
+                "MASTER_PORT": str(self._port),
                 "OMP_NUM_THREADS": "1",
                 "TORCH_CPP_LOG_LEVEL": "ERROR",
                 "PSRPC_LAUNCHER": str(os.getpid()),
                 CONTROL: str(control),
             }
+            | ({} if self._seats is None else self._seats.variables(rank))
             | dict([self._marking.split("=")])
         )
 

@@ -17,6 +17,22 @@ _ENTRY_BYTES = 40  # one of its answers: 16 bytes of name, a socket address, pad
 _ENTRIES = 512
 
 
+def keep_alive(sock: socket.socket, silent_s: int = 60) -> None:
+    """Let the kernel end a TCP connection whose other kernel says nothing for so long.
+
+    A host that loses its power, or its network, does not say that it is gone. Processes may be
+    silent for longer.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, silent_s // 3),
+        (socket.TCP_KEEPINTVL, silent_s // 6),
+        (socket.TCP_KEEPCNT, 4),
+        (socket.TCP_USER_TIMEOUT, silent_s * 1000),
+    ):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 @dataclass(frozen=True)
 class Interface:
     """A network interface of this host, and its IPv4 address."""
@@ -34,6 +50,13 @@ def is_loopback(address: str) -> bool:
     """Whether an address, not a name, is of the loopback interface."""
     try:
         return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_ipv6(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address.partition("%")[0].strip("[]")).version == 6
     except ValueError:
         return False
 
@@ -64,6 +87,11 @@ def chosen(wanted: str, found: list[Interface] | None = None) -> Interface:
     if wanted in first:
         return first[wanted]
     match = next((each for each in found if each.address == wanted), None)
+    if match is None and _is_ipv6(wanted):
+        raise ConfigError(
+            f"--interface {wanted} is an IPv6 address, and psrpc uses IPv4 only: give the name or "
+            "the IPv4 address of an interface"
+        )
     if match is None:
         known = ", ".join(f"{each.name} ({each.address})" for each in found) or "none"
         raise ConfigError(

@@ -8,12 +8,12 @@ of its own, and tells the coordinator, which completes the checkpoint when all p
 from __future__ import annotations
 
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,9 +25,13 @@ from psrpc.checkpoints.parts import Part
 from psrpc.checkpoints.reading import Checkpoint, open_checkpoint
 from psrpc.checkpoints.writing import JobRecord, write_part
 from psrpc.coordinator import Coordinator
+from psrpc.core.coordinator import CoordinatorCore
+from psrpc.core.leases import epochs_of, skipped_in
+from psrpc.core.ledger import Ledger
 from psrpc.errors import CheckpointError, PsrpcError
 from psrpc.job import Checkpointing, Job
 from psrpc.orders import Cut, PutPart
+from psrpc.saying import say
 from psrpc.server import ParameterServer
 from psrpc.store.blueprint import Blueprint
 from psrpc.store.image import ShardImage
@@ -44,10 +48,12 @@ class _AgainError(CheckpointError):
 
 
 class Orders(Protocol):
-    """Whoever takes the coordinator's orders about cuts."""
+    """Whoever takes the coordinator's orders about cuts, for checkpoints and new layouts."""
 
     def begin_cut(self, number: int, folder: str) -> None: ...
     def give_up_cut(self, number: int) -> None: ...
+    def begin_layout(self, giver: str) -> None: ...
+    def give_up_layout(self, why: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -63,12 +69,11 @@ class PartWriter:
     def __init__(
         self,
         server: ParameterServer,
-        store: ShardStore,
         blueprint: Blueprint,
         deliver: Callable[[PutPart], None],
     ) -> None:
+        self._server = server
         self._index = server.index
-        self._store = store
         self._blueprint = blueprint
         self._deliver = deliver
         # One that came after another server of its shard writes nothing of that one's last cut.
@@ -77,6 +82,10 @@ class PartWriter:
         self._pictures: queue.SimpleQueue[_Picture | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="psrpc-part-writer", daemon=True)
         server.pictured = lambda *picture: self._pictures.put(_Picture(*picture))
+
+    @property
+    def _store(self) -> ShardStore:
+        return self._server.store
 
     def start(self) -> None:
         """Begin to wait for images."""
@@ -142,12 +151,17 @@ class Checkpointer:
         self._orders = orders
         self._blueprint = blueprint
         self._model = model
+        self.turn = threading.Lock()  # held while the job is cut
         self._checkpoints = Checkpoints(Path(plan.directory), plan.keep)
         self._puts: queue.SimpleQueue[PutPart] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._wanted = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="psrpc-checkpointer", daemon=True)
+        self._thread: threading.Thread | None = None
+        self._made_last = threading.Event()
         coordinator.part_came = self._puts.put
+        coordinator.kept_last = self.kept_last
+        self._making = False
+        coordinator.saving = lambda: self._making
 
     def start(self) -> None:
         """Make the folder, and begin. Raises CheckpointError.
@@ -158,29 +172,46 @@ class Checkpointer:
         self._checkpoints.start(after=before or 0)
         if before is not None:
             self._orders.give_up_cut(before)
-        self._thread.start()
+        self._begin()
+
+    def _begin(self) -> None:
+        thread = threading.Thread(target=self._run, name="psrpc-checkpointer", daemon=True)
+        thread.start()
+        self._thread = thread
 
     @property
     def begun(self) -> bool:
         """Whether checkpoints are made."""
-        return self._thread.ident is not None
+        return self._thread is not None
+
+    def kept_last(self) -> bool:
+        """Have one more checkpoint made, at the job's end; returns whether that is over.
+
+        From any thread; to be asked again until it is.
+        """
+        self._wanted.set()
+        return self._made_last.is_set() or not self.begun
 
     def close(self) -> None:
-        """Stop, when a checkpoint under way is done. Blocks."""
+        """Stop; a checkpoint under way is given up. Blocks."""
         self._stop.set()
-        if self._thread.ident is not None:
+        if self._thread is not None:
             self._thread.join()
             with suppress(CheckpointError):  # a folder that cannot be read any more
                 self._checkpoints.clear()
 
     def make_last(self) -> None:
-        """Make one more checkpoint, of a job that is about to end before its time. Blocks."""
+        """Make one more checkpoint, of a job that is about to end before its time. Blocks.
+
+        Should it go on all the same, others are made as ever.
+        """
         self.close()
         self._stop.clear()
         try:
             self.make()
         except CheckpointError as error:
-            _say(f"the last checkpoint failed: {error}")
+            say(f"the last checkpoint failed: {error}")
+        self._begin()
 
     def resume(self) -> Checkpoint | None:
         """The newest good checkpoint, or the one that the plan names; says what was passed over.
@@ -195,17 +226,20 @@ class Checkpointer:
             self._check_seed(found)
             return found
         self._checkpoints.start()
-        found_or_none, passed = self._checkpoints.newest(self._blueprint)
+        fits = partial(facts_for, servers=self._job.servers)
+        found_or_none, passed = self._checkpoints.newest(self._blueprint, fits=fits)
         for _, why in passed:
-            _say(f"passed over: {why}")
+            say(f"passed over: {why}")
         if found_or_none is None and passed:
             raise CheckpointError(
                 f"none of the checkpoints in {self._plan.directory} can be gone on from: move them "
                 "away to start afresh"
             )
-        if found_or_none is not None:
-            self._check_seed(found_or_none)
-            _say(f"going on from {found_or_none.folder}")
+        if found_or_none is None:
+            say(f"no checkpoint in {self._plan.directory} yet: training begins anew")
+            return None
+        self._check_seed(found_or_none)
+        say(f"going on from {found_or_none.folder}")
         return found_or_none
 
     def newest_number(self) -> int:
@@ -217,7 +251,7 @@ class Checkpointer:
         self._checkpoints.start()
         found, passed = self._checkpoints.newest(self._blueprint, above=number)
         for _, why in passed:
-            _say(f"passed over: {why}")
+            say(f"passed over: {why}")
         return found
 
     def _check_seed(self, found: Checkpoint) -> None:
@@ -230,18 +264,26 @@ class Checkpointer:
 
     def make(self) -> None:
         """Make one checkpoint now. Blocks; raises CheckpointError."""
+        with self.turn:
+            self._making = True
+            try:
+                self._make()
+            finally:
+                self._making = False
+
+    def _make(self) -> None:
         number = self._checkpoints.begin()
         try:
             self._orders.begin_cut(number, str(self._folder(number)))
             parts = self._collect(number)
-            _compare(parts)
+            self._coordinator.look(partial(_compare, parts))
             record = JobRecord(
                 self._blueprint,
                 names_of(self._model, self._blueprint),
                 rest_of(self._model, self._blueprint, self._coordinator.buffers()),
                 dict(self._job.settings),
                 self._options(),
-                self._coordinator.record(),
+                self._coordinator.look(_record),
             )
             self._checkpoints.finish(number, parts, record)
         except Exception:
@@ -256,7 +298,8 @@ class Checkpointer:
         failures = 0
         due_s, due_updates = self._next()
         while not self._stop.wait(_LOOK_AGAIN_S):
-            if time.monotonic() < due_s and self._updates() < due_updates:
+            last = self._wanted.is_set()
+            if not last and time.monotonic() < due_s and self._updates() < due_updates:
                 continue
             try:
                 self.make()
@@ -265,10 +308,13 @@ class Checkpointer:
                 failures += 1
                 if failures < _TRIES:
                     continue
-                _say(f"a checkpoint failed, and training goes on: {error}")
+                say(f"a checkpoint failed, and training goes on: {error}")
             except Exception as error:
                 if not self._stop.is_set():
-                    _say(f"a checkpoint failed, and training goes on: {error}")
+                    say(f"a checkpoint failed, and training goes on: {error}")
+            if last:
+                self._made_last.set()
+                return
             due_s, due_updates = self._next()
 
     def _updates(self) -> int:
@@ -284,9 +330,10 @@ class Checkpointer:
     def _collect(self, number: int) -> list[Part]:
         parts: dict[int, Part] = {}
         deadline = time.monotonic() + _CUT_WITHIN_S
-        while len(parts) < self._job.servers:
+        servers = range(self._coordinator.core.resharding.servers)
+        while len(parts) < len(servers):
             if time.monotonic() > deadline or self._stop.is_set():
-                missing = sorted(set(range(self._job.servers)) - parts.keys())
+                missing = sorted(set(servers) - parts.keys())
                 raise CheckpointError(f"servers {missing} have not written their parts in time")
             try:
                 put = self._puts.get(timeout=_LOOK_AGAIN_S)
@@ -302,33 +349,52 @@ class Checkpointer:
                 raise CheckpointError(f"server {put.worker}: {put.error}")
             assert isinstance(put.part, Mapping)
             parts[put.worker] = Part.from_json(put.part)
-        return [parts[server] for server in range(self._job.servers)]
+        return [parts[server] for server in servers]
 
 
-def _compare(parts: Sequence[Part]) -> None:
-    """Raise _AgainError unless all shards have the same updates."""
-    if any(part.facts["ledger"] != parts[0].facts["ledger"] for part in parts):
+def _record(core: CoordinatorCore) -> dict[str, Any]:
+    """What a checkpoint keeps of the coordinator, as a value for JSON."""
+    return {"incarnation": core.incarnation, "epochs": core.leases.record()}
+
+
+def _compare(parts: Sequence[Part], core: CoordinatorCore) -> None:
+    """Raise _AgainError unless all shards have the same updates of those who are there."""
+    workers, leases = core.members.live, core.leases.unsettled
+    ledgers = [Ledger.from_json(part.facts["ledger"]) for part in parts]
+    if len({ledger.digest(workers, leases) for ledger in ledgers}) > 1:
         raise _AgainError("its parts are of different updates, because a server heard of it late")
 
 
-def restore_server(
-    checkpoint: Checkpoint, server: ParameterServer, store: ShardStore, blueprint: Blueprint
-) -> None:
-    """Let a server go on from a checkpoint, before it serves. Raises CheckpointError."""
-    records = [part.facts for part in checkpoint.manifest.parts]
-    ledgers = [record["ledger"] for record in records]
-    if len(records) == server.job.servers:
-        record = records[server.index]
-    elif all(ledger == ledgers[0] for ledger in ledgers):
-        record = records[0]
-    else:
+def facts_for(checkpoint: Checkpoint, servers: int, index: int = 0) -> Mapping[str, Any]:
+    """What server `index` of `servers` is to know of a checkpoint.
+
+    Raises CheckpointError if it is of another number, and they have different updates.
+    """
+    facts = [part.facts for part in checkpoint.manifest.parts]
+    if len(facts) == servers:
+        return facts[index]
+    skipped = skipped_in(epochs_of(checkpoint.manifest.job.facts))
+    ledgers = [Ledger.from_json(each["ledger"]) for each in facts]
+    if len({ledger.digest((), skipped) for ledger in ledgers}) > 1:
         raise CheckpointError(
-            f"{checkpoint.folder} has different updates on its {len(records)} servers, and can "
+            f"{checkpoint.folder} has different updates on its {len(facts)} servers, and can "
             "only be gone on from with as many; or resume from an older one"
         )
+    return facts[0]
+
+
+def restore_server(
+    checkpoint: Checkpoint,
+    server: ParameterServer,
+    store: ShardStore,
+    blueprint: Blueprint,
+    samples_before: int | None = None,
+) -> None:
+    """Let a server go on from a checkpoint, before it serves. Raises CheckpointError.
+
+    `samples_before` were there when this run began, if that was before the checkpoint.
+    """
+    record = facts_for(checkpoint, server.job.servers, server.index)
     store.restore(checkpoint.shard(blueprint, store.layout))
-    server.core.restore(record)
-
-
-def _say(text: str) -> None:
-    print(f"psrpc: {text}", file=sys.stderr, flush=True)
+    began = {} if samples_before is None else {"samples_before": samples_before}
+    server.core.restore({**record, **began})

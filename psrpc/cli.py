@@ -6,6 +6,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ import click
 
 from psrpc._version import __version__
 from psrpc.errors import ConfigError, DeposedError, PsrpcError, UsageError
-from psrpc.settings import OPTIONS, TrainSettings, of_the_launcher, parse, unwritable
+from psrpc.settings import OPTIONS, TrainSettings, of_the_launcher, parse
 
 _INTERRUPTED = 130
 
@@ -83,14 +84,10 @@ def train(
 
     place = environment.place()
     if place is None:
-        if (settings.backup_workers or 0) >= settings.workers:
-            raise ConfigError(
-                f"--backup-workers {settings.backup_workers} leaves none of {settings.workers} "
-                "workers: give fewer, or more --workers"
-            )
         _start(settings, argv, isolate=isolate)
         return
     if isolate and environment.launcher() is None and environment.task_of_slurm() is not None:
+        environment.for_children(**environment.torch_defaults())
         from psrpc.tasks import be_task
 
         be_task(settings, place, argv)
@@ -106,9 +103,11 @@ def train(
         )
     from psrpc.lifeline import die_with_launcher
     from psrpc.notes import confess, failed_already, over_already
+    from psrpc.saying import call_this_process
     from psrpc.trainer import take_part
 
     die_with_launcher()
+    call_this_process(f"psrpc rank {place.rank}")
     if failed_already() or over_already():
         sys.exit(0 if over_already() else 1)
     try:
@@ -158,7 +157,12 @@ def export(directory: Path, output: Path) -> None:
 @click.option("--workers", type=click.IntRange(1, 256), default=4, show_default=True)
 @click.option("--timeout", type=click.FloatRange(0.1), default=60.0, show_default=True)
 @click.option("--retries", type=click.IntRange(0), default=5, show_default=True)
-@click.option("--per-minute", type=click.FloatRange(0.001), help="at most so many calls a minute")
+@click.option(
+    "--per-minute",
+    type=click.FloatRange(0.001),
+    help="at most so many calls a minute, of all workers together",
+)
+@click.option("--gather", is_flag=True, help="through a tuple space, counted by an actor")
 def entities(
     files: tuple[str, ...],
     model: str | None,
@@ -167,6 +171,7 @@ def entities(
     timeout: float,
     retries: int,
     per_minute: float | None,
+    gather: bool,
 ) -> int:
     """Find people, organizations and locations in documents.
 
@@ -177,9 +182,8 @@ def entities(
     from psrpc.entities import command
 
     asked = command.endpoint(model, offline, (timeout, retries, per_minute))
-    return command.run(
-        files, asked, workers, command.write_line, lambda line: click.echo(line, err=True)
-    )
+    tell = partial(click.echo, err=True)
+    return command.run(files, asked, workers, command.write_line, tell, gather=gather)
 
 
 @cli.command()
@@ -196,25 +200,36 @@ def join(
     HOST:PORT is what the job showed at its start, FILE its --address-file. A job of `psrpc train`
     tells its options by itself; for one of a script of your own, give SCRIPT and its arguments.
     """
-    from psrpc import addresses, environment
-    from psrpc.isolation import launch_joiners, place_of
-    from psrpc.lobby import address_of, look_up, split
+    from psrpc.isolation import agents, launch_joiners, place_of
 
-    if interface is not None:
-        environment.choose_interface(addresses.chosen(interface).name)
-    address = address_of(address)
-    lobby = look_up(address)
-    host, port = split(address)
-    one_host = lobby.admit(host)
-    if lobby.arguments is None and not script:
-        raise UsageError(
-            f"the job at {address} runs a script: give it ({lobby.script}) and its arguments"
-        )
-    if lobby.arguments is not None and script:
-        raise UsageError(f"the job at {address} was started by psrpc train: give no script")
-    command = list(script) if lobby.arguments is None else ["-m", "psrpc", *lobby.arguments]
-    place = place_of(host, port, lobby.job, world_size=lobby.world_size, one_host=one_host)
-    launch_joiners(command, place, workers, max_restarts)
+    with agents() as nursery:
+        from psrpc.lobby import find
+
+        job = find(address, script, interface)
+        job.check_command()
+        size = job.lobby.world_size
+        place = place_of(job.host, job.port, job.lobby.job, world_size=size, one_host=job.one_host)
+        launch_joiners(nursery, job.command, place, workers, max_restarts)
+
+
+@cli.command()
+@click.argument("address", metavar="HOST:PORT|FILE")
+@click.argument("script", nargs=-1, type=click.UNPROCESSED)
+@click.option("--servers", type=click.IntRange(1), required=True, help="how many there are to be")
+@click.option("--interface", help="as of psrpc train, for the new servers")
+def scale(address: str, script: tuple[str, ...], servers: int, interface: str | None) -> None:
+    """Add servers to a running job, or remove some, while it trains.
+
+    Arguments are as for psrpc join. New servers run here; Ctrl-C and SIGTERM give their rows back
+    first, and end them then.
+    """
+    from psrpc.isolation import agents
+
+    with agents() as nursery:
+        from psrpc import scaling
+        from psrpc.lobby import find
+
+        scaling.scale(nursery, find(address, script, interface), servers)
 
 
 @cli.command()
@@ -222,15 +237,12 @@ def join(
 def status(address: str | None) -> None:
     """Show clusters of actors: nodes, actors, and what waits for what.
 
-    ADDRESS is that of `psrpc.init(...).address`; without it, all of yours on this host.
+    ADDRESS is that of `psrpc.init(...).address`, or in PSRPC_CLUSTER; without either, all of yours
+    on this host but those of `psrpc.init(listen=...)`, which need it.
     """
     from psrpc.actors import display
 
-    if address is None:
-        lines = display.lines_here()
-    else:
-        lines = display.lines_of(address.rpartition("@")[2], display.ask(address))
-    click.echo("\n".join(lines))
+    click.echo("\n".join(display.lines(address)))
 
 
 @cli.command()
@@ -327,12 +339,13 @@ def slurm(dry_run: bool, options: tuple[str, ...], **asked: Any) -> None:
 
 
 def _start(settings: TrainSettings, argv: list[str], *, isolate: bool) -> None:
-    from psrpc import datasets, models
-    from psrpc.job import Backend
     from psrpc.launch import launch
-    from psrpc.planes import groups
-    from psrpc.planes.agent import check_torch
 
+    if (settings.backup_workers or 0) >= settings.workers:
+        raise ConfigError(
+            f"--backup-workers {settings.backup_workers} leaves none of {settings.workers} "
+            "workers: give fewer, or more --workers"
+        )
     if settings.replicas and not isolate:
         raise ConfigError(
             "--replicas needs --isolate: without it a server that dies takes all others with it"
@@ -340,32 +353,27 @@ def _start(settings: TrainSettings, argv: list[str], *, isolate: bool) -> None:
     names = [f"server {index}" for index in range(settings.servers)]
     names += [f"backup of server {index}" for index in range(settings.servers * settings.replicas)]
     names += [f"worker {rank}" for rank in range(settings.workers)]
-    errors: list[PsrpcError] = []
-    looks: tuple[Callable[[], None], ...] = (
-        check_torch,
-        lambda: groups.check(Backend(settings.backend or "gloo"), len(names)),
-        lambda: models.check(settings.model),
-        lambda: datasets.prepare(settings.dataset, data_root=settings.data_root),
-    )
-    for look in looks:
-        try:
-            look()
-        except PsrpcError as error:
-            errors.append(error)
-    if problems := unwritable(settings):
-        errors.append(ConfigError(problems))
-    if errors:
+    if not isolate:
+        _look_ahead(settings, len(names))
+        launch(argv, names, settings.port)
+        return
+    from psrpc.isolation import Crew, agents, launch_isolated
+
+    crew = Crew(settings.servers, settings.replicas, settings.workers, settings.goes_back)
+    with agents() as nursery:
+        _look_ahead(settings, len(names))
+        port, restarts = settings.port, settings.max_restarts
+        launch_isolated(nursery, argv, crew, port, restarts, settings.interface)
+
+
+def _look_ahead(settings: TrainSettings, processes: int) -> None:
+    """Tell all that would end the job when it begins, and exit."""
+    from psrpc.launch import obstacles
+
+    if errors := obstacles(settings, processes):
         for each in errors:
             _tell(each)
         sys.exit(min(each.exit_code for each in errors))
-    if isolate:
-        from psrpc.isolation import Crew, launch_isolated
-
-        crew = Crew(settings.servers, settings.replicas, settings.workers, settings.goes_back)
-        restarts = settings.max_restarts
-        launch_isolated(argv, crew, settings.port, restarts, settings.interface)
-        return
-    launch(argv, names, settings.port)
 
 
 def _own_failure(error: Exception) -> PsrpcError:

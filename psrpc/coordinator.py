@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from psrpc.core.coordinator import CoordinatorCore
 from psrpc.core.decisions import Answer, Decision, Same, Token
+from psrpc.core.leases import epochs_of
 from psrpc.core.ledger import Ledger
 from psrpc.core.shard import ShardCore
-from psrpc.counts import EpochLeases
-from psrpc.errors import (
-    ConfigError,
-    JobFailedError,
-    PeerLostError,
-    ProtocolError,
-    PsrpcError,
-    encode,
-)
-from psrpc.job import PROTOCOL, Job, PlaneChoice
+from psrpc.counts import Reshard
+from psrpc.desk import Answers, Call, Desk, lost_a_server, resolve, worker_failed
+from psrpc.errors import ConfigError, JobFailedError, ProtocolError, PsrpcError, encode
+from psrpc.job import PROTOCOL, Job
 from psrpc.messages import (
     Acquire,
     Bye,
     Done,
+    End,
+    Ended,
     Fail,
     Failure,
     GetBuffers,
@@ -42,21 +40,15 @@ from psrpc.messages import (
 )
 from psrpc.meter import Meter
 from psrpc.modes import OnFailure, OnPoison
+from psrpc.moves import ABOUT_SERVERS, Agreed, Moved, Retire, Scale, Settled
 from psrpc.orders import Cut, PutPart, Watch
 from psrpc.planes import base
 from psrpc.planes.base import Landing
-from psrpc.server import (
-    Answers,
-    Call,
-    Desk,
-    ParameterServer,
-    lost_a_server,
-    resolve,
-    worker_failed,
-)
+from psrpc.server import ParameterServer
 from psrpc.store.blueprint import Blueprint, compare
 from psrpc.store.buffers import BufferMean, buffers_of
 
+Seen = TypeVar("Seen")
 Decide = Callable[[ShardCore], Sequence[Decision]]
 Tensors = Sequence[torch.Tensor]
 
@@ -85,12 +77,18 @@ class Coordinator:
             OnFailure(elastic.on_failure),
             OnPoison(elastic.on_poison),
         )
+        self.core.resharding.refusal = job.unscalable
         self.meter = Meter()
         self.updates_redone = 0
+        self.settled_s = 0.0  # when the present layout came into force
         self.changed = threading.Condition()
         self.lost: Callable[[int], None] = lambda process: None
+        self.came: Callable[[int], None] = lambda rank: None  # while the job runs
         self.part_came: Callable[[PutPart], None] = lambda put: None
+        self.kept_last: Callable[[], bool] = lambda: True
         self.expected: Callable[[int], None] = lambda process: None
+        self.saving: Callable[[], bool] = lambda: False  # whether a checkpoint is being made
+        self.reshards: Callable[[], tuple[Reshard, ...]] = tuple
         # A worker lost a server: to be looked into, on another thread.
         self.suspect: Callable[[PsrpcError], None] | None = None
         self._signature = blueprint.signature
@@ -104,7 +102,8 @@ class Coordinator:
             Acquire: self._word(lambda *word: self.core.acquire(*word)),
             Idle: self._word(lambda *word: self.core.idle(*word)),
             Leave: self._leave,
-            Watch: self._watch,
+            End: lambda request, call: [(call, (Ended(self.kept_last()), []))],
+            Watch: self._word(lambda *word: self.core.watch(*word)),
             PutPart: self._put_part,
             Bye: self._bye,
             Fail: self._fail,
@@ -112,6 +111,8 @@ class Coordinator:
             GetBuffers: lambda request, call: [(call, (Done(), self._buffers.mean()))],
             GetFrozen: lambda request, call: [(call, (Done(), self._frozen))],
             GetStats: self._get_stats,
+            **dict.fromkeys(ABOUT_SERVERS, self._word(lambda *word: self.core.reshard(*word))),
+            Scale: self._scale,
         }
         server.observe = self.meter.count
 
@@ -168,17 +169,28 @@ class Coordinator:
             answers = self._convene(lambda shard: self.core.give_up_cut(number))
         resolve(answers)
 
-    def record(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the coordinator, as a value for JSON."""
-        with self._lock:
-            return {
-                "incarnation": self.core.incarnation,
-                "epochs": [asdict(epoch) for epoch in self.core.leases.export()],
-            }
+    def begin_layout(self, giver: str) -> None:
+        """Let all servers be cut for a new layout; the own one gives its rows away at `giver`."""
 
-    def part_came_from_here(self, put: PutPart) -> None:
-        """The own server's part of a checkpoint is written."""
-        self.part_came(put)
+        def begin(shard: ShardCore) -> Sequence[Decision]:
+            if self.core.resharding.may_cut:
+                self.core.resharding.begin(shard, giver)
+            return []
+
+        with self._lock:
+            answers = self._convene(begin)
+        resolve(answers)
+
+    def give_up_layout(self, why: str) -> None:
+        """Let the servers go on as they are, if the new layout is not in force yet."""
+        with self._lock:
+            answers = self._convene(lambda shard: self.core.resharding.give_up(why))
+        resolve(answers)
+
+    def look(self, at: Callable[[CoordinatorCore], Seen]) -> Seen:
+        """What `at` finds in the decisions, while none is made."""
+        with self._lock:
+            return at(self.core)
 
     def restore(
         self, record: Mapping[str, Any], rest: Mapping[str, Any], ledgers: Sequence[Ledger]
@@ -190,8 +202,8 @@ class Coordinator:
         self._model.load_state_dict(dict(rest), strict=False)
         self._take_rest()
         self.core.incarnation = int(record["incarnation"]) + 1
-        epochs = [EpochLeases(**{**e, "stops": tuple(e["stops"])}) for e in record["epochs"]]
-        self.core.leases.restore(epochs, ledgers)
+        self.meter.samples_before = self.server.core.stats().samples
+        self.core.leases.restore(epochs_of(record), ledgers)
 
     def buffers(self) -> list[torch.Tensor]:
         """The mean of all workers' buffers."""
@@ -222,20 +234,13 @@ class Coordinator:
             if worker is not None and worker in self.core.members.live:
                 self._buffers.drop(worker)
             try:
-                answers = self._lose(process, why)
+                answers = self._convene(lambda shard: self.core.lose(process, why, shard))
             except Exception as error:
                 # On the thread that hears of deaths, which must go on.
                 answers = self._end(JobFailedError(f"server 0: {type(error).__name__}: {error}"))
         resolve(answers)
         self.lost(process)
         self._tell()
-
-    def _lose(self, process: int, why: str) -> Answers:
-        members, worker = self.core.members, self.core.worker_of(process)
-        if self.job.plane is PlaneChoice.COLLECTIVE and members.started and worker in members.live:
-            # Groups cannot go on without a member, and its next round would wait for it.
-            return self._end(PeerLostError(f"collective plane: worker {worker} is lost: {why}"))
-        return self._convene(lambda shard: self.core.lose(process, why, shard))
 
     def _take_rest(self) -> None:
         """What the model has that is not trained, as workers are to have it."""
@@ -263,10 +268,14 @@ class Coordinator:
     def _register(self, request: Register, call: Call) -> Answers:
         self._check(request)
         self.expected(request.worker)
-        before = self.core.worker_of(request.worker)
+        before, members = self.core.worker_of(request.worker), self.core.members
+        began = members.started
         answers = self._word(self.core.register)(request, call)
-        if before is not None and before != self.core.worker_of(request.worker):
+        now = self.core.worker_of(request.worker)
+        if before is not None and before != now:
             self._buffers.drop(before)
+        if began and now is not None and before != now:
+            self.came(members.rank(now))
         return answers
 
     def _check(self, request: Register) -> None:
@@ -302,7 +311,10 @@ class Coordinator:
         decisions, released, rounds = self.server.convene(decide, lambda: self.core.members.view)
         answers = self._carry_out([*decisions, *self.core.news(rounds)]) + released
         if (cut := self.core.take_cut()) is not None:
-            answers += [*self._carry_out(self.core.news(rounds)), *self.server.cut_at(cut)]
+            own = self.server.hears if cut.layout else self.server.cut_at
+            answers += [*self._carry_out(self.core.news(rounds)), *own(cut)]
+        for word in self.core.resharding.take_own():
+            answers += self._hear(word)
         if self.server.core.eventful:
             self.server.core.eventful = False
             return [*answers, *self._convene(self.core.take_back)]
@@ -312,8 +324,18 @@ class Coordinator:
             self.server.ended.set()
         return answers
 
-    def _watch(self, request: Watch, call: Call) -> Answers:
-        return self._word(self.core.watch)(request, call)
+    def _hear(self, word: Cut | Settled | Retire) -> Answers:
+        if isinstance(word, Settled):
+            self.settled_s = time.monotonic()
+            self.meter.await_next()
+        return self.server.hears(word)
+
+    def _scale(self, request: Scale, call: Call) -> Answers:
+        saving, answers = self.saving(), self._word(self.core.reshard)(request, call)
+        return [
+            (each, (replace(reply, saving=saving) if isinstance(reply, Agreed) else reply, beside))
+            for each, (reply, beside) in answers
+        ]
 
     def _bye(self, request: Bye, call: Call) -> Answers:
         return [(call, (Done(), [])), *self._convene(lambda shard: self.core.bye(request.worker))]
@@ -350,6 +372,8 @@ class Coordinator:
         return [(call, (Done(), []))]
 
     def _get_stats(self, request: GetStats, call: Call) -> Answers:
+        if request.layout != self.server.layout:
+            return [(call, (Moved(self.server.layout), []))]
         reply = StatsReply(
             shard=self.server.core.stats(),
             workers=tuple(sorted(self.core.stats.items())),
@@ -357,6 +381,7 @@ class Coordinator:
             leases=self.core.leases.export(),
             workers_lost=self.core.members.lost,
             updates_redone=self.updates_redone,
+            reshards=self.reshards(),
         )
         return [(call, (reply, []))]
 

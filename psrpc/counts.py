@@ -72,13 +72,30 @@ class EpochAccount:
 
 
 @dataclass(frozen=True)
+class Reshard:
+    """Servers were added or removed: `before` and `servers` count them.
+
+    `at_s` is when that was decided, in seconds since the job began. No step was made for `stall_s`
+    of it, of which `held_s` passed until all rows were where they belong and the change was made.
+    """
+
+    layout: int
+    before: int
+    servers: int
+    at_s: float
+    held_s: float
+    stall_s: float
+
+
+@dataclass(frozen=True)
 class ShardStats:
-    """What one shard counted since its start."""
+    """What one shard counted since the job's start; `samples_before` were in its checkpoint."""
 
     updates_applied: int = 0
     duplicates_dropped: int = 0
     optimizer_steps: int = 0
     samples: int = 0
+    samples_before: int = 0
     void_updates: int = 0
     max_clock_gap: int = 0
     dropped_late: int = 0

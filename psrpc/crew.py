@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from psrpc.core.progress import Progress
 from psrpc.counts import WorkerStats
 from psrpc.errors import ClosedError, FencedError, ProtocolError, PsrpcError
+from psrpc.follow import Follower
 from psrpc.job import PROTOCOL, Job
 from psrpc.messages import (
     Acquire,
     Adopt,
     Bye,
+    End,
+    Ended,
     Fail,
+    GetStats,
     Granted,
     Lease,
     LeaseId,
@@ -60,7 +65,9 @@ class Crew:
         links: Sequence[Link],
         process: int,
         rank: int | None,
+        follower: Follower,
     ) -> None:
+        self._follower = follower
         self.job = job
         self.progress = progress
         self.process = process
@@ -97,6 +104,7 @@ class Crew:
                 self.job.settings,
                 rank=self.rank,
                 serial=self.generation,
+                layout=self._follower.layout,
             )
             self.generation += 1
             try:
@@ -161,9 +169,13 @@ class Crew:
             return
         reply, _ = self._links[0].call(self.progress.idle()).wait()
         self.progress.granted(_expect(reply))
+        self._follower.through(self._tell_view)
+
+    def _tell_view(self) -> None:
+        """Let all shards know the view that they may not know."""
         news = [self.progress.news_for(server) for server in range(len(self._links))]
         pending = [
-            link.call(Adopt(self.progress.worker, view))
+            link.call(Adopt(self.progress.worker, view, self._follower.layout))
             for link, view in zip(self._links, news, strict=True)
             if view is not None
         ]
@@ -182,6 +194,15 @@ class Crew:
         pending = self._links[0].call(self.progress.leave(stats, early=early))
         reply, _ = pending.wait() if early else self._wait_unless_leaving(pending)
         return isinstance(reply, Left) and reply.main
+
+    def await_last_checkpoint(self) -> None:
+        """When all have left: block until the job's last checkpoint is made, if it makes any."""
+        plan = self.job.checkpointing
+        while plan is not None and plan.writes:
+            reply, _ = self._links[0].call(End(self.progress.worker)).wait()
+            if not isinstance(reply, Ended) or reply.kept:
+                return
+            time.sleep(_LOOK_UP_S / 2)
 
     def fail(self, error: tuple[str, str], timeout_s: float = 2.0) -> None:
         """Tell all servers why the job ends; those that are gone or ended it need not know.
@@ -234,9 +255,9 @@ class Crew:
         return granted.lease
 
 
-def stats_of(links: Sequence[Link], worker: int, request: type) -> list[StatsReply]:
+def stats_of(links: Sequence[Link], worker: int, layout: int = 0) -> list[StatsReply]:
     """Every server's counters."""
-    replies = [link.call(request(worker)).wait()[0] for link in links]
+    replies = [link.call(GetStats(worker, layout)).wait()[0] for link in links]
     return [reply for reply in replies if isinstance(reply, StatsReply)]
 
 

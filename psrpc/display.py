@@ -67,7 +67,7 @@ class ProgressLine:
     def _bar(self) -> tuple[str, ...]:
         if not self._total:
             return ()
-        done = min(self._meter.samples / self._total, 1.0)
+        done = min((self._meter.samples_before + self._meter.samples) / self._total, 1.0)
         filled = int(done * _WIDTH)
         return (f"{done:4.0%} [{'#' * filled}{'.' * (_WIDTH - filled)}]",)
 

@@ -34,6 +34,8 @@ class Place:
 
     `rank` is `JOINS` for one that comes to a job that runs already. `node_of` is the host of every
     rank, by number, and `nodes` are the hosts' names; both are empty if the launcher does not say.
+    One that joins is a worker, unless it `becomes` a server: which, of how many, and, if that is
+    to have a backup, by which command, and whether it is the first of the two.
     """
 
     rank: int
@@ -46,15 +48,16 @@ class Place:
     job: str
     node_of: tuple[int, ...] = ()
     nodes: tuple[str, ...] = ()
+    becomes: tuple[int, ...] | None = None
 
     @property
     def joins(self) -> bool:
-        """Whether this process joins a job that runs already, as a worker."""
+        """Whether this process joins a job that runs already."""
         return self.rank == JOINS
 
     def serves(self, servers: int) -> bool:
         """Whether this process is a server, in a job that has `servers` processes of that kind."""
-        return 0 <= self.rank < servers
+        return 0 <= self.rank < servers or self.becomes is not None
 
     @property
     def one_host(self) -> bool:
@@ -73,7 +76,8 @@ def place(variables: Mapping[str, str] | None = None) -> Place | None:
     if PLACE in env:
         said = json.loads(env[PLACE])
         node_of, nodes = (tuple(said.pop(name, ())) for name in ("node_of", "nodes"))
-        return Place(**said, node_of=node_of, nodes=nodes)
+        becomes = tuple(said.pop("becomes", None) or ()) or None
+        return Place(**said, node_of=node_of, nodes=nodes, becomes=becomes)
     needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in needed if name not in env]
     if "RANK" in missing or "WORLD_SIZE" in missing:
@@ -110,6 +114,9 @@ def task_of_slurm(variables: Mapping[str, str] | None = None) -> Place | None:
     if alone or "SLURM_PROCID" not in env or "RANK" in env:
         return None
     nodes = names(env["SLURM_STEP_NODELIST"])
+    # The first part of a heterogeneous job has the first tasks, wherever its nodes are in the list.
+    first = names(env.get("SLURM_JOB_NODELIST_HET_GROUP_0", ""))[:1] or nodes[:1]
+    in_order = first == nodes[:1] or first[0] not in nodes
     tasks = counts(env["SLURM_STEP_TASKS_PER_NODE"])
     job, step = int(env["SLURM_JOB_ID"]), int(env["SLURM_STEP_ID"])
     node = int(env["SLURM_NODEID"])
@@ -120,11 +127,11 @@ def task_of_slurm(variables: Mapping[str, str] | None = None) -> Place | None:
         world_size=sum(tasks),
         local_rank=int(env["SLURM_LOCALID"]),
         local_world_size=tasks[node],
-        address=env.get("MASTER_ADDR", nodes[0]),
+        address=env.get("MASTER_ADDR", nodes[0] if in_order else first[0]),
         port=_number(env, "MASTER_PORT", str(_FIRST_PORT + (job * 7 + step) % _PORTS)),
         agent_keeps_store=False,
         job=f"slurm-{job}.{step}/{life}",
-        node_of=_nodes(tasks) if in_blocks else (),
+        node_of=_nodes(tasks) if in_blocks and in_order else (),
         nodes=tuple(nodes),
     )
 
@@ -192,7 +199,7 @@ def for_children(**variables: str) -> None:
 
 def cluster() -> str | None:
     """The address of the cluster of actors that the user wants to use, if any."""
-    return os.environ.get(CLUSTER)
+    return os.environ.get(CLUSTER) or None
 
 
 def show_gpus(indices: tuple[int, ...]) -> None:
@@ -206,6 +213,12 @@ def show_gpus(indices: tuple[int, ...]) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[index] for index in indices)
 
 
+def torch_defaults() -> dict[str, str]:
+    """What torch shall find when it is loaded, unless the user has set it."""
+    # Torch's C++ side logs lost connections as warnings; what matters of them is reported.
+    return unless_set({"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"})
+
+
 def with_variables(variables: Mapping[str, str]) -> dict[str, str]:
     """This process's environment, with `variables` set."""
     return {**os.environ, **variables}
@@ -216,10 +229,13 @@ def unless_set(variables: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in variables.items() if name not in os.environ}
 
 
-def agent() -> tuple[int, list[str], float]:
-    """What the agent of one role shall run: how many restarts, python's arguments, its patience."""
-    restarts, command, patience_s = json.loads(os.environ[AGENT])
-    return int(restarts), [str(argument) for argument in command], float(patience_s)
+def agent() -> tuple[int, list[str], float, bool]:
+    """What the agent of one role shall run: how many restarts, python's arguments, its patience.
+
+    The last is whether a terminal's Ctrl-C is its launcher's alone to hear.
+    """
+    restarts, command, patience_s, apart = json.loads(os.environ[AGENT])
+    return int(restarts), [str(argument) for argument in command], float(patience_s), bool(apart)
 
 
 def model_endpoint() -> tuple[str | None, str | None]:

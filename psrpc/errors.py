@@ -22,6 +22,8 @@
     ├── DeposedError              another server has this one's shard; it begins anew as backup
     ├── FencedError               this worker was taken for dead; what it says counts no more
     ├── JobOverError              every worker had left when this one came
+    ├── MovedError                servers were added or removed: ask those that there are now
+    ├── ScaleError                servers cannot be added or removed; the job goes on as it is
     ├── StoppedError              somebody asked the job to end before its time, and it has
     ├── SpaceTimeoutError         no tuple came in the time that was given
     ├── SpaceFullError            a tuple space holds as much as it may
@@ -134,6 +136,14 @@ class FencedError(PsrpcError):
 
 class JobOverError(PsrpcError):
     """Every worker of the job had left when this one came."""
+
+
+class MovedError(PsrpcError):
+    """Servers were added or removed since this was asked: the rows are elsewhere now."""
+
+
+class ScaleError(PsrpcError):
+    """Servers could not be added or removed; the job goes on with those that it has."""
 
 
 class StoppedError(PsrpcError):

@@ -5,19 +5,32 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+
+import torch
 
 from psrpc.core.progress import Progress
-from psrpc.errors import FencedError
-from psrpc.messages import Override, Peek, Pull, Push, Reply, UpdateKey
-from psrpc.planes.base import Link, Pending
-from psrpc.store.binding import Binding, raise_nonfinite
+from psrpc.errors import FencedError, MovedError, PeerLostError, PsrpcError
+from psrpc.follow import Follower
+from psrpc.messages import Override, Peek, Pull, Push, Reply, Request, UpdateKey
+from psrpc.planes.base import Link, Payload, Pending
+from psrpc.store.binding import raise_nonfinite
+
+_LOOK_S = 1.0  # how often a worker that waits for one shard looks at the others
 
 
 class Ticket:
     """A push or a pull under way. `result` finishes it; used from the training thread."""
 
-    def __init__(self, pending: Sequence[Pending], finish: Callable[[list[Reply]], None]) -> None:
+    def __init__(
+        self,
+        pending: Sequence[Pending],
+        finish: Callable[[list[Reply]], None],
+        again: Callable[[PsrpcError], list[Pending]] | None = None,
+    ) -> None:
+        """`again` asks once more when servers have moved, or raises what it is given."""
         self._pending = list(pending)
+        self._again = again
         self._finish: Callable[[list[Reply]], None] | None = finish
         self._error: Exception | None = None
         self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -63,31 +76,97 @@ class Ticket:
     def _arrive(self, timeout_s: float | None) -> None:
         """Wait for all answers before the weights of any of them land."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        fenced: FencedError | None = None
         try:
-            for pending in self._pending:
-                left_s = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            while True:
                 try:
-                    pending.arrive(left_s)
-                except FencedError as error:
-                    fenced = error  # the others will say so too; nothing shall be under way then
-            if fenced is not None:
-                raise fenced
+                    self._arrive_all(deadline)
+                    return
+                except (MovedError, PeerLostError) as error:
+                    if self._again is None:
+                        raise
+                    self._pending = self._again(error)
         except TimeoutError:
             raise
         except Exception as error:
             self._error = error
             raise
 
+    def _arrive_all(self, deadline: float | None) -> None:
+        _each(self._pending, lambda pending: self._arrive_one(pending, deadline))
+
+    def _arrive_one(self, pending: Pending, deadline: float | None) -> None:
+        """Wait for one shard's answer, which may wait for another one: that may be lost."""
+        others = [each for each in self._pending if each is not pending]
+        while True:
+            left_s = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            slice_s = _LOOK_S if left_s is None else min(left_s, _LOOK_S)
+            try:
+                pending.arrive(slice_s if others else left_s)
+                return
+            except TimeoutError:
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise
+            for each in others:
+                if each.done():
+                    with suppress(FencedError):
+                        each.arrive()
+
+
+@dataclass
+class _Sent:
+    """What is under way: a request for each shard, and how it is sent.
+
+    `gradients` are the flat ones that go along, if there are some, and `absent` the pieces of each
+    shard that have none.
+    """
+
+    request: Callable[[int], Request]
+    land: bool
+    at_once: bool
+    gradients: list[list[torch.Tensor]] | None = None
+    absent: list[tuple[int, ...]] = field(default_factory=list)
+
+
+class Unsent:
+    """What could not even be sent: a `Pending` whose server is lost."""
+
+    def __init__(self, error: PeerLostError) -> None:
+        self._error = error
+
+    def done(self) -> bool:
+        """See `Pending`."""
+        return True
+
+    def arrive(self, timeout_s: float | None = None) -> Payload:
+        """See `Pending`."""
+        raise self._error
+
+    wait = arrive
+
+
+def _each(pending: Sequence[Pending], arrive: Callable[[Pending], object]) -> None:
+    """Let all answers arrive. Raises FencedError if one shard says so, when all have answered.
+
+    The others say so too, and where answers come in turn, one that nobody took would be taken for
+    the next one. After other errors there are other links, or none.
+    """
+    fenced: FencedError | None = None
+    for each in pending:
+        try:
+            arrive(each)
+        except FencedError as error:
+            fenced = error
+    if fenced is not None:
+        raise fenced
+
 
 class Exchange:
     """Sends a worker's steps to all shards. One push is under way at a time."""
 
-    def __init__(
-        self, links: Sequence[Link], binding: Binding, progress: Progress, ahead: int = 0
-    ) -> None:
-        self._links = links
-        self._binding = binding
+    def __init__(self, follower: Follower, progress: Progress, ahead: int = 0) -> None:
+        self._follower = follower
+        self._links = follower.links
+        self._binding = follower.binding
         self._progress = progress
         self._ahead = ahead
         self._open: Ticket | None = None
@@ -134,15 +213,15 @@ class Exchange:
         if bad is not None and not skip_nonfinite:
             raise_nonfinite(bad, self._progress.clock)
         self._skipped += bad is not None
-        pending = []
-        for server, link in enumerate(self._links):
-            request = Push(
+
+        def request(server: int) -> Push:
+            return Push(
                 self._progress.worker,
                 self._progress.clock,
                 key,
                 samples,
                 pull=pull,
-                absent=absent[server],
+                absent=sent.absent[server],
                 void=bad is not None,
                 also=self._progress.folded,
                 overrides=overrides,
@@ -150,8 +229,12 @@ class Exchange:
                 view=self._progress.news_for(server),
                 ahead=self._ahead,
                 read=read,
+                layout=self._follower.layout,
             )
-            pending.append(link.exchange(request, send=bad is None, land=pull, at_once=at_once))
+
+        gradients = self._binding.in_use() if bad is None else None
+        sent = _Sent(request, pull, at_once, gradients, absent)
+        pending = self._send(sent)
         if not at_once:
             self._binding.turn()
 
@@ -162,13 +245,9 @@ class Exchange:
             if pull:
                 self._landed()
             while self._progress.apart:  # no push may come before all shards are at its round
-                pulls = self._pulls()
-                asked = [
-                    link.call(request) for link, request in zip(self._links, pulls, strict=True)
-                ]
-                self._progress.pulled([each.wait()[0] for each in asked])
+                self._progress.pulled(self._follower.through(self._ask_for_clocks))
 
-        return self._keep(pending, finish)
+        return self._keep(pending, finish, sent)
 
     def pull(self, *, at_once: bool) -> Ticket:
         """Ask every shard for the weights of the next step; see `Link` for `at_once`.
@@ -183,27 +262,54 @@ class Exchange:
             self._progress.pulled(replies)
             self._landed()
 
-        return self._keep(self._ask_for_weights(at_once), finish)
+        sent = _Sent(self._pull_of, land=True, at_once=at_once)
+        return self._keep(self._send(sent), finish, sent)
 
-    def _ask_for_weights(self, at_once: bool) -> list[Pending]:
-        return [
-            link.exchange(request, send=False, land=True, at_once=at_once)
-            for link, request in zip(self._links, self._pulls(), strict=True)
-        ]
-
-    def _pulls(self) -> list[Pull]:
+    def _pull_of(self, server: int) -> Pull:
         progress = self._progress
-        return [
-            Pull(progress.worker, progress.clock, progress.news_for(server), self._ahead)
-            for server in range(len(self._links))
-        ]
+        news, layout = progress.news_for(server), self._follower.layout
+        return Pull(progress.worker, progress.clock, news, self._ahead, layout)
 
-    def peek(self, request: Peek) -> None:
-        """Take the weights as they are now, out of any order."""
+    def _ask_for_clocks(self) -> list[Reply]:
+        asked = [link.call(self._pull_of(server)) for server, link in enumerate(self._links)]
+        return [each.wait()[0] for each in asked]
+
+    def _ask_for_weights(self) -> list[Reply]:
+        pending = self._send(_Sent(self._pull_of, land=True, at_once=True))
+        _each(pending, lambda each: each.arrive())
+        return [each.wait()[0] for each in pending]
+
+    def _send(self, sent: _Sent) -> list[Pending]:
+        return [self._send_to(link, server, sent) for server, link in enumerate(self._links)]
+
+    def _send_to(self, link: Link, server: int, sent: _Sent) -> Pending:
+        send, request = sent.gradients is not None, sent.request(server)
+        try:
+            return link.exchange(request, send=send, land=sent.land, at_once=sent.at_once)
+        except PeerLostError as error:
+            return Unsent(error)  # perhaps nobody needs that server any more
+
+    def _send_again(self, sent: _Sent, error: PsrpcError) -> list[Pending]:
+        """Follow the servers, and ask them what was under way; raises `error` if they are gone."""
+        if isinstance(error, PeerLostError) and not self._follower.outdated():
+            raise error
+        absent = self._binding.parameters_of(sent.absent) if sent.absent else frozenset()
+        self._follower.follow(sent.gradients)
+        sent.absent = self._binding.pieces_of(absent)
+        with self._binding.sending(0):
+            if sent.gradients is not None:
+                sent.gradients = self._binding.in_use()
+            return self._send(sent)
+
+    def peek(self, request: Callable[[int], Peek]) -> None:
+        """Take the weights as they are now, out of any order; `request` is of a layout."""
         self.settle()
-        for pending in [link.exchange(request, send=False, land=True) for link in self._links]:
-            pending.wait()
+        self._follower.through(lambda: self._peek(request(self._follower.layout)))
         self._binding.scatter()
+
+    def _peek(self, request: Peek) -> None:
+        pending = [link.exchange(request, send=False, land=True) for link in self._links]
+        _each(pending, lambda each: each.wait())
 
     def drop(self) -> None:
         """Forget the gradients that were made, and what was read: this worker begins anew.
@@ -237,13 +343,12 @@ class Exchange:
     def _landed(self) -> None:
         """Weights are here. They must be of one round: one shard may have begun the next."""
         while self._progress.apart:
-            pending = self._ask_for_weights(at_once=True)
-            for each in pending:
-                each.arrive()
-            self._progress.pulled([each.wait()[0] for each in pending])
+            self._progress.pulled(self._follower.through(self._ask_for_weights))
         self._binding.scatter()
         self.read_clock = self._progress.clock
 
-    def _keep(self, pending: Sequence[Pending], finish: Callable[[list[Reply]], None]) -> Ticket:
-        self._open = Ticket(pending, finish)
+    def _keep(
+        self, pending: Sequence[Pending], finish: Callable[[list[Reply]], None], sent: _Sent
+    ) -> Ticket:
+        self._open = Ticket(pending, finish, lambda error: self._send_again(sent, error))
         return self._open

@@ -10,7 +10,7 @@ import functools
 import os
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Protocol, TypeVar
 
 
@@ -71,6 +71,7 @@ def _prepare() -> None:
 
 
 def _let_go() -> None:
-    for thing in list(_ours):
-        thing.close()
+    with ExitStack() as stack:  # which closes all, whatever one of them raises
+        for thing in list(_ours):
+            stack.callback(thing.close)
     _ours.clear()

@@ -7,13 +7,18 @@ import os
 import runpy
 import signal
 import sys
+from typing import NoReturn
 
 import numpy as np
 
 # Imported before the forks, so that none of them has to: all that `psrpc train` needs.
 from psrpc import trainer
 
-__all__ = ["become", "prepare", "trainer"]
+__all__ = ["DONE", "become", "prepare", "trainer"]
+
+# How a fork ends that would exit with 0. One that returned would wait for a word of torch's agent
+# before it ends, and an agent that is told to end says none.
+DONE = 99
 
 
 def prepare() -> None:
@@ -22,11 +27,11 @@ def prepare() -> None:
     gc.freeze()
 
 
-def become(*words: str) -> None:
+def become(*words: str) -> NoReturn:
     """Do what a new interpreter does with `-m MODULE ARGUMENT ...`, in this fork.
 
-    Returns where it would exit with 0; raises SystemExit with any other code. What is not
-    caught is shown, as ever, by `sys.excepthook`.
+    Raises SystemExit, with `DONE` where that would exit with 0. What is not caught is shown, as
+    ever, by `sys.excepthook`.
     """
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
@@ -44,3 +49,4 @@ def become(*words: str) -> None:
     except SystemExit as leaving:
         if leaving.code:
             raise
+    sys.exit(DONE)

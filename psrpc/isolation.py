@@ -8,24 +8,29 @@ starts that process again when it dies (`torchrun --standalone --max-restarts=N`
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-
-from torch._C._distributed_c10d import TCPStore
+from typing import TYPE_CHECKING
 
 from psrpc import environment
 from psrpc.addresses import chosen
 from psrpc.environment import JOINS, Place
-from psrpc.errors import JobFailedError, PsrpcError
+from psrpc.errors import JobFailedError, PeerLostError, PsrpcError
+from psrpc.interrupts import INTERRUPTED, TERMINATED
 from psrpc.launch import child_variables, run_agent
 from psrpc.lifeline import die_with_launcher
 from psrpc.notes import Notes
+from psrpc.nursery import Forked, Nursery
+from psrpc.saying import call_this_process, say
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import TCPStore
 
 _LOOK_AGAIN_S = 0.1
 _GRACE_S = 5.0  # from a failure until what still runs is ended
@@ -33,7 +38,15 @@ _STOP_S = 3.0  # what agents give their processes to end
 _LONGER_S = 3.0  # and what they themselves are given beside
 
 
-def place_of(address: str, port: int, job: str, *, world_size: int, one_host: bool = True) -> Place:
+def place_of(
+    address: str,
+    port: int,
+    job: str,
+    *,
+    world_size: int,
+    one_host: bool = True,
+    becomes: tuple[int, ...] | None = None,
+) -> Place:
     """Where a process that joins a job stands: on its one host, or on one of several."""
     return Place(
         rank=JOINS,
@@ -44,6 +57,7 @@ def place_of(address: str, port: int, job: str, *, world_size: int, one_host: bo
         port=port,
         agent_keeps_store=True,
         job=job,
+        becomes=becomes,
     )
 
 
@@ -68,17 +82,24 @@ class Crew:
 class Roles:
     """The agents of some roles. A context manager that leaves none of them running.
 
-    At its end it sends them SIGTERM, unless they are `told` by whoever sends it to this process,
-    and gives their processes `patience_s`.
+    They are forks of `nursery`, which `agents()` has made. At its end it sends them SIGTERM, unless
+    they are `told` by whoever sends it to this process, and gives their processes `patience_s`.
+    Of a terminal's Ctrl-C their processes hear by themselves, unless they are `apart`.
     """
 
     def __init__(
-        self, command: Sequence[str], patience_s: float = _STOP_S, *, told: bool = False
+        self,
+        nursery: Nursery,
+        command: Sequence[str],
+        patience_s: float = _STOP_S,
+        *,
+        told: bool = False,
+        apart: bool = False,
     ) -> None:
-        self._command = list(command)
-        self._patience_s, self._told = patience_s, told
+        self._nursery, self._command = nursery, list(command)
+        self._patience_s, self._told, self._apart = patience_s, told, apart
         self._notes = Notes()
-        self._agents: dict[subprocess.Popen[bytes], Place] = {}
+        self._agents: dict[Forked, Place] = {}
 
     def __enter__(self) -> Roles:
         return self
@@ -91,12 +112,9 @@ class Roles:
         """Start the agent of one role, whose process comes back so often."""
         variables = child_variables(self._notes) | {
             environment.PLACE: json.dumps(asdict(place)),
-            environment.AGENT: json.dumps([restarts, self._command, self._patience_s]),
+            environment.AGENT: json.dumps([restarts, self._command, self._patience_s, self._apart]),
         }
-        agent = subprocess.Popen(
-            [sys.executable, "-m", "psrpc.isolation"], env=environment.with_variables(variables)
-        )
-        self._agents[agent] = place
+        self._agents[self._nursery.fork(variables)] = place
 
     def wait(self, crew: Crew) -> None:
         """Wait for the job's end. Blocks; raises what ended it, if that was a failure.
@@ -105,7 +123,7 @@ class Roles:
         another process has its shard.
         """
         deadline = None
-        while any(agent.poll() is None for agent in self._agents):
+        while self.running:
             time.sleep(_LOOK_AGAIN_S)
             if self._served(crew) and not self._failed(crew, confessed=False):
                 # Workers may still evaluate, as long as they like; none need begin again.
@@ -120,6 +138,31 @@ class Roles:
         if error is not None:
             raise error
 
+    @property
+    def running(self) -> bool:
+        """Whether one of them has not ended."""
+        return any(agent.poll() is None for agent in self._agents)
+
+    def check(self) -> None:
+        """Raise what makes a process fail, if one does already."""
+        if self._notes.failed or any(agent.poll() for agent in self._agents):
+            self._end()
+            raise self._notes.failure() or JobFailedError("a new server ended before it served")
+
+    def wait_for_servers(self) -> None:
+        """Wait for servers that were added to a job. Blocks; raises what made one fail.
+
+        One that died and has a backup is missed by nobody.
+        """
+        while self.running:
+            time.sleep(_LOOK_AGAIN_S)
+        ended: dict[int, list[int | None]] = {}
+        for agent, place in self._agents.items():
+            assert place.becomes is not None
+            ended.setdefault(place.becomes[0], []).append(agent.returncode)
+        if any(all(codes) for codes in ended.values()):
+            raise self._notes.failure() or JobFailedError("a server that was added died")
+
     def _served(self, crew: Crew) -> bool:
         """Whether there were servers here, and all have ended."""
         ours = [agent for agent, place in self._agents.items() if place.serves(crew.serving)]
@@ -132,22 +175,33 @@ class Roles:
 
     def _lost(self, shard: int, crew: Crew) -> bool:
         """Whether all processes that could serve a shard have failed for good."""
-        ours = [
+        ours = self._of(shard, crew)
+        return bool(ours) and all(agent.poll() for agent in ours)
+
+    def _killed(self, shard: int, crew: Crew) -> bool:
+        """Whether a signal that nobody sends to end a job has ended one that served a shard."""
+        codes = [agent.returncode or 0 for agent in self._of(shard, crew)]
+        return any(code > 128 and code not in (INTERRUPTED, TERMINATED) for code in codes)
+
+    def _of(self, shard: int, crew: Crew) -> list[Forked]:
+        return [
             agent
             for agent, place in self._agents.items()
             if place.serves(crew.serving) and place.rank % crew.servers == shard
         ]
-        return bool(ours) and all(agent.poll() for agent in ours)
 
     def _reason(self, crew: Crew) -> PsrpcError | None:
         if self._served(crew) and not self._failed(crew, confessed=False):
             return None  # whoever failed after that was too late to matter
-        if (confessed := self._notes.failure()) is not None:
+        confessed = self._notes.failure()
+        if confessed is not None and not isinstance(confessed, PeerLostError):
             return confessed
         for shard in range(crew.servers):
-            if self._lost(shard, crew):
-                backup = " and its backup" if crew.replicas else ""
-                return JobFailedError(f"server {shard}{backup} died, so the job was ended")
+            # Beside a word that a peer is lost counts what was killed, and not by us.
+            if self._lost(shard, crew) and (confessed is None or self._killed(shard, crew)):
+                return _server_died(shard, crew)
+        if confessed is not None:
+            return confessed
         agents = self._agents.items()
         codes = [agent.returncode for agent, place in agents if not place.serves(crew.serving)]
         if codes and all(codes):
@@ -178,8 +232,21 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
+def _server_died(shard: int, crew: Crew) -> JobFailedError:
+    backup = " and its backup" if crew.replicas else ""
+    text = f"server {shard}{backup} died, so the job was ended"
+    if not crew.replicas and not crew.goes_back:
+        text += ": it would have gone on with --replicas 1, or from a checkpoint (--checkpoint-dir)"
+    return JobFailedError(text)
+
+
 def launch_isolated(
-    arguments: Sequence[str], crew: Crew, port: int, restarts: int, interface: str | None = None
+    nursery: Nursery,
+    arguments: Sequence[str],
+    crew: Crew,
+    port: int,
+    restarts: int,
+    interface: str | None = None,
 ) -> None:
     """Run `python -m psrpc ARGUMENTS` under an agent for each role, and wait for the end.
 
@@ -190,7 +257,7 @@ def launch_isolated(
     store, port = keep_store(host, port)
     world_size = crew.serving + crew.workers
     first = place_of(host, port, uuid.uuid4().hex, world_size=world_size)
-    with terminable(), Roles(["-m", "psrpc", *arguments]) as roles:
+    with terminable(), Roles(nursery, ["-m", "psrpc", *arguments]) as roles:
         for rank in range(world_size):
             # A server that came back without a backup or a checkpoint would begin afresh.
             comes_back = rank >= crew.serving or crew.replicas or crew.goes_back
@@ -205,6 +272,8 @@ def keep_store(host: str, port: int) -> tuple[TCPStore, int]:
 
     Raises AddressError if that cannot be had.
     """
+    from torch._C._distributed_c10d import TCPStore
+
     from psrpc.rendezvous import listen
 
     listener = listen(host, port)
@@ -216,28 +285,35 @@ def keep_store(host: str, port: int) -> tuple[TCPStore, int]:
         wait_for_workers=False,
         master_listen_fd=listener.detach(),
     )
-    print(f"psrpc: more workers may come: psrpc join {host}:{port}", file=sys.stderr, flush=True)
+    say(f"more workers may come: psrpc join {host}:{port}")
     return store, port
 
 
-def launch_joiners(command: Sequence[str], place: Place, workers: int, restarts: int) -> None:
+def launch_joiners(
+    nursery: Nursery, command: Sequence[str], place: Place, workers: int, restarts: int
+) -> None:
     """Run `python COMMAND` as more workers of a job that runs, and wait for their end.
 
     Blocks. Raises what made the first of them fail, and KeyboardInterrupt; none is left.
     """
-    with terminable(), Roles(command) as roles:
+    with terminable(), Roles(nursery, command) as roles:
         for _ in range(workers):
             roles.start(place, restarts=restarts)
         roles.wait(Crew())
 
 
-def main() -> None:
+def agents() -> Nursery:
+    """A nursery of agents; make it before anything else that starts a thread."""
+    return Nursery(_be_agent)
+
+
+def _be_agent() -> int:
     """Be the agent of one role; what it shall run is in the environment."""
     die_with_launcher()
-    restarts, command, patience_s = environment.agent()
+    place = environment.place()
+    call_this_process("psrpc agent" if place is None else f"psrpc agent {place.rank}")
+    restarts, command, patience_s, apart = environment.agent()
+    if apart:
+        os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # its process is told, and the launcher decides
-    sys.exit(run_agent(command, restarts, patience_s=patience_s))
-
-
-if __name__ == "__main__":
-    main()
+    return run_agent(command, restarts, patience_s=patience_s)

@@ -9,7 +9,7 @@ from psrpc.core.seats import Placement
 from psrpc.errors import ConfigError
 from psrpc.modes import Aggregation, Mode, OnFailure, OnPoison, Reduction, Synchronous
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 
 class NonFinite(Enum):
@@ -77,12 +77,13 @@ class Elastic:
 class Checkpointing:
     """Where and how often a job's checkpoints are written, and what it goes on from.
 
-    One is made every `every_s` seconds, or every `every_updates` updates of the first shard
-    (neither: only a resumed job reads `directory`, nothing is written). The newest `keep`
-    stay. `resume` is "never", "auto" (the newest good one in `directory`; none is no error), or
-    the folder of one. If servers are `revived`, the job goes back to its newest checkpoint when
-    one without a backup dies, as soon as its launcher has started it again; every process
-    needs a launcher of its own then, and the store one that stays.
+    One is made every `every_s` seconds, or every `every_updates` updates of the first shard,
+    and one at the job's end (neither: only a resumed job reads `directory`, nothing is
+    written). The newest `keep` stay. `resume` is "never", "auto" (the newest good one in
+    `directory`; none is no error), or the folder of one. If servers are `revived`, the job goes
+    back to its newest checkpoint when one without a backup dies, as soon as its launcher has
+    started it again; every process needs a launcher of its own then, and the store one that
+    stays.
     """
 
     directory: str
@@ -184,11 +185,6 @@ class Job:
                 f"the collective timeout must be above 0 s, not {self.collective_timeout_s}"
             )
         problems += self.elastic.problems(self.workers)
-        if self.plane is PlaneChoice.COLLECTIVE and self.elastic != Elastic():
-            problems.append(
-                "on the collective plane a worker's death ends the job, so elastic does nothing: "
-                "leave it out, or choose another plane (auto, rpc, shm)"
-            )
         if self.checkpointing is not None:
             problems += self.checkpointing.problems()
         problems += self.hosts.problems()
@@ -228,20 +224,25 @@ class Job:
     def _problems_of_replicas(self) -> list[str]:
         if isinstance(self.replicas, bool) or self.replicas not in (0, 1):
             return [f"replicas must be 0 or 1, not {self.replicas!r}"]
-        problems = []
-        if self.replicas and self.plane is PlaneChoice.COLLECTIVE:
-            problems.append(
-                "the collective plane cannot go on after a server's death: choose another plane "
-                "(auto, rpc, shm), or no replicas"
-            )
-        return problems
+        return []
 
     @property
     def goes_back(self) -> bool:
         """Whether a server that dies takes the job back to its newest checkpoint."""
         plan = self.checkpointing
-        able = not self.replicas and self.plane is not PlaneChoice.COLLECTIVE
-        return able and plan is not None and plan.revived and plan.writes
+        return not self.replicas and plan is not None and plan.revived and plan.writes
+
+    @property
+    def unscalable(self) -> str:
+        """Why servers cannot be added or removed while the job runs; empty if they can."""
+        if self.plane is PlaneChoice.COLLECTIVE:
+            return "its plane is collective, whose groups are made for the servers of its start"
+        if self.goes_back:
+            return (
+                "its servers come back to a checkpoint when one dies, with the number of its "
+                "start: start it without --isolate, or without --checkpoint-dir"
+            )
+        return ""
 
     @property
     def settings(self) -> tuple[tuple[str, str], ...]:

@@ -14,9 +14,10 @@ from contextlib import closing
 from typing import Any
 
 from psrpc import environment
-from psrpc.errors import AddressError, JobFailedError, PeerLostError, PsrpcError
+from psrpc.errors import AddressError, ConfigError, JobFailedError, PeerLostError, PsrpcError
 from psrpc.interrupts import INTERRUPTED, TERMINATED
 from psrpc.notes import Notes
+from psrpc.settings import TrainSettings, unwritable
 
 _STOP_S = 3
 _MONITOR_S = 0.1
@@ -24,6 +25,30 @@ _MONITOR_S = 0.1
 _ASKED_TO_LEAVE = (INTERRUPTED, TERMINATED, -signal.SIGINT, -signal.SIGTERM)
 # Not SIGINT: a child that is told of it while it imports shows a traceback.
 _PASSED_ON = "SIGTERM,SIGHUP,SIGQUIT"
+
+
+def obstacles(settings: TrainSettings, processes: int) -> list[PsrpcError]:
+    """All that would end a job of so many processes when it begins, as far as this host can see."""
+    from psrpc import datasets, models
+    from psrpc.job import Backend
+    from psrpc.planes import groups
+    from psrpc.planes.agent import check_torch
+
+    errors: list[PsrpcError] = []
+    looks: tuple[Callable[[], None], ...] = (
+        check_torch,
+        lambda: groups.check(Backend(settings.backend or "gloo"), processes),
+        lambda: models.check(settings.model),
+        lambda: datasets.prepare(settings.dataset, data_root=settings.data_root),
+    )
+    for look in looks:
+        try:
+            look()
+        except PsrpcError as error:
+            errors.append(error)
+    if problems := unwritable(settings):
+        errors.append(ConfigError(problems))
+    return errors
 
 
 def launch(arguments: Sequence[str], names: Sequence[str], port: int) -> None:
@@ -59,9 +84,7 @@ def child_variables(notes: Notes) -> dict[str, str]:
         environment.LAUNCHED_AT: repr(_process_began()),
         environment.LAUNCHER: str(os.getpid()),
     }
-    # Torch's C++ side logs lost connections as warnings; what matters of them is reported.
-    defaults = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    return variables | environment.unless_set(defaults)
+    return variables | environment.torch_defaults()
 
 
 def run_agent(
@@ -88,11 +111,12 @@ def run_agent(
     _silence("torch.distributed.elastic", "torch.distributed.launcher")
     environment.for_children(**{environment.LAUNCHER: str(os.getpid())})
     program: Any = sys.executable
+    done = 0
     if list(command[:2]) == ["-m", "psrpc"]:
         from psrpc import interpreter
 
         interpreter.prepare()
-        program = interpreter.become
+        program, done = interpreter.become, interpreter.DONE
     for left in reversed(range(restarts + 1)):
         config = _config(1, 0, patience_s)
         if program is not sys.executable:
@@ -103,6 +127,8 @@ def run_agent(
             return TERMINATED
         except ChildFailedError as failed:
             code = int(next(iter(failed.failures.values())).exitcode)
+            if code == done:
+                break
             if not left or code in _ASKED_TO_LEAVE or not again():
                 return code if code > 0 else 128 - code
         else:
@@ -182,9 +208,10 @@ def _how(code: int) -> str:
 def _silence(*packages: str) -> None:
     """Keep torch's launcher from logging: what ends a job is told once, by the error."""
     for name in list(logging.Logger.manager.loggerDict):
-        # Each of them has a level of its own.
+        # Each of them has a level of its own. Disabled ones take no lock either, amid which the
+        # error that torch raises when SIGTERM comes would be lost.
         if name.startswith(packages):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+            logging.getLogger(name).disabled = True
 
 
 def _check_free(port: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from psrpc.attendance import watched
 from psrpc.checkpointer import restore_server
 from psrpc.checkpoints.reading import Checkpoint, open_checkpoint
 from psrpc.coordinator import Coordinator
@@ -49,7 +49,8 @@ from psrpc.replication import places
 from psrpc.replication.authority import REPLICAS, Authority
 from psrpc.replication.failover import FailoverLink
 from psrpc.replication.lives import LIVES, NUMBERS_A_LIFE, Lives
-from psrpc.replication.places import Reached, Served
+from psrpc.replication.places import Reached
+from psrpc.saying import say
 from psrpc.store.blueprint import Blueprint
 from psrpc.watcher import Watcher
 
@@ -150,13 +151,12 @@ class LifeNode(ServerNode):
             if not self._restore():
                 return False
             self.service = _Fence(self.coordinator or self.server, self._first)
-            serve(self.agent, self.service)
-            door, berth = self._open_door(), self._open_berth()
+            serve(self.agent, self._before(self.service, self.server, self._rendezvous))
+            seat = self._open_doors().seat
             pulse = self._listen_to_hearts()
-            agent = self.agent
-            served = Served(agent.name, agent.number, agent.url, door, berth, pulse)
             own = self._authorities[self.index]
-            places.post(own, number, served)
+            places.post_doors(own, number, self.job.servers, seat)
+            places.post(own, number, seat, pulse)
             wanted = Reign(self.life, number)
             if own.change(own.look(), wanted) != wanted:
                 raise DeposedError(f"another process has shard {self.index}")
@@ -177,7 +177,8 @@ class LifeNode(ServerNode):
             found = self._choose()
             self._lives.choose(self.life, str(found.folder.absolute()) if found else "")
         if found is not None:
-            restore_server(found, self.server, self.store, self.blueprint)
+            before = self._lives.recall("samples") if self.life > 1 else None
+            restore_server(found, self.server, self.store, self.blueprint, before)
         self.server.adopt(View(self._first))
         if self.coordinator is None:
             return True
@@ -195,6 +196,8 @@ class LifeNode(ServerNode):
             coordinator.restore(found.manifest.job.facts, found.rest(), ledgers)
         if self.life > 1:
             coordinator.core.go_back(self._first)
+        else:
+            self._lives.remember("samples", self.server.core.stats().samples_before)
 
     def _choose(self) -> Checkpoint | None:
         """The checkpoint to go on from: that of a job's later lives is its own, or its first's."""
@@ -210,7 +213,7 @@ class LifeNode(ServerNode):
             raise JobFailedError(
                 "a server died before the job's first checkpoint, so the job was ended"
             )
-        print(f"psrpc: a server died: going back to {found.folder}", file=sys.stderr, flush=True)
+        say(f"a server died: going back to {found.folder}")
         return found
 
     def _serve_now(self, shards: Sequence[int]) -> str | None:
@@ -244,7 +247,8 @@ class LifeNode(ServerNode):
         coordinator, say = self.coordinator, self._rendezvous.say
         coordinator.lost = lambda process: say(gone(worker_name(process)))
         silence_s = self.job.elastic.dead_after_s
-        self.pulse = Pulse(self.agent.host, silence_s, coordinator.lose, self.secret)
+        lose = watched(coordinator, coordinator.lose)
+        self.pulse = Pulse(self.agent.host, silence_s, lose, self.secret)
         coordinator.expected = self.pulse.expect
         self.pulse.start()
         return self.pulse.address
@@ -285,7 +289,7 @@ class LifeNode(ServerNode):
             return
         is_over = lambda: self.passed.is_set() or rendezvous.heard(gone("server0")) is not None  # noqa: E731
         authority = Authority(rendezvous.sealed_branch(REPLICAS), 0)
-        place = Reached(self.agent, authority, self.job.plane, is_over, words_only=True)
+        place = Reached(self.agent, authority, self.job.plane, is_over)
         try:
             link = FailoverLink(place, self.job.elastic.rejoin_timeout_s)
         except PeerLostError:

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -13,8 +14,10 @@ from pathlib import Path
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
+from psrpc import addresses
 from psrpc._version import __version__
-from psrpc.environment import SECRET_FILE, Place, interface
+from psrpc.environment import SECRET_FILE, Place, choose_interface
+from psrpc.environment import interface as interface_here
 from psrpc.errors import AddressError, ConfigError, SecretError, UsageError
 from psrpc.job import Job
 from psrpc.planes.agent import hushed
@@ -32,6 +35,8 @@ class Lobby:
     `arguments` are those of `psrpc train` if that started the job, else None, and `script` is
     the name of the user's. `world_size` and `servers` are what the job was started with. `one_host`
     is whether all of that is on one host, `loopback` whether nobody else can reach it.
+    `unscalable` is why servers cannot be added or removed, if they cannot; `replicas` are the
+    backups that each has. A process of it that is silent for `dead_after_s` is taken for dead.
     """
 
     job: str
@@ -42,6 +47,9 @@ class Lobby:
     script: str
     one_host: bool
     loopback: bool
+    unscalable: str = ""
+    replicas: int = 0
+    dead_after_s: float = 10.0
 
     def admit(self, host: str) -> bool:
         """Whether a worker here is on the job's one host; `host` is the address of its store.
@@ -70,7 +78,10 @@ def publish_lobby(rendezvous: Rendezvous, job: Job, place: Place) -> None:
         arguments,
         program.name,
         place.one_host,
-        loopback=place.one_host and interface() in (None, "lo"),
+        loopback=place.one_host and interface_here() in (None, "lo"),
+        unscalable=job.unscalable,
+        replicas=job.replicas,
+        dead_after_s=job.elastic.dead_after_s,
     )
     rendezvous.announce(KEY, json.dumps(vars(lobby)))
     if job.hosts.address_file is not None:
@@ -165,3 +176,44 @@ def look_up(address: str) -> Lobby:
             "install the same"
         )
     return Lobby(**found)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Running:
+    """A running job: where it is, what it is, and what a process of it here runs with python."""
+
+    host: str
+    port: int
+    lobby: Lobby
+    one_host: bool
+    command: list[str]
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT, as it was given."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def check_command(self) -> None:
+        """Raise UsageError unless it is known what to run."""
+        if not self.command:
+            raise UsageError(
+                f"the job at {self.address} runs a script: give it ({self.lobby.script}) and its "
+                "arguments"
+            )
+
+
+def find(said: str, script: Sequence[str], interface: str | None) -> Running:
+    """The job at an address, or at that which a file has, as one of this host sees it.
+
+    Its processes here listen on `interface`, if that is given. Raises what `look_up` raises, and
+    UsageError for a `script` where none is needed.
+    """
+    if interface is not None:
+        choose_interface(addresses.chosen(interface).name)
+    address = address_of(said)
+    lobby = look_up(address)
+    host, port = split(address)
+    if lobby.arguments is not None and script:
+        raise UsageError(f"the job at {address} was started by psrpc train: give no script")
+    command = list(script) if lobby.arguments is None else ["-m", "psrpc", *lobby.arguments]
+    return Running(host, port, lobby, lobby.admit(host), command)

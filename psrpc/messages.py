@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from psrpc.counts import EpochLeases, ShardStats, WorkerStats
+from psrpc.counts import EpochLeases, Reshard, ShardStats, WorkerStats
 
 
 class StreamKind(StrEnum):
@@ -123,6 +123,7 @@ class Register(Request):
     settings: tuple[tuple[str, str], ...] = ()
     rank: int | None = None
     serial: int = 0
+    layout: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ class Push(Request):
     `read` is the clock whose start gave the weights that the gradients were made from
     (None: the latest).
     `ahead` is the number of steps that the worker will have begun after this one when it
-    takes the answer.
+    takes the answer. `layout` is the number of the job's servers as this worker knows them, here
+    and in all that is for one shard.
     """
 
     clock: int
@@ -152,6 +154,7 @@ class Push(Request):
     view: View | None = None
     ahead: int = 0
     read: int | None = None
+    layout: int = 0
 
 
 @dataclass(frozen=True)
@@ -164,11 +167,14 @@ class Pull(Request):
     clock: int
     view: View | None = None
     ahead: int = 0
+    layout: int = 0
 
 
 @dataclass(frozen=True)
 class Peek(Request):
     """The weights as they are now, without a place in any clock's order."""
+
+    layout: int = 0
 
 
 @dataclass(frozen=True)
@@ -176,6 +182,7 @@ class Adopt(Request):
     """Takes a newer view to a shard."""
 
     view: View
+    layout: int = 0
 
 
 @dataclass(frozen=True)
@@ -211,7 +218,7 @@ class Leave(Request):
     """The worker is done. Answered when every worker has left, or at once with `early`.
 
     What is left of its leases goes to others. `settled` says that all shards have answered
-    all of its pushes.
+    all of its pushes, `epochs` how many epochs of leases it has come to.
     """
 
     serial: int
@@ -220,7 +227,13 @@ class Leave(Request):
     done: tuple[LeaseId, ...] = ()
     settled: bool = True
     early: bool = False
+    epochs: int = 0
     stats: WorkerStats = field(default_factory=WorkerStats)
+
+
+@dataclass(frozen=True)
+class End(Request):
+    """All workers have left: let the last checkpoint be made. Answered at once."""
 
 
 @dataclass(frozen=True)
@@ -251,10 +264,14 @@ class GetFrozen(Request):
 class GetState(Request):
     """The optimizer's state of this shard."""
 
+    layout: int = 0
+
 
 @dataclass(frozen=True)
 class GetStats(Request):
     """This server's counters."""
+
+    layout: int = 0
 
 
 @dataclass(frozen=True)
@@ -331,6 +348,13 @@ class Granted(Reply):
 
 
 @dataclass(frozen=True)
+class Ended(Reply):
+    """To `End`; `kept` is whether the job's last checkpoint is made, or came to nothing."""
+
+    kept: bool
+
+
+@dataclass(frozen=True)
 class Left(Reply):
     """The worker has left; `main` is whether it is the one that reports the results."""
 
@@ -341,8 +365,8 @@ class Left(Reply):
 class StatsReply(Reply):
     """One server's shard counters; the coordinator adds what only it knows.
 
-    That is its workers' counters, the mean last loss, the leases, the deaths it has seen, and the
-    updates that were done again because a server died.
+    That is its workers' counters, the mean last loss, the leases, the deaths it has seen, the
+    updates that were done again because a server died, and how servers were added and removed.
     """
 
     shard: ShardStats
@@ -351,6 +375,7 @@ class StatsReply(Reply):
     leases: tuple[EpochLeases, ...] = ()
     workers_lost: int = 0
     updates_redone: int = 0
+    reshards: tuple[Reshard, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from psrpc.messages import Push
 _SMOOTHING = 0.98
 _RECENT = 64
 
+Counts = tuple[int, int, int, float, float]
+
 
 class Meter:
     """Counts pushes as the first server applies them. Written by its threads, read by any."""
@@ -21,6 +23,9 @@ class Meter:
         self._latest_s = 0.0
         self.steps = 0
         self.samples = 0
+        self.samples_before = 0  # in the checkpoint from which the job goes on
+        self.resumed_s: float | None = None  # when the first push came after `await_next`
+        self._awaits = False
         self._sum = 0.0
         self._weight = 0.0
         self._staleness: deque[int] = deque(maxlen=_RECENT)
@@ -44,17 +49,23 @@ class Meter:
         recent = tuple(self._staleness) or (0,)
         return min(recent), max(recent)
 
-    def counts(self) -> tuple[int, int, float, float]:
-        """What another one needs to go on: steps, samples, and the loss."""
-        return self.steps, self.samples, self._sum, self._weight
+    def counts(self) -> Counts:
+        """What another one needs to go on: steps, samples, those before, and the loss."""
+        return self.steps, self.samples, self.samples_before, self._sum, self._weight
 
-    def recount(self, counts: tuple[int, int, float, float]) -> None:
+    def recount(self, counts: Counts) -> None:
         """Go on from another one's `counts`; the rate begins anew."""
-        self.steps, self.samples, self._sum, self._weight = counts
+        self.steps, self.samples, self.samples_before, self._sum, self._weight = counts
+
+    def await_next(self) -> None:
+        """Note in `resumed_s` when the next push is applied."""
+        self.resumed_s, self._awaits = None, True
 
     def count(self, push: Push, staleness: int) -> None:
         """Count one applied push."""
         self._latest_s = self._clock.now()
+        if self._awaits:
+            self.resumed_s, self._awaits = self._latest_s, False
         if not self.steps:
             self._began_s = self._latest_s
         self.steps += 1

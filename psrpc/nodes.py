@@ -10,19 +10,21 @@ from pathlib import Path
 
 from torch import nn
 
+from psrpc.attendance import watched
 from psrpc.checkpointer import Checkpointer, Orders, PartWriter, restore_server
 from psrpc.checkpoints.reading import open_checkpoint
 from psrpc.coordinator import Coordinator
 from psrpc.core.ledger import Ledger
 from psrpc.errors import JobFailedError, PsrpcError, StartTimeoutError, StoppedError, encode
 from psrpc.job import Job, PlaneChoice
+from psrpc.mover import Mover
+from psrpc.moves import Ready
 from psrpc.orders import PutPart
 from psrpc.planes.agent import Agent
 from psrpc.planes.base import Link, Service
-from psrpc.planes.conductor import Conductor
-from psrpc.planes.doorman import Doorman
+from psrpc.planes.conductor import Conductor, Ensemble
+from psrpc.planes.entrance import Entrance
 from psrpc.planes.groups import Fabric, Groups
-from psrpc.planes.porter import Porter
 from psrpc.planes.rpc import Address, Patience, RpcLink, answers, serve, withdraw
 from psrpc.planes.staging import Staging
 from psrpc.pulse import Pulse
@@ -39,6 +41,7 @@ from psrpc.rendezvous import (
     stream_key,
     worker_name,
 )
+from psrpc.reshaper import Reshaper
 from psrpc.secret import Secret
 from psrpc.server import ParameterServer
 from psrpc.store.blueprint import Blueprint
@@ -55,22 +58,32 @@ class ServerNode:
     """A process that serves one shard; server 0 coordinates as well."""
 
     def __init__(
-        self, job: Job, index: int, model: nn.Module, blueprint: Blueprint, fabric: Fabric
+        self,
+        job: Job,
+        index: int,
+        model: nn.Module,
+        blueprint: Blueprint,
+        fabric: Fabric,
+        servers: int | None = None,
     ) -> None:
+        """`servers` is how many there are, if not as many as at the job's start."""
         self.job = job
         self.index = index
         self.fabric = fabric
         self.name_of: Callable[[int], str] = lambda worker: f"worker {worker}"
-        self.layout = layout = blueprint.layouts(job.servers)[index]
+        layout = blueprint.layouts(job.servers if servers is None else servers)[index]
         self.store = store = ShardStore(blueprint, layout, model, job.reduction)
         self.blueprint, self.model = blueprint, model
         self.server = ParameterServer(job, index, blueprint, store)
+        self.server.servers = job.servers if servers is None else servers
         self.coordinator = Coordinator(job, self.server, blueprint, model) if index == 0 else None
         self.agent: Agent  # as soon as it serves, as is:
         self.secret: Secret
         self.service: Service = self.coordinator or self.server
-        self.doorman: Doorman | None = None
-        self.porter: Porter | None = None
+        self.entrance: Entrance | None = None
+        self.mover: Mover | None = None
+        self.reshaper: Reshaper | None = None
+        self.turn = threading.Lock()  # held while the job is cut
         self.conductor: Conductor | None = None
         self.pulse: Pulse | None = None
         self.start_within_s = job.start_timeout_s
@@ -117,8 +130,8 @@ class ServerNode:
 
     def _close(self) -> None:
         """Answer nobody any more."""
-        helpers = (self.checkpointer, self.part_writer, self.doorman)
-        for helper in (*helpers, self.pulse, self.porter, self.conductor):
+        helpers = (self.reshaper, self.checkpointer, self.part_writer, self.mover or self.entrance)
+        for helper in (*helpers, self.pulse, self.conductor):
             if helper is not None:
                 helper.close()
         withdraw(self.agent)
@@ -129,10 +142,12 @@ class ServerNode:
         try:
             self._prepare_checkpoints(self.coordinator)
             self._resume(rendezvous)
-            self.conductor = self._raise_conductor(rendezvous)
-            serve(self.agent, self.conductor or self.service)
-            rendezvous.publish(shm_key(self.agent.name), self._open_door())
-            rendezvous.publish(stream_key(self.agent.name), self._open_berth())
+            serve(self.agent, self._before(self.service, self.server, rendezvous))
+            seat = self._open_doors().seat
+            rendezvous.publish(shm_key(self.agent.name), seat.door)
+            rendezvous.publish(stream_key(self.agent.name), seat.berth)
+            if self.coordinator is not None:
+                self._be_scalable(self.coordinator)
             self._listen_for_deaths(rendezvous)
             rendezvous.publish(self.agent.name, self.agent.url)
         except Exception as error:
@@ -143,12 +158,10 @@ class ServerNode:
         if self.coordinator is None:
             return
         self.coordinator.lost = lambda process: rendezvous.say(gone(worker_name(process)))
+        self.coordinator.suspect = self._look_after_servers
         silence_s = self.job.elastic.dead_after_s
-        if self.job.plane is PlaneChoice.COLLECTIVE:
-            silence_s = max(silence_s, self.job.collective_timeout_s)
-        else:
-            self.coordinator.suspect = self._look_after_servers
-        self.pulse = Pulse(self.agent.host, silence_s, self.coordinator.lose, self.secret)
+        lose = watched(self.coordinator, self.coordinator.lose)
+        self.pulse = Pulse(self.agent.host, silence_s, lose, self.secret)
         self.coordinator.expected = self.pulse.expect
         self.pulse.start()
         rendezvous.publish(PULSE, self.pulse.address)
@@ -164,7 +177,11 @@ class ServerNode:
 
     def _all_answer(self) -> bool:
         """Whether all other servers live. Blocks."""
-        others = [f"server{index}" for index in range(1, self.job.servers)]
+        assert self.coordinator is not None
+        seats = self.coordinator.core.resharding.seats[1:]
+        others = [seat.name for seat in seats]
+        if not self.coordinator.core.resharding.layout:
+            others = [f"server{index}" for index in range(1, self.job.servers)]
         return all(answers(self.agent, name, Patience().ping_s) for name in others)
 
     def _resume(self, rendezvous: Rendezvous) -> None:
@@ -186,21 +203,22 @@ class ServerNode:
 
     def _prepare_checkpoints(self, orders: Orders | None) -> None:
         """Have what makes the job's checkpoints, if this server coordinates."""
-        plan = self.job.checkpointing
-        if plan is None or self.coordinator is None or orders is None:
+        plan, coordinator = self.job.checkpointing, self.coordinator
+        if plan is None or coordinator is None or orders is None:
             return
         self.part_writer = writer = PartWriter(
-            self.server, self.store, self.blueprint, self.coordinator.part_came_from_here
+            self.server, self.blueprint, lambda put: coordinator.part_came(put)
         )
         self.checkpointer = Checkpointer(
             self.job,
             plan,
-            self.coordinator,
+            coordinator,
             orders,
             self.blueprint,
             self.model,
             lambda: writer.options,
         )
+        self.checkpointer.turn = self.turn
 
     def _begin_checkpoints(self, coordinator: Link | None) -> None:
         """Be ready to be cut."""
@@ -209,7 +227,6 @@ class ServerNode:
         if coordinator is not None:
             self.part_writer = PartWriter(
                 self.server,
-                self.store,
                 self.blueprint,
                 lambda put: _deliver(coordinator, put),
             )
@@ -228,9 +245,14 @@ class ServerNode:
         (url,) = rendezvous.read([_COORDINATOR])
         link = RpcLink(self.agent, Address(_COORDINATOR, 0, url))
         link.connect()
-        self._begin_checkpoints(link)
-        Watcher(link, self.server).start()
+        self._watch(link)
         self._wait_or_stop(rendezvous)
+
+    def _watch(self, coordinator: Link) -> None:
+        """Hear what the coordinator says."""
+        self._begin_checkpoints(coordinator)
+        mover = self._be_movable(lambda ready: coordinator.call(ready).wait())
+        Watcher(coordinator, self.server, mover=mover).start()
 
     def _wait_or_stop(self, rendezvous: Rendezvous) -> None:
         """Wait for the end; pass on that this server was asked for it."""
@@ -259,16 +281,15 @@ class ServerNode:
             elif short_since_s is None:
                 short_since_s = now_s
             elif now_s - short_since_s > self.job.elastic.rejoin_timeout_s:
-                if self.checkpointer is not None and self.checkpointer.begun:
-                    self.checkpointer.make_last()
+                if (maker := self.checkpointer) is not None and maker.begun:
+                    maker.make_last()
                 if members.short:
                     self._fail(self._deserted(len(members.live)))
 
     def _stop_early(self, coordinator: Coordinator) -> None:
         """Make a last checkpoint, at once, and end the job."""
-        made = self.checkpointer is not None and coordinator.core.members.started
-        if made and self.checkpointer is not None and self.checkpointer.begun:
-            self.checkpointer.make_last()
+        if (maker := self.checkpointer) and coordinator.core.members.started and maker.begun:
+            maker.make_last()
         if not self.server.ended.is_set():
             self._fail(
                 StoppedError(
@@ -283,8 +304,8 @@ class ServerNode:
         self.coordinator.fail(error)
 
     def _nobody_came(self, coordinator: Coordinator) -> StartTimeoutError:
-        missing = ", ".join(self.name_of(w) for w in coordinator.core.members.missing)
-        return StartTimeoutError(f"these have not come within {self.start_within_s:g} s: {missing}")
+        who = ", ".join(self.name_of(w) for w in coordinator.core.members.missing)
+        return StartTimeoutError(f"these have not come within {self.start_within_s:g} s: {who}")
 
     def _deserted(self, live: int) -> JobFailedError:
         least = self.job.elastic.min_workers or 1
@@ -294,34 +315,62 @@ class ServerNode:
         )
 
     def _last_to_leave(self) -> list[str]:
+        if self.server.left is not None:
+            return []  # whoever needed it has said so
         if self.coordinator is None:
             return [gone(_COORDINATOR)]
         return [gone(worker_name(process)) for process in self.coordinator.core.processes]
 
-    def _open_door(self) -> str:
-        if self.job.plane in (PlaneChoice.RPC, PlaneChoice.COLLECTIVE):
-            return ""
-        self.doorman = Doorman(self.service, self.layout)
-        self.doorman.start()
-        return self.doorman.address
+    def _open_doors(self) -> Entrance:
+        """Let workers in."""
+        self.entrance = self._entrance(self.server.servers)
+        return self.entrance
 
-    def _open_berth(self) -> str:
-        if self.job.plane in (PlaneChoice.SHM, PlaneChoice.COLLECTIVE):
-            return ""
-        self.porter = Porter(self.service, self.layout, self.agent.host, self.secret)
-        self.porter.start()
-        return self.porter.address
+    def _entrance(self, servers: int) -> Entrance:
+        """Let workers in to this server's shard of so many."""
+        layout = self.blueprint.layouts(servers)[self.index]
+        entrance = Entrance(self.agent, self.secret, self.service, layout, self.job.plane)
+        entrance.open()
+        return entrance
 
-    def _raise_conductor(self, rendezvous: Rendezvous) -> Conductor | None:
-        if self.job.plane is not PlaneChoice.COLLECTIVE:
+    def _be_movable(self, deliver: Callable[[Ready], object]) -> Mover | None:
+        """Be ready for other layouts; `deliver` tells the coordinator."""
+        if self.job.unscalable:
             return None
-        staging = Staging(self.layout, self.job.workers, self.fabric.device)
-        groups = Groups(
-            self.agent.name, rendezvous.branch(groups_key(self.agent.name)), self.fabric
+        assert self.entrance is not None
+        at = self.agent.host, self.secret
+        self.mover = Mover(
+            self.server, self.blueprint, self.model, at, self._entrance, deliver, self.entrance
         )
-        conductor = Conductor(self.coordinator or self.server, staging, groups)
-        conductor.start()
-        return conductor
+        return self.mover
+
+    def _be_scalable(self, coordinator: Coordinator, orders: Orders | None = None) -> None:
+        """Be ready to add and remove servers; `orders` are given to another than `coordinator`."""
+        service = self.service
+        mover = self._be_movable(lambda ready: service.handle(ready, (), lambda payload: None))
+        if mover is None:
+            return
+        by, within_s = orders or coordinator, self.job.start_timeout_s
+        self.reshaper = Reshaper(coordinator, by, mover, self.turn, within_s, self._all_answer)
+        self.reshaper.start()
+
+    def _before(self, service: Service, rounds: Ensemble, rendezvous: Rendezvous) -> Service:
+        """What takes requests for `service`: on the collective plane one that adds up gradients."""
+        if self.job.plane is not PlaneChoice.COLLECTIVE:
+            return service
+        name = self.agent.name
+        groups = Groups(name, rendezvous.branch(groups_key(name)), self.fabric)
+        staging = Staging(self.server.store.layout, self.fabric.device)
+        self.conductor = Conductor(
+            service, rounds, self._fail_job, staging, groups, self.job.reduction
+        )
+        self.server.stirred = self.conductor.stir
+        self.conductor.start()
+        return self.conductor
+
+    def _fail_job(self, error: PsrpcError) -> None:
+        """End the job, or this server, whose workers then do."""
+        (self.coordinator or self.server).fail(error)
 
 
 def _deliver(coordinator: Link, put: PutPart) -> None:

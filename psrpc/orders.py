@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from psrpc.messages import Reply, Request, View
+from psrpc.messages import Lease, Reply, Request, View
 
 
 @dataclass(frozen=True)
 class Watch(Request):
     """A server's word: what is new, please? `worker` is the server.
 
-    It knows the view numbered `epoch`, has heard `cuts` words about checkpoints, and, where
-    shard 0 decides that, what the rounds before `rounds` are made of. `clocks` are those that it
-    has halted at for the checkpoint `halted`.
+    It knows the view numbered `epoch`, has heard `cuts` words about cuts, and, where shard 0
+    decides that, what the rounds before `rounds` are made of. `clocks` are those that it has
+    halted at for the cut `halted`; if that is for a new layout, it gives its rows away at `giver`.
+    It is one of the servers of `layout`.
     """
 
     epoch: int
@@ -21,6 +22,8 @@ class Watch(Request):
     rounds: int = 0
     halted: int | None = None
     clocks: tuple[tuple[int, int], ...] = ()
+    giver: str = ""
+    layout: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,23 +50,35 @@ class PutPart(Request):
 
 @dataclass(frozen=True)
 class Cut(Reply):
-    """Where a checkpoint cuts the job: of each stepping worker, the steps before its clock here.
+    """Where the job is cut: of each stepping worker, the steps before its clock here.
 
-    `number` is the checkpoint's, `folder` where it is written, `view` who is stepping. Without
-    a folder, a cut of this number that is not made yet is given up.
+    `number` is the cut's, `view` who is stepping. For a checkpoint `folder` is where it is
+    written. For a new `layout`, of `servers`, `givers` are where those of the present one give
+    their rows away, and `skipped` what was given up of leases: nobody has it again. With neither, a
+    cut of this number that is not made yet is given up.
     """
 
     number: int
     clocks: tuple[tuple[int, int], ...] = ()
     folder: str = ""
     view: View | None = None
+    layout: int = 0
+    servers: int = 0
+    givers: tuple[str, ...] = ()
+    skipped: tuple[Lease, ...] = ()
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody is to wait for this cut any more."""
+        return not self.folder and not self.layout
 
 
 @dataclass(frozen=True)
 class Halt(Reply):
-    """A checkpoint is to be made: say how many steps of each worker there are, and take no more.
+    """The job is to be cut: say how many steps of each worker there are, and take no more.
 
-    Until the cut of the same number comes.
+    Until the cut of the same number comes. `layout` is as in `Cut`.
     """
 
     number: int
+    layout: int = 0

@@ -218,7 +218,7 @@ class Heart:
         secret: Secret,
         find: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """`find` tells another address, if the coordinator has moved."""
+        """`find` tells another address, if the coordinator has moved. "" is none yet."""
         self._address = address
         self._process = process
         self._secret = secret
@@ -264,6 +264,8 @@ class Heart:
 
     def _connect(self) -> socket.socket | None:
         self._address = self._find() or self._address
+        if not self._address:
+            return None  # nobody coordinates at this moment
         host, port = self._address.split()
         try:
             sock = socket.create_connection((host, int(port)), timeout=_CONNECT_S)

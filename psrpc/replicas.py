@@ -3,28 +3,62 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 from torch import nn
 
+from psrpc.attendance import watched
 from psrpc.core.replication import Reign
-from psrpc.errors import DeposedError, PeerLostError, PsrpcError, StartTimeoutError, encode
+from psrpc.errors import (
+    DeposedError,
+    JobFailedError,
+    PeerLostError,
+    PsrpcError,
+    StartTimeoutError,
+    encode,
+)
 from psrpc.job import Job
+from psrpc.mover import Mover
+from psrpc.moves import Ready
 from psrpc.nodes import ServerNode
+from psrpc.orders import Cut
+from psrpc.planes.entrance import Entrance
 from psrpc.planes.groups import Fabric
 from psrpc.planes.rpc import Patience, answers, serve
 from psrpc.pulse import Pulse
-from psrpc.rendezvous import FAILED, FAREWELL_S, Rendezvous, gone, reason, worker_name
+from psrpc.rendezvous import FAILED, FAREWELL_S, STOP, Rendezvous, gone, reason, worker_name
 from psrpc.replication import places
 from psrpc.replication.authority import REPLICAS, Authority
 from psrpc.replication.failover import FailoverLink
 from psrpc.replication.follower import HARBOUR, Ending, Follower
 from psrpc.replication.lines import Harbour
-from psrpc.replication.places import Reached, Served
+from psrpc.replication.places import Reached, since_of
 from psrpc.replication.primary import PrimaryService
+from psrpc.replication.state import rows_of
+from psrpc.saying import say
 from psrpc.store.blueprint import Blueprint
+from psrpc.store.shard import ShardStore
 from psrpc.watcher import Watcher
+
+_DIED = "a server has died, and its backup has its place"
+
+
+class PairMover(Mover):
+    """Moves a shard that has a backup: its rows are an entry, so the backup has them as well."""
+
+    primary: PrimaryService
+
+    def _keep(self, cut: Cut, store: ShardStore, ready: Ready) -> None:
+        rows, tensors = rows_of(cut.layout, cut.servers, store, b"")
+        self.primary.take_rows(rows, tensors, lambda: tell_later(self.tell, ready))
+
+
+def tell_later(tell: Callable[[Ready], object], ready: Ready) -> None:
+    """Tell the coordinator on a thread: it may wait for whoever calls this."""
+    threading.Thread(target=tell, args=(ready,), name="psrpc-ready", daemon=True).start()
 
 
 class ReplicaNode(ServerNode):
@@ -43,17 +77,27 @@ class ReplicaNode(ServerNode):
         fabric: Fabric,
         *,
         first: bool,
+        servers: int | None = None,
+        since: str = "",
     ) -> None:
-        super().__init__(job, index, model, blueprint, fabric)
+        """`servers` and `since` are given for one that comes while the job runs."""
+        super().__init__(job, index, model, blueprint, fabric, servers)
         self.reigning: Callable[[], AbstractContextManager[object]] = nullcontext
         self._first = first
+        self._since = since
         self._primary: PrimaryService | None = None
         self._harbour: Harbour | None = None
-        self._name = f"server{index}"  # of the shard, whoever serves it
-        self._others: list[Authority] = []
+        self._heir = False  # of one that has reigned before
+        self._link: FailoverLink | None = None  # to the coordinator, if that is not here
+        self._name = f"server{index}{since}"  # of the shard, whoever serves it
+        self.server.new_store = self._store_of
         if self.coordinator is not None:
             # Also while it follows: what is decided may not depend on who decides.
             self.coordinator.suspect = self._look_after_servers
+
+    def ask_to_stop(self) -> bool:
+        """See `ServerNode`. One that follows may just end: the primary goes on without it."""
+        return self._primary is not None and super().ask_to_stop()
 
     def serve(self, rendezvous: Rendezvous) -> None:
         """Follow the shard's primary, and be that when it dies. Blocks until the job ends.
@@ -63,10 +107,8 @@ class ReplicaNode(ServerNode):
         """
         self.secret = rendezvous.secret
         number = rendezvous.number()
-        authority = Authority(rendezvous.sealed_branch(REPLICAS), self.index)
-        if self.coordinator is not None:
-            store = rendezvous.sealed_branch(REPLICAS)
-            self._others = [Authority(store, shard) for shard in range(1, self.job.servers)]
+        self._register = rendezvous.sealed_branch(REPLICAS)
+        self._authority = authority = Authority(self._register, self.index, self._since)
         place = self._await_reign(number, authority, rendezvous)
         if place is not None:
             with self.reigning():
@@ -88,10 +130,22 @@ class ReplicaNode(ServerNode):
         patience_s = (
             self.job.start_timeout_s if not self._begun(authority) else (elastic.rejoin_timeout_s)
         )
-        ending = follower.follow(patience_s, lambda: self._is_over(rendezvous))
+        try:
+            ending = follower.follow(patience_s, lambda: self._is_over(rendezvous))
+        except JobFailedError:
+            if follower.differs is not None:  # if its primary is gone, nobody else says it
+                rendezvous.say(reason(self._name), json.dumps(encode(follower.differs)))
+            raise
         if ending is Ending.DROPPED:
             raise DeposedError(f"the primary of shard {self.index} goes on without this server")
-        return (follower.reign, follower.core.last) if follower.reign is not None else None
+        if follower.reign is None:
+            return None
+        say(f"shard {self.index} has lost its server, and its backup has taken over")
+        return follower.reign, follower.core.last
+
+    def _store_of(self, servers: int) -> ShardStore:
+        layout = self.blueprint.layouts(servers)[self.index]
+        return ShardStore(self.blueprint, layout, self.model, self.job.reduction)
 
     @staticmethod
     def _begun(authority: Authority) -> bool:
@@ -108,12 +162,14 @@ class ReplicaNode(ServerNode):
         service = self.coordinator or self.server
         primary = PrimaryService(service, number, reign, last, authority, dead_after_s)
         self.service = self._primary = primary
+        self._heir = reign.epoch > 1
         try:
             self._prepare_checkpoints(primary)
             if reign.epoch == 1:
                 self._go_on_from_checkpoint(rendezvous)
             self._open_harbour(authority, number)
             self._open(primary, authority, number, rendezvous)
+            self._begin_to_serve(primary, rendezvous)
             self._wait_for_end(rendezvous)
             primary.close(FAREWELL_S)
             if not primary.deposed:
@@ -154,22 +210,22 @@ class ReplicaNode(ServerNode):
         alone = primary.epoch == 1 and not primary.wait_for_backup(timeout_s)
         if alone and not primary.ended.is_set():
             raise StartTimeoutError(f"{self._name}'s backup has not come within {timeout_s:g} s")
-        serve(self.agent, primary)
-        door, berth = self._open_door(), self._open_berth()
+        serve(self.agent, self._before(primary, primary, rendezvous))
+        seat = self._open_doors().seat
         pulse = self._listen_to_hearts(primary, rendezvous)
-        agent = self.agent
-        served = Served(agent.name, agent.number, agent.url, door, berth, pulse)
-        places.post(authority, number, served)
+        if not self.server.fresh and (mover := self._be_movable(self._deliver_ready)) is not None:
+            mover.reopen()
+        places.post(authority, number, seat, pulse)
 
     def _listen_to_hearts(self, primary: PrimaryService, rendezvous: Rendezvous) -> str:
         if self.coordinator is None:
             return ""
         self.coordinator.lost = lambda process: rendezvous.say(gone(worker_name(process)))
-        self.pulse = Pulse(
-            self.agent.host, self.job.elastic.dead_after_s, primary.lose, self.secret
-        )
+        lose = watched(self.coordinator, primary.lose)
+        self.pulse = Pulse(self.agent.host, self.job.elastic.dead_after_s, lose, self.secret)
         self.coordinator.expected = self.pulse.expect
-        for process in self.coordinator.core.processes:
+        core = self.coordinator.core
+        for process in (*core.processes, *core.resharding.processes):
             self.pulse.expect(process)
         self.pulse.start()
         return self.pulse.address
@@ -179,29 +235,81 @@ class ReplicaNode(ServerNode):
             super()._look_after_servers(error)
 
     def _all_answer(self) -> bool:
+        assert self.coordinator is not None
+        seats = self.coordinator.core.resharding.seats
+        shards = range(1, len(seats) or self.job.servers)
+        others = [
+            Authority(self._register, shard, since_of(seats[shard]) if seats else "")
+            for shard in shards
+        ]
         try:
-            served = [places.served(authority) for authority in self._others]
+            served = [places.served(authority) for authority in others]
         except PeerLostError:
             return False
         return all(each and answers(self.agent, each.name, Patience().ping_s) for each in served)
+
+    # Other layouts.
+
+    def _entrance(self, servers: int) -> Entrance:
+        entrance = super()._entrance(servers)
+        assert self._primary is not None
+        places.post_doors(self._authority, self._primary.me, servers, entrance.seat)
+        return entrance
+
+    def _be_movable(self, deliver: Callable[[Ready], object]) -> Mover | None:
+        if self.job.unscalable or self.mover is not None:
+            return self.mover
+        assert self.entrance is not None
+        assert self._primary is not None
+        at, parts = (self.agent.host, self.secret), (self.server, self.blueprint, self.model)
+        self.mover = PairMover(*parts, at, self._entrance, deliver, self.entrance)
+        self.mover.primary = self._primary
+        return self.mover
+
+    def _deliver_ready(self, ready: Ready) -> None:
+        """Tell the coordinator that this pair is ready, wherever the two of them are."""
+        if ready.seat is not None:
+            ready = replace(ready, seat=places.seat_of(self._authority))
+        if self._primary is not None and self.coordinator is not None:
+            self._primary.handle(ready, (), lambda payload: None)
+        elif self._link is not None:
+            self._link.call(ready).wait()
+
+    def _begin_to_serve(self, primary: PrimaryService, rendezvous: Rendezvous) -> None:
+        """Hear what the coordinator says. What the one before was about comes to nothing."""
+        if self.coordinator is None:
+            self._link = self._link_to_coordinator(rendezvous)
+        if self.server.core.moving and self.coordinator is not None:
+            primary.give_up_layout(_DIED)
+        elif self.server.core.moving:
+            word = Ready(self.index, self.server.core.moving, error=_DIED)
+            tell_later(self._deliver_ready, word)
+
+    def _link_to_coordinator(self, rendezvous: Rendezvous) -> FailoverLink:
+        authority = Authority(self._register, 0)
+        is_over = lambda: rendezvous.heard(gone("server0")) is not None  # noqa: E731
+        place = Reached(self.agent, authority, self.job.plane, is_over)
+        return FailoverLink(place, self.job.elastic.rejoin_timeout_s)
 
     def _wait_for_end(self, rendezvous: Rendezvous) -> None:
         assert self._primary is not None
         if self.coordinator is not None:
             self._begin_checkpoints(None)
-            self._supervise(self.coordinator)
+            self._be_scalable(self.coordinator, self._primary)
+            self._supervise(
+                self.coordinator, lambda: rendezvous.heard(STOP, hush=False) is not None
+            )
             return
-        authority = Authority(rendezvous.sealed_branch(REPLICAS), 0)
-        is_over = lambda: rendezvous.heard(gone("server0")) is not None  # noqa: E731
-        place = Reached(self.agent, authority, self.job.plane, is_over, words_only=True)
-        link = FailoverLink(place, self.job.elastic.rejoin_timeout_s)
-        self._begin_checkpoints(link)
-        Watcher(link, self.server, self._primary).start()
-        self.server.ended.wait()
+        assert self._link is not None
+        self._begin_checkpoints(self._link)
+        Watcher(self._link, self.server, self._primary, self.mover).start()
+        self._wait_or_stop(rendezvous)
 
     def _fail(self, error: PsrpcError) -> None:
         assert self._primary is not None
         self._primary.fail(error)
+
+    _fail_job = _fail
 
     def _bid_farewell(self, rendezvous: Rendezvous) -> None:
         # The last answers must have arrived before the agent cuts them off.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from psrpc.core.account import account
-from psrpc.counts import EpochAccount
+from psrpc.counts import EpochAccount, Reshard
 from psrpc.messages import StatsReply
 
 
@@ -16,7 +16,9 @@ class Report:
 
     `final_loss` is the exponentially weighted mean of the losses that were given to
     `worker.step`. NaN and infinite ones are left out; None if there is no other.
-    `samples`, `worker_steps` and `updates_applied` count each update once;
+    `samples`, `worker_steps` and `updates_applied` count each update once, `samples` and
+    `updates_applied` with those in the checkpoint that the job was resumed from, of which
+    `samples_before` are; `samples_per_s` and all about workers are of this run alone;
     `optimizer_steps` are the steps of the first shard's optimizer (one a round in
     synchronous mode); `duplicates_dropped` adds up all shards; `updates_dropped_late` came when
     their round was complete without them, and were made again of the same samples. `train_s` is the
@@ -34,12 +36,15 @@ class Report:
     of all epochs that were finished, `samples_lost` are not in the weights of every shard,
     `samples_doubled` are in those of one
     more than once (short batches counted as full), `samples_skipped` were given up because
-    their lease had killed several workers; `samples_counted_once` says that there are none of
-    either. `epoch_accounts` has the same for each epoch.
+    their lease had killed several workers, or nobody took it and servers had to come or go;
+    `samples_counted_once` says that there are none of
+    either. `epoch_accounts` has the same for each epoch. `reshards` are the changes of the number
+    of servers while the job ran.
     """
 
     final_loss: float | None = None
     samples: int = 0
+    samples_before: int = 0
     worker_steps: int = 0
     updates_applied: int = 0
     updates_dropped_late: int = 0
@@ -60,6 +65,7 @@ class Report:
     samples_doubled: int = 0
     samples_skipped: int = 0
     epoch_accounts: tuple[EpochAccount, ...] = field(default=(), repr=False)
+    reshards: tuple[Reshard, ...] = ()
 
 
 def summarize(replies: Sequence[StatsReply]) -> Report:
@@ -69,13 +75,14 @@ def summarize(replies: Sequence[StatsReply]) -> Report:
     train_s = max((stats.busy_s for stats in workers), default=0.0)
     busy_s = sum(stats.busy_s for stats in workers)
     steps = sum(stats.steps for stats in workers)
-    samples = first.shard.samples
+    samples, before = first.shard.samples, first.shard.samples_before
     accounts = account(first.leases, [reply.shard.coverage for reply in replies])
     lost, doubled = sum(a.lost for a in accounts), sum(a.doubled for a in accounts)
     skipped = sum(a.skipped for a in accounts)
     return Report(
         final_loss=first.final_loss,
         samples=samples,
+        samples_before=before,
         worker_steps=steps,
         updates_applied=first.shard.updates_applied,
         updates_dropped_late=first.shard.dropped_late,
@@ -83,7 +90,7 @@ def summarize(replies: Sequence[StatsReply]) -> Report:
         duplicates_dropped=sum(reply.shard.duplicates_dropped for reply in replies),
         nonfinite_skipped=sum(stats.nonfinite_skipped for stats in workers),
         train_s=train_s,
-        samples_per_s=samples / train_s if train_s else 0.0,
+        samples_per_s=(samples - before) / train_s if train_s else 0.0,
         worker_steps_per_s=steps / train_s if train_s else 0.0,
         wait_share=sum(stats.wait_s for stats in workers) / busy_s if busy_s else 0.0,
         max_clock_gap=max(reply.shard.max_clock_gap for reply in replies),
@@ -96,4 +103,5 @@ def summarize(replies: Sequence[StatsReply]) -> Report:
         samples_doubled=doubled,
         samples_skipped=skipped,
         epoch_accounts=accounts,
+        reshards=first.reshards,
     )

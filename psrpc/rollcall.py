@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import socket
-import sys
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from psrpc.environment import Place
 from psrpc.rendezvous import Rendezvous, here
+from psrpc.saying import say as aloud
 from psrpc.seating import role
 
 _EVERY_S = 5.0
@@ -78,7 +78,7 @@ class RollCall:
         self.begun: Callable[[], bool] = lambda: False
         self._rendezvous, self._rank = rendezvous, place.rank
         self._register = Register(servers, replicas, place.world_size, place.node_of, place.nodes)
-        self._say = say or _tell
+        self._say = say or aloud
         self._every_s = every_s
         self._known: dict[int, str] = {}
         self._stop = threading.Event()
@@ -120,7 +120,3 @@ class RollCall:
                 return  # the store is gone, or everybody has come
             if min(hosts) == self._rank:
                 self._say(self._register.sentence(hosts, waited_s))
-
-
-def _tell(sentence: str) -> None:
-    print(f"psrpc: {sentence}", file=sys.stderr, flush=True)

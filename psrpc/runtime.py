@@ -32,6 +32,7 @@ from psrpc.replicas import ReplicaNode
 from psrpc.report import Report
 from psrpc.rollcall import RollCall
 from psrpc.seating import fellow_workers, role, seated
+from psrpc.spares import spare_node
 from psrpc.store.blueprint import Blueprint, GroupsFactory, OptimizerFactory, draw
 from psrpc.worker import Worker
 from psrpc.working import WorkerNode
@@ -100,11 +101,11 @@ def run(
     becomes of a step with NaN or Inf in its gradients: "error" or "skip". `plane` is "auto" (shared
     memory to servers on the same host, RPC to others), "rpc", "shm" or, in synchronous mode,
     "collective": each server and its workers share process groups of `backend` "gloo" (the default)
-    or "nccl" (a GPU for every process), and a member that stands still for `collective_timeout_s`
-    ends the job. With `overlap` a worker computes its next step while the last one's gradients
-    travel; the mode's bound counts that step, so it must be 1 or more. `device` is "auto" (CUDA
-    where there is any), "cpu" or "cuda"; servers compute on the CPU. `threads` are torch's threads
-    in this process. `elastic`, `checkpointing` and `hosts` are as `Elastic`, `Checkpointing` and
+    or "nccl" (a GPU for every process), new ones when a member dies or is still for
+    `collective_timeout_s`. With `overlap` a worker computes its next step while the last one's
+    gradients travel; the mode's bound counts that step, so it must be 1 or more. `device` is "auto"
+    (CUDA where there is any), "cpu" or "cuda"; servers compute on the CPU. `threads` are torch's in
+    this process. `elastic`, `checkpointing` and `hosts` are as `Elastic`, `Checkpointing` and
     `Hosts` say. SIGTERM and SIGINT let a worker finish its step, give its samples back and leave.
 
     Raises UsageError, ModelError, OptimizerError, StartTimeoutError, JobFailedError, `train`'s own.
@@ -261,7 +262,7 @@ def _compute_with(threads: int | None) -> None:
 
 
 def _rendezvous(job: Job, place: Place) -> Rendezvous:
-    who = "a new worker" if place.joins else role(place.rank, job.servers, job.replicas)
+    who = "a new process" if place.joins else role(place.rank, job.servers, job.replicas)
     # Who joins `psrpc train` has the options of the job, which may name another host's interface.
     wanted = None if place.joins else job.hosts.interface
     return Rendezvous(place, job.start_timeout_s, wanted=wanted, who=who)
@@ -335,25 +336,30 @@ def _serve(
     rendezvous: Rendezvous,
     helpers: _Helpers,
 ) -> Result:
+    if place.becomes is not None:
+        spare = spare_node(job, place.becomes, model, blueprint, fabric)
+        helpers.interrupts.ask_first(spare.ask_to_stop)
+        spare.serve(rendezvous)
+        return Result(Role.SERVER, place.rank)
     if job.replicas:
         index, first = place.rank % job.servers, place.rank < job.servers
         pair = ReplicaNode(job, index, model, blueprint, fabric, first=first)
         pair.reigning = lambda: helpers.watch.over(pair)
-        _tell_the_roll(pair, helpers.roll)
+        _make_ready(pair, helpers)
         pair.serve(rendezvous)
         return Result(Role.SERVER, place.rank)
     parts = (job, place.rank, model, blueprint, fabric)
     node = LifeNode(*parts, rendezvous) if job.goes_back else ServerNode(*parts)
-    _tell_the_roll(node, helpers.roll)
-    helpers.interrupts.ask_first(node.ask_to_stop)
+    _make_ready(node, helpers)
     with helpers.watch.over(node):
         node.serve(rendezvous)
     return Result(Role.SERVER, place.rank)
 
 
-def _tell_the_roll(node: ServerNode, roll: RollCall) -> None:
-    """Nobody is called any more when the job has begun; and who did not come has a host."""
-    coordinator = node.coordinator
+def _make_ready(node: ServerNode, helpers: _Helpers) -> None:
+    """It is asked before it is interrupted; and the roll is called until the job has begun."""
+    helpers.interrupts.ask_first(node.ask_to_stop)
+    coordinator, roll = node.coordinator, helpers.roll
     if coordinator is not None:
         roll.begun = lambda: coordinator.core.members.started
     node.name_of = lambda worker: roll.name(node.job.server_processes + worker)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 import torch
 
-from psrpc.core.decisions import Answer, Apply, Decision, Image, Same, Token
+from psrpc.core.decisions import Answer, Apply, Decision, Image, Same
 from psrpc.core.shard import ShardCore
-from psrpc.errors import JobFailedError, PeerLostError, ProtocolError, PsrpcError, encode
-from psrpc.job import Job, PlaneChoice
+from psrpc.desk import Answers, Call, lost_a_server, resolve, worker_failed
+from psrpc.errors import JobFailedError, ProtocolError, PsrpcError, encode
+from psrpc.holding import Holding
+from psrpc.job import Job
 from psrpc.messages import (
     Adopt,
     Bye,
@@ -28,81 +29,17 @@ from psrpc.messages import (
     Push,
     Reply,
     Request,
-    StateReply,
     StatsReply,
     Stepped,
     View,
 )
-from psrpc.orders import Closed, Cut
+from psrpc.moves import Moved, Retire, Settled
+from psrpc.orders import Closed, Cut, Halt
 from psrpc.planes import base
 from psrpc.planes.base import Landing, Payload, StretchLanding
 from psrpc.store.blueprint import Blueprint
 from psrpc.store.image import ShardImage
-from psrpc.store.shard import Contribution, ShardStore
-
-
-@dataclass(slots=True)
-class Call:
-    """A request that is not answered yet, and all those that its answer goes to."""
-
-    request: Request
-    tensors: Sequence[torch.Tensor] = ()
-    answers: list[base.Answer] = field(default_factory=list)
-    lands: list[Landing] = field(default_factory=list)
-    landed: int = 0  # so many of the first of `lands` have been given the weights
-
-
-class Desk:
-    """Open calls by token. Not thread-safe; used under its owner's lock."""
-
-    def __init__(self) -> None:
-        self._calls: dict[Token, Call] = {}
-        self.next_token = 0
-
-    def open(self, call: Call) -> Token:
-        """Keep a call until it is answered."""
-        token, self.next_token = self.next_token, self.next_token + 1
-        self._calls[token] = call
-        return token
-
-    def calls(self) -> list[tuple[Token, Call]]:
-        """All open calls."""
-        return list(self._calls.items())
-
-    def reopen(self, next_token: Token, calls: Sequence[tuple[Token, Call]]) -> None:
-        """Keep these calls in place of those that were kept."""
-        self.next_token, self._calls = next_token, dict(calls)
-
-    def look(self, token: Token) -> Call:
-        """The open call of this token."""
-        return self._calls[token]
-
-    def attach(self, token: Token, first: Token) -> None:
-        """Let the call `token` share the answer of the open call `first`."""
-        again = self._calls.pop(token)
-        self._calls[first].answers += again.answers
-        self._calls[first].lands += again.lands
-
-    def close(self, token: Token) -> Call:
-        """Take out a call that is about to be answered."""
-        return self._calls.pop(token)
-
-    def clear(self) -> list[Call]:
-        """Take out all open calls."""
-        calls, self._calls = list(self._calls.values()), {}
-        return calls
-
-
-Answers = list[tuple[Call, Payload]]
-
-_LARGE_BYTES = 1 << 18  # below, weights stay in the cache until all are stepped
-
-
-def resolve(answers: Answers) -> None:
-    """Send answers. Called without a lock, for it runs what waits for them."""
-    for call, payload in answers:
-        for answer in call.answers:
-            answer(payload)
+from psrpc.store.shard import Contribution, Joint, ShardStore
 
 
 def _in_stretches(land: Landing) -> TypeGuard[StretchLanding]:
@@ -113,7 +50,7 @@ class _StepFailedError(Exception):
     """The optimizer, a class of the user's choice, raised: nobody knows what it did before."""
 
 
-class ParameterServer:
+class ParameterServer(Holding):
     """Keeps one shard of the model and serves every plane through `handle`.
 
     `handle` may be called from any thread and never blocks on another worker: a
@@ -123,24 +60,24 @@ class ParameterServer:
     def __init__(self, job: Job, index: int, blueprint: Blueprint, store: ShardStore) -> None:
         self.job = job
         self.index = index
-        self.core = ShardCore(job.mode, follows=index > 0, explains=False)
+        core = ShardCore(job.mode, follows=index > 0, explains=False)
+        super().__init__(core, store, job.servers)
         self.observe: Callable[[Push, int], None] = lambda push, staleness: None
         # Called while the shard stands still; takes the image over, and must release it. Without
         # it no image is made: another server of the shard writes it.
         self.pictured: Callable[[Cut, ShardImage, dict[str, Any]], None] | None = None
-        self._blueprint = blueprint
-        self.store = store
-        self._large = any(flat.nbytes >= _LARGE_BYTES for flat in store.flats)
-        self._lock = threading.Lock()
-        self.desk = Desk()
-        self._failure: PsrpcError | None = None
+        # Called when a round may be complete with pushes that wait elsewhere; must not block.
+        self.stirred: Callable[[], None] = lambda: None
+        # Called when the shard begins to stand still for a new layout.
+        self.stands: Callable[[Cut], None] = lambda cut: None
+        self.hears: Callable[[Cut | Settled | Retire], Answers] = self.hear
         self.ended = threading.Event()
         self._handlers: dict[type[Request], Callable[[Any, Call], Answers]] = {
             Push: self._push,
             Pull: self._pull,
             Adopt: self._adopt,
             Peek: self._peek,
-            GetState: self._get_state,
+            GetState: lambda request, call: [(call, self.store.described_state())],
             GetStats: lambda request, call: [(call, (StatsReply(self.core.stats()), []))],
             Ping: lambda request, call: [(call, (Done(self.core.version), []))],
             Fail: self._fail,
@@ -171,7 +108,49 @@ class ParameterServer:
             return []
         call = Call(request, tensors, [answer], [] if land is None else [land])
         with self._lock:
-            return self._answer(call)
+            answers = self._answer(call)
+        self.stirred()
+        return answers
+
+    def gather(self, pushes: Sequence[Push]) -> list[tuple[Push, bool]] | None:
+        """Which of these pushes, whose gradients are elsewhere, make a round; see `Rounds`."""
+        with self._lock:
+            return self.core.gather(pushes)
+
+    def join(
+        self, pushes: Sequence[Push], total: Sequence[torch.Tensor], answers: Sequence[base.Answer]
+    ) -> bool:
+        """Take in what was gathered, if it still makes a round; `total` is as in `Joint`."""
+        joint, settled = Joint(total), list[tuple[Call, Payload]]()
+        with self._lock:
+            if not self.makes_round(pushes):
+                return False
+            carry = {push.worker for push, carries in self.core.gather(pushes) or () if carries}
+            for push, answer in zip(pushes, answers, strict=True):
+                sent = joint if push.worker in carry else Joint()
+                settled += self._answer(Call(push, sent, [answer]))
+        resolve(settled)
+        return True
+
+    def makes_round(self, pushes: Sequence[Push]) -> bool:
+        """Whether `join` would take these pushes, if nothing else comes meanwhile."""
+        if self._failure is not None:
+            return True  # that is their answer
+        gathered = self.core.gather(pushes)
+        return gathered is not None and len(gathered) == len(pushes)
+
+    def repeat(self, push: Push, answer: base.Answer) -> bool:
+        """Answer a push whose gradients are not needed; False if they are."""
+        with self._lock:
+            if self.wants(push):
+                return False
+            answers = self._answer(Call(push, (), [answer]))
+        resolve(answers)
+        return True
+
+    def wants(self, push: Push) -> bool:
+        """Whether a push's gradients are needed."""
+        return self._failure is None and self.core.wants(push)
 
     def adopt(self, view: View) -> None:
         """Take a newer view from the coordinator; those who waited because of it are answered."""
@@ -192,6 +171,28 @@ class ParameterServer:
         """Take no new steps until the cut `number`; returns the clocks that there are."""
         with self._lock:
             return self.core.halt(number)
+
+    def obey(self, word: Halt | Cut | Settled | Retire) -> None:
+        """The coordinator has said a word about cuts, or about layouts."""
+        if self.left is not None:
+            self.heard()  # others keep its rows
+        elif isinstance(word, Halt):
+            self.halt(word.number)
+        elif self.fresh and isinstance(word, Settled):
+            self.fresh = False
+            self.heard(word.heard)
+        else:
+            resolve(self.hears(word))
+            if isinstance(word, Settled | Retire):
+                self.heard()
+
+    def hear(self, word: Cut | Settled | Retire) -> Answers:
+        """Be cut, or go over to another layout; the answers are to be sent then."""
+        if isinstance(word, Settled):
+            return self.settle(word.layout, stays=self.index < word.servers)
+        if isinstance(word, Cut) and word.given_up:
+            self.forgo(-word.number)
+        return self.cut_at(word) if isinstance(word, Cut) else []
 
     def tell(self, closed: Closed) -> None:
         """Shard 0 says what a round is made of."""
@@ -219,6 +220,8 @@ class ParameterServer:
             return self._carry_out(decide())
         except _StepFailedError as failed:
             return self._give_up(failed)
+        finally:
+            self.stirred()
 
     def fail(self, error: PsrpcError) -> None:
         """Answer every open and every later request with `error`."""
@@ -227,6 +230,7 @@ class ParameterServer:
             answers = [(call, _failure(self._failure)) for call in self.desk.clear()]
         resolve(answers)
         self.ended.set()
+        self.stirred()
 
     @property
     def failure(self) -> PsrpcError | None:
@@ -239,6 +243,14 @@ class ParameterServer:
             return [(call, _failure(ProtocolError(f"unknown request {call.request!r}")))]
         if self._failure is not None and not isinstance(call.request, Bye):
             return [(call, _failure(self._failure))]
+        asked = getattr(call.request, "layout", self.layout)
+        if asked == self.layout:
+            return self._handle(handler, call)
+        if self.next is None or self.next[0] != asked:
+            return [(call, (Moved(self.layout), []))]
+        return [*self._settle(), *self._handle(handler, call)]
+
+    def _handle(self, handler: Callable[[Any, Call], Answers], call: Call) -> Answers:
         try:
             return handler(call.request, call)
         except _StepFailedError as failed:
@@ -256,12 +268,11 @@ class ParameterServer:
         return [(each, _failure(self._failure)) for each in self.desk.clear()]
 
     def _reason(self, error: BaseException | None) -> PsrpcError:
-        if isinstance(error, PeerLostError):
-            return error
         return JobFailedError(f"server {self.index}: {type(error).__name__}: {error}")
 
     def _push(self, push: Push, call: Call) -> Answers:
-        if not push.void:
+        sent = call.tensors
+        if not (push.void or isinstance(sent, Joint)) and (sent or self.core.wants(push)):
             self.store.check(call.tensors, f"worker {push.worker}")
         usual = self.core.quick(push)
         if usual is None:
@@ -280,24 +291,8 @@ class ParameterServer:
     def _peek(self, request: Peek, call: Call) -> Answers:
         return [(call, (Done(self.core.version), self._weights_for(call)))]
 
-    def _get_state(self, request: GetState, call: Call) -> Answers:
-        pieces: list[tuple[str, int, tuple[tuple[str, int | None, object], ...]]] = []
-        tensors: list[torch.Tensor] = []
-        states = self.store.optimizer_state()
-        for piece, state in zip(self.store.layout.pieces, states, strict=True):
-            entries: list[tuple[str, int | None, object]] = []
-            for key, value in state.items():
-                if isinstance(value, torch.Tensor):
-                    entries.append((key, len(tensors), None))
-                    tensors.append(value.clone())
-                else:
-                    entries.append((key, None, value))
-            name = self._blueprint.specs[piece.parameter].name
-            pieces.append((name, piece.first_row, tuple(entries)))
-        return [(call, (StateReply(tuple(pieces)), tensors))]
-
     def _fail(self, request: Fail, call: Call) -> Answers:
-        if lost_a_server(request) and self.job.plane is not PlaneChoice.COLLECTIVE:
+        if lost_a_server(request):
             # The coordinator looks whether that one is dead, and ends the job if so.
             return [(call, (Done(self.core.version), []))]
         if self.core.gate.epoch and request.worker not in self.core.gate.active:
@@ -321,7 +316,9 @@ class ParameterServer:
                 case Same(token, first):
                     self.desk.attach(token, first)
                 case Image(cut, record):
-                    if self.pictured is not None:
+                    if cut.layout:
+                        self.stands(cut)
+                    elif self.pictured is not None:
                         self.pictured(cut, self.store.image(), record)
         return answers
 
@@ -376,16 +373,3 @@ class ParameterServer:
 
 def _failure(error: PsrpcError) -> Payload:
     return Failure(encode(error)), []
-
-
-def lost_a_server(request: Fail) -> bool:
-    """Whether what failed is a worker's way to a server, which others may still reach."""
-    return request.error[0] == PeerLostError.__name__
-
-
-def worker_failed(request: Fail) -> PsrpcError:
-    """The error that ends a job by a worker's word: its failure, or one it was told of."""
-    name, text = request.error
-    if name == JobFailedError.__name__:
-        return JobFailedError(text)
-    return JobFailedError(f"worker {request.worker} failed: {name}: {text}")

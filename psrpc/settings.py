@@ -130,7 +130,7 @@ OPTIONS = (
     Option("backend", choice("gloo", "nccl"), None,
            "of --plane collective: gloo (CPUs) or nccl (a GPU for every process)  [gloo]"),
     Option("collective-timeout", real(0.0, above=True), None,
-           "of --plane collective: seconds a process may stand still  [30]"),
+           "of --plane collective: seconds until a process that stands still breaks a round  [30]"),
     Option("device", choice("auto", "cpu", "cuda"), "auto", "auto|cpu|cuda"),
     Option("threads", whole(1), None, "torch threads per process (default: cores / workers)"),
     Option("seed", whole(0), "0", "orders samples and starts the model"),
@@ -243,8 +243,7 @@ class TrainSettings:
     def goes_back(self) -> bool:
         """Whether a server that dies comes back, and the job goes on from a checkpoint."""
         plan = self.checkpointing
-        able = not self.replicas and self.plane != "collective"
-        return able and plan is not None and plan.revived and plan.writes
+        return not self.replicas and plan is not None and plan.revived and plan.writes
 
     @property
     def consistency(self) -> Mode:
@@ -289,7 +288,7 @@ def parse(
 
 
 def unwritable(settings: TrainSettings) -> list[str]:
-    """Say of each file that the job is to write why it cannot be."""
+    """Say of each file that the job is to write why it cannot be; make the checkpoints' folder."""
     problems = []
     for option, name in (("output", settings.output), ("json", settings.json)):
         path = Path(name or "-")
@@ -297,6 +296,12 @@ def unwritable(settings: TrainSettings) -> list[str]:
             problems.append(f"--{option} {name} is a folder")
         elif not path.parent.is_dir():
             problems.append(f"--{option} {name} cannot be written: {path.parent} is no folder")
+    if settings.checkpoint_dir is not None:
+        try:
+            Path(settings.checkpoint_dir).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = (error.strerror or str(error)).lower()
+            problems.append(f"--checkpoint-dir {settings.checkpoint_dir} is no folder ({why})")
     return problems
 
 
@@ -306,8 +311,6 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         given = [n for n in ("checkpoint_every", "checkpoint_keep") if values.get(n) is not None]
         given += ["resume"] if values.get("resume", "never") != "never" else []
         problems += [f"--{n.replace('_', '-')} needs a --checkpoint-dir" for n in given]
-    if values.get("replicas") and values.get("plane") == "collective":
-        problems.append("--replicas needs another --plane than collective: auto, rpc or shm")
     if values.get("epochs") and values.get("steps"):
         problems.append("give --epochs or --steps, not both")
     if values.get("momentum") is not None and values.get("optimizer") not in ("sgd", None):
@@ -338,27 +341,11 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
 def _without_effect(texts: Mapping[str, str | None], *, isolate: bool) -> list[str]:
     """Say of each option that was given, be it with its default, why it would do nothing."""
     problems = []
-    if texts.get("plane") == "collective":
-        problems += [
-            f"--{name.replace('_', '-')} does nothing with --plane collective, where a worker's "
-            "death ends the job: leave it out, or choose another plane"
-            for name in _OF_WORKERS_THAT_COME_AND_GO
-            if texts.get(name) is not None
-        ]
     if texts.get("max_restarts") is not None and not isolate:
         problems.append(
             "--max-restarts needs --isolate: without it a process that dies ends all others"
         )
     return problems
-
-
-_OF_WORKERS_THAT_COME_AND_GO = (
-    "min_workers",
-    "dead_after",
-    "rejoin_timeout",
-    "on_worker_failure",
-    "on_poison",
-)
 
 
 def of_the_launcher(texts: Mapping[str, str | None], *, isolate: bool) -> list[str]:

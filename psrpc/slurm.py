@@ -65,9 +65,12 @@ class Submission:
         part += [f"--cpus-per-task={self.cpus}"]
         part += [f"--partition={self.partition}"] if self.partition else []
         part += [f"--gpus-per-node={self.gpus}"] if self.gpus else []
-        whole = [f"--time={self.time}", f"--signal=B:USR1@{self.notice_s}"]
-        whole += ["--requeue" if self.requeue else "--no-requeue"]
-        whole += ["--open-mode=append", "--no-kill"]
+        every = [
+            f"--time={self.time}",
+            "--requeue" if self.requeue else "--no-requeue",
+            "--no-kill",
+        ]
+        whole = [*every, f"--signal=B:USR1@{self.notice_s}", "--open-mode=append"]
         whole += [f"--array={self.array}"] if self.array else []
         whole += list(self.more)
         if not self.server_nodes:
@@ -75,7 +78,7 @@ class Submission:
         first = [f"--nodes={self.server_nodes}", "--ntasks-per-node=1"]
         first += [f"--cpus-per-task={self.cpus}"]
         first += [f"--partition={self.server_partition}"] if self.server_partition else []
-        return [*common, *first, *whole, "hetjob", *part, f"--time={self.time}"]
+        return [*common, *first, *whole, "hetjob", *part, *every]
 
     def variables(self) -> dict[str, str]:
         """What the script is told beside the options of `psrpc train`."""

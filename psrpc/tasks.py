@@ -22,10 +22,11 @@ from psrpc.core.seats import Placement
 from psrpc.environment import Place
 from psrpc.errors import PeerLostError, UsageError
 from psrpc.interrupts import INTERRUPTED, TERMINATED
-from psrpc.isolation import Crew, Roles, keep_store, terminable
+from psrpc.isolation import Crew, Roles, agents, keep_store, terminable
 from psrpc.launch import child_variables, run_agent
 from psrpc.notes import Notes
 from psrpc.rendezvous import left
+from psrpc.saying import say
 from psrpc.seating import role, seated
 from psrpc.settings import TrainSettings
 
@@ -65,14 +66,15 @@ class Task:
         return 0
 
     def _keep(self, place: Place, command: Sequence[str], restarts: int) -> None:
-        store, port = keep_store(place.address, place.port)
-        place = replace(place, port=port)
-        with terminable(), Roles(command, _PATIENCE_S, told=True) as roles:
-            roles.start(place, restarts=restarts)
-            try:
-                roles.wait(self.crew)
-            finally:
-                _wait_for_others(store, place)
+        with agents() as nursery:
+            store, port = keep_store(place.address, place.port)
+            place = replace(place, port=port)
+            with terminable(), Roles(nursery, command, _PATIENCE_S, told=True) as roles:
+                roles.start(place, restarts=restarts)
+                try:
+                    roles.wait(self.crew)
+                finally:
+                    _wait_for_others(store, place)
 
     def _follow(self, place: Place, command: Sequence[str], restarts: int) -> int:
         with closing(Notes()) as notes:
@@ -89,7 +91,7 @@ class Task:
             raise error
         if code and code not in (INTERRUPTED, TERMINATED):
             name = role(self.rank, self.crew.servers, self.crew.replicas)
-            print(f"psrpc: {name} ended with code {code}", file=sys.stderr, flush=True)
+            say(f"{name} ended with code {code}")
         return code
 
 

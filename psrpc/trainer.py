@@ -219,14 +219,16 @@ def _summary(results: dict[str, Any]) -> str:
     measured = "not measured (no test set)" if accuracy is None else f"{accuracy:.2%}"
     mode = results["mode"]
     kind = f"bounded staleness {results['staleness']}" if mode == "bounded" else mode
+    in_all = " in all" if results["samples_before"] else ""
     lines = (
         f"{results['dataset']} with {results['model']}, {kind}: {results['servers']} server(s), "
         f"{results['workers']} worker(s)",
         f"  test accuracy  {measured}",
-        f"  training       {results['train_s']:.1f} s, {results['samples']:,} samples "
+        f"  training       {results['train_s']:.1f} s, {_of_this_run(results)} samples "
         f"({results['samples_per_s']:,.0f}/s), {results['worker_steps']:,} worker steps "
         f"({results['worker_steps_per_s']:,.0f}/s)",
-        f"  updates        {results['updates_applied']:,} applied, "
+        *_in_all(results),
+        f"  updates        {results['updates_applied']:,} applied{in_all}, "
         f"{results['duplicates_dropped']:,} duplicates dropped{_late(results)}",
         f"  waiting        {results['wait_share']:.0%} of the workers' time; largest clock gap "
         f"{results['max_clock_gap']}",
@@ -234,6 +236,18 @@ def _summary(results: dict[str, Any]) -> str:
         *_skipped(results),
     )
     return "\n".join(lines)
+
+
+def _of_this_run(results: dict[str, Any]) -> str:
+    return f"{results['samples'] - results['samples_before']:,}"
+
+
+def _in_all(results: dict[str, Any]) -> list[str]:
+    """What a job that goes on from a checkpoint has made with the runs before."""
+    if not results["samples_before"]:
+        return []
+    samples, before = results["samples"], results["samples_before"]
+    return [f"  in all         {samples:,} samples, {before:,} of them before this run"]
 
 
 def _late(results: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from psrpc.core.progress import Progress
+from psrpc.follow import Follower
 from psrpc.messages import GetBuffers, GetFrozen, GetState, PutBuffers, StateReply
 from psrpc.planes.base import Link, Pending
 from psrpc.store.blueprint import Blueprint
@@ -23,8 +24,14 @@ class Untrained:
     """A worker's dealings with all that the optimizer does not train. Methods block."""
 
     def __init__(
-        self, model: nn.Module, blueprint: Blueprint, links: Sequence[Link], progress: Progress
+        self,
+        model: nn.Module,
+        blueprint: Blueprint,
+        links: Sequence[Link],
+        progress: Progress,
+        follower: Follower,
     ) -> None:
+        self._follower = follower
         self._model = model
         self._blueprint = blueprint
         self._links = links
@@ -59,14 +66,18 @@ class Untrained:
 
     def optimizer_state(self) -> dict[int, dict[str, Any]]:
         """The optimizer's state of all servers, in the form of `state_dict()["state"]`."""
-        pieces: list[PieceState] = []
-        for link in self._links:
-            reply, tensors = link.call(GetState(self._progress.worker)).wait()
-            assert isinstance(reply, StateReply)
-            pieces += unpack(reply, tensors)
-        state = join(self._blueprint, pieces)
+        state = join(self._blueprint, self._follower.through(self._pieces))
         names = [name for members in self._blueprint.members for name in members]
         return {i: state[name] for i, name in enumerate(names) if state.get(name)}
+
+    def _pieces(self) -> list[PieceState]:
+        pieces: list[PieceState] = []
+        for link in self._links:
+            request = GetState(self._progress.worker, self._follower.layout)
+            reply, tensors = link.call(request).wait()
+            assert isinstance(reply, StateReply)
+            pieces += unpack(reply, tensors)
+        return pieces
 
     def _copy_in(self, request: GetBuffers | GetFrozen, targets: Sequence[torch.Tensor]) -> None:
         if targets:

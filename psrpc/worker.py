@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,12 +17,12 @@ from psrpc.core.progress import Progress
 from psrpc.crew import Crew
 from psrpc.errors import ClosedError, FencedError
 from psrpc.exchange import Exchange, Ticket
+from psrpc.follow import Follower, Found
 from psrpc.job import Job, NonFinite
 from psrpc.messages import Lease, Peek
 from psrpc.optimizer import DistributedOptimizer
 from psrpc.planes.base import Link
 from psrpc.samples import Samples
-from psrpc.store.binding import Binding
 from psrpc.store.blueprint import Blueprint
 from psrpc.tally import Tally
 from psrpc.untrained import Untrained
@@ -46,9 +46,10 @@ class Worker:
         rank: int | None,
         model: nn.Module,
         blueprint: Blueprint,
-        links: Sequence[Link],
+        links: list[Link],
         clock: Clock | None = None,
         process: int | None = None,
+        found: Found | None = None,
     ) -> None:
         self.job = job
         self.rank = 0 if rank is None else rank
@@ -58,12 +59,12 @@ class Worker:
         self.model = model
         self.device = next(model.parameters()).device
         self._blueprint = blueprint
-        self._links = links
         self._tally = Tally(clock or SystemClock())
         self._progress = Progress(-1)
-        self._untrained = Untrained(model, blueprint, links, self._progress)
+        self.follower = Follower(links, blueprint, self._progress, found or Found())
+        self._untrained = Untrained(model, blueprint, links, self._progress, self.follower)
         number = process if process is not None else self.rank
-        self.crew = Crew(job, self._progress, links, number, rank)
+        self.crew = Crew(job, self._progress, links, number, rank, self.follower)
         steps = (self._optimizer_step, lambda: self._exchange.clear(), self._fetch_state)
         self.optimizer = DistributedOptimizer(model, blueprint, *steps)
         self._fetched: Lease | None = None
@@ -76,10 +77,8 @@ class Worker:
     def start(self) -> None:
         """Come to the job and take its weights. Blocks until the job begins."""
         self.rank = self.crew.register(self._blueprint.signature).rank
-        layouts = self._blueprint.layouts(len(self._links))
-        buffers = [link.open(layout) for link, layout in zip(self._links, layouts, strict=True)]
-        binding = Binding(self.model, self._blueprint, layouts, buffers)
-        self._exchange = Exchange(self._links, binding, self._progress, int(self.job.overlap))
+        self.follower.bind(self.model)
+        self._exchange = Exchange(self.follower, self._progress, int(self.job.overlap))
         while not (self._safely(self._untrained.take_frozen) and self._safely(self._take_rest)):
             self.crew.stay()
         self._tally.begin()
@@ -229,7 +228,7 @@ class Worker:
 
     def _take_rest(self) -> None:
         self._untrained.take_buffers()
-        self._exchange.peek(Peek(self.number))
+        self._exchange.peek(lambda layout: Peek(self.number, layout))
 
     # What `batches` asks of its source.
 

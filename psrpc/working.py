@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
@@ -19,14 +20,15 @@ from psrpc.errors import (
 )
 from psrpc.interrupts import Terminated
 from psrpc.job import Job
-from psrpc.messages import GetStats
 from psrpc.planes.agent import Agent, hushed
 from psrpc.planes.base import Link
 from psrpc.planes.groups import Fabric
 from psrpc.planes.select import planes_of
 from psrpc.rendezvous import FAREWELL_S, Rendezvous, gone, reason, worker_name
 from psrpc.report import Report, summarize
-from psrpc.seeking import PairedServers, Servers, SingleServers
+from psrpc.saying import say
+from psrpc.seeking import PairedServers, SingleServers, Way
+from psrpc.slices import in_long_slices
 from psrpc.store.blueprint import Blueprint
 from psrpc.worker import Worker
 
@@ -73,7 +75,9 @@ class WorkerNode:
         """
         names = [f"server{index}" for index in range(self.job.servers)]
         try:
-            return self._come(function, rendezvous, names)
+            servers = self._servers(rendezvous)
+            names = servers.names
+            return self._come(function, rendezvous, servers)
         except PeerLostError as error:
             words = _last_words(rendezvous, names)
             if words is None and not self._belongs and self._over(rendezvous, names[0]):
@@ -88,9 +92,8 @@ class WorkerNode:
         return self.rank is None and not rendezvous.answers()
 
     def _come(
-        self, function: Callable[[Worker], Any], rendezvous: Rendezvous, names: list[str]
+        self, function: Callable[[Worker], Any], rendezvous: Rendezvous, servers: Way
     ) -> Report | None:
-        servers = self._servers(rendezvous)
         process = rendezvous.number()
         number = self.job.servers + process
         agent = Agent(
@@ -107,7 +110,13 @@ class WorkerNode:
             links = servers.links(agent)
             self.plane = planes_of(links)
             self.worker = Worker(
-                self.job, self.rank, self.model, self.blueprint, links, process=process
+                self.job,
+                self.rank,
+                self.model,
+                self.blueprint,
+                links,
+                process=process,
+                found=servers.found(agent),
             )
             return self._work(self.worker, function, links)
         finally:
@@ -116,12 +125,12 @@ class WorkerNode:
             # A server that still listens would log the end of a worker as a fault.
             # It may itself wait that long, for a worker that never came.
             if self.worker is None or not self.worker.leaving:
-                rendezvous.await_or_give_up([gone(name) for name in names], 2 * FAREWELL_S)
+                rendezvous.await_or_give_up([gone(name) for name in servers.names], 2 * FAREWELL_S)
             agent.close()
 
-    def _servers(self, rendezvous: Rendezvous) -> Servers:
+    def _servers(self, rendezvous: Rendezvous) -> Way:
         if self.job.replicas or self.job.goes_back:
-            return PairedServers(self.job, rendezvous)
+            return PairedServers(self.job, rendezvous, self.fabric)
         return SingleServers(self.job, rendezvous, self.fabric)
 
     def _work(
@@ -133,12 +142,18 @@ class WorkerNode:
                 worker.start()
             with worker.crew.unless_leaving():
                 if self._belongs:
-                    function(worker)
+                    if self.rank is None:
+                        say(f"joined as worker {worker.rank}")
+                    with in_long_slices() if _on_cpu(self.model) else nullcontext():
+                        function(worker)
             if not self._belongs:
                 return None  # it was asked to leave before the job began
             worker.leave(early=worker.leaving)
             if worker.stayed:
-                report = summarize(stats_of(links, worker.number, GetStats))
+                worker.crew.await_last_checkpoint()
+                follower = worker.follower
+                stats = follower.through(lambda: stats_of(links, worker.number, follower.layout))
+                report = summarize(stats)
         except (JobOverError, KeyboardInterrupt, Terminated):
             raise  # the others see it by the connection, and go on
         except BaseException as error:
@@ -152,6 +167,10 @@ class WorkerNode:
             link.close()
         worker.crew.bye()
         return report
+
+
+def _on_cpu(model: nn.Module) -> bool:
+    return all(parameter.device.type == "cpu" for parameter in model.parameters())
 
 
 def _last_words(rendezvous: Rendezvous, servers: Sequence[str]) -> PsrpcError | None:

@@ -31,6 +31,11 @@ def candidate_roots() -> list[Path]:
     return [folder / "shared" / "data" for folder in Path(__file__).resolve().parents]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, for the sake of processes that share the tests."""
+    items.sort(key=lambda item: item.get_closest_marker("slurmlab") is None)
+
+
 @pytest.fixture(scope="session")
 def mnist_root() -> Path:
     """The folder that contains `MNIST/raw`, laid out as torchvision does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -338,14 +340,17 @@ def bench(tmp_path: Path, forks: Forks) -> Iterator[Bench]:
 
 
 def wait_until(
-    happens: Callable[[], object], within_s: float, otherwise: Callable[[], str]
+    happens: Callable[[], object],
+    within_s: float,
+    otherwise: Callable[[], str],
+    every_s: float = 0.02,
 ) -> None:
     """Look again and again until something is so; fail with `otherwise` if it takes too long."""
     deadline = time.monotonic() + within_s
     while not happens():
         if time.monotonic() > deadline:
             pytest.fail(f"not within {within_s} s; {otherwise()}")
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 def clean_environment() -> dict[str, str]:
@@ -371,8 +376,20 @@ def _environment(folder: Path) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in text.split("\0") if "=" in pair)
 
 
+def _ports() -> Iterator[int]:
+    """Those of this process of pytest's, below the ones that kernels give out."""
+    mine = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 6
+    first, count = 26_000 + 1_000 * mine, 1_000
+    return itertools.cycle([first + (os.getpid() + each) % count for each in range(count)])
+
+
+_PORTS = _ports()
+
+
 def free_port() -> int:
-    """A port of 127.0.0.1 on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of 127.0.0.1 on which nobody listens, and that nobody else takes by chance."""
+    for port in _PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("the ports have no end")

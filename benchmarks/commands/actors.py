@@ -20,12 +20,13 @@ def actors(run: Run, steps: int, with_ray: bool) -> None:
 
     A call is to an actor in another process and back: one at a time (p50, p99), or ten times as
     many without waiting. Tasks are trivial, each with a future of its own, through a pool of four
-    (fifty a step; Ray's are one a step). New is from `remote` to the first answer; `kB an actor` is
-    for one in a process that runs already, `MB a process` for one of its own: what all
-    processes hold more, shared memory counted once (Pss).
+    (fifty a step; Ray's, its own tasks and an ActorPool, are one a step). New is from `remote` to
+    the first answer; `kB an actor` is for one in a process that runs already, `MB a process` for
+    one of its own: what all processes hold more, shared memory counted once (Pss). Tuples are
+    written, read and taken by four processes, with 64 requests under way each, or one by one.
     """
-    from benchmarks.contenders import ray_example
-    from benchmarks.contenders.actors import FIGURES, Actors
+    from benchmarks.contenders import ray_example, tuples
+    from benchmarks.contenders.actors import BIRTHS, CALLS, Actors
 
     names = ["psrpc"]
     if with_ray:
@@ -35,4 +36,8 @@ def actors(run: Run, steps: int, with_ray: bool) -> None:
             names.append("Ray")
     contenders = [Actors(name, steps, run.folder) for name in names]
     samples = measure(contenders, run.rounds, Plan(steps, 0), run.tell, keep=False)
-    run.show(tabulate("actors", samples, FIGURES, [against("latency by Ray's", "Ray", ["psrpc"])]))
+    by_ray = [against("latency by Ray's", "Ray", ["psrpc"])]
+    run.show(tabulate("calls and tasks", samples, CALLS, by_ray))
+    run.show(tabulate("births", samples, BIRTHS, []))
+    only = {"psrpc": samples["psrpc"]}
+    run.show(tabulate("a tuple space, 4 processes", only, tuples.FIGURES, []))

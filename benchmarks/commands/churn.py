@@ -60,8 +60,4 @@ def churn(
     samples = measure(contenders, run.rounds, Plan(kills), run.tell, keep=False)
     figures = [each for each in FIGURES if kill == "workers" or each is not NOT_BACK]
     title = f"churn of {kill}, {workers} workers, {kills} kills a round"
-    figures = [each for each in FIGURES if kill == "workers" or each is not NOT_BACK]
-    title = f"churn of {kill}, {workers} workers, {kills} kills a round"
-    figures = [each for each in FIGURES if kill == "workers" or each is not NOT_BACK]
-    title = f"churn of {kill}, {workers} workers, {kills} kills a round"
     run.show(tabulate(title, samples, figures))

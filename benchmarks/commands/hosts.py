@@ -73,15 +73,17 @@ def _train(
     run: Run, steps: int, counts: tuple[int, ...], mbit: tuple[int, ...], modes: tuple[str, ...]
 ) -> None:
     from benchmarks.contenders.apart import Apart
+    from benchmarks.nursery import Nursery
 
     for mode in modes:
         with ExitStack() as stack:
+            nursery = stack.enter_context(Nursery())
             jobs: list[Contender] = []
             for rate in mbit:
                 # What one host's link does is no matter.
                 for count in counts if rate == mbit[0] else [n for n in counts if n > 1]:
                     fleet = stack.enter_context(namespaces.fleet(count, rate))
-                    jobs.append(Apart(_name(count, rate), mode, fleet, run.folder))
+                    jobs.append(Apart(_name(count, rate), mode, fleet, run.folder, nursery))
             samples = measure(jobs, run.rounds, Plan(steps), run.tell)
         title = f"hosts, {mode}, 1 server, 3 workers, 1.0 MB: {run.rounds} rounds of {steps} steps"
         one = [against("of one host", _name(1, 0), samples)] if 1 in counts else []

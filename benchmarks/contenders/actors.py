@@ -5,23 +5,26 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import proc
 from benchmarks.contender import BenchmarkError, Figure, Plan, Sample
-from benchmarks.contenders import ray_example
+from benchmarks.contenders import ray_example, tuples
 from benchmarks.contenders.calls import percentile
+from benchmarks.contenders.target import Target, echo
 from benchmarks.member import Go, Here, Stage, Stop
 from benchmarks.processes import MARK, Part, ProcessGroup
 
 P50, P99 = Figure("p50 ms", 3), Figure("p99 ms", 3)
 ONE, FOUR = Figure("calls/s, 1 caller"), Figure("calls/s, 4 callers")
-TASKS = Figure("tasks/s, pool")
+TASKS, MAPPED = Figure("tasks/s, submit"), Figure("tasks/s, map")
 COLD, COLD_OWN = Figure("new actor ms", 1), Figure("own process ms", 1)
 KB, MB = Figure("kB an actor", 1), Figure("MB a process", 1)
-FIGURES = (P50, P99, ONE, FOUR, TASKS, COLD, COLD_OWN, KB, MB)
+CALLS = (P50, P99, ONE, FOUR, TASKS, MAPPED)
+BIRTHS = (COLD, COLD_OWN, KB, MB)
 
 _START_S = 120.0
 _RUN_S = 300.0
@@ -29,23 +32,7 @@ _STOP_S = 15.0
 _LIGHT = 1_000
 _APART = 4
 _POOL = 4
-
-
-class Target:
-    """What is called."""
-
-    def echo(self, value: int) -> int:
-        """The value."""
-        return value
-
-    def call(self, other: Any, times: int, get: Callable[[Sequence[Any]], Any]) -> None:
-        """Call another so many times, without waiting in between."""
-        get([other.echo.remote(number) for number in range(times)])
-
-
-def echo(value: int) -> int:
-    """A trivial task."""
-    return value
+_RAY_DOES = 50  # one task of Ray's for so many of psrpc's, so that its turn is no longer
 
 
 class Psrpc:
@@ -64,9 +51,21 @@ class Psrpc:
         return self._psrpc.actor(Target, own_process=apart).remote()
 
     def tasks(self, count: int) -> None:
-        """Trivial tasks through a pool."""
+        """Trivial tasks through a pool, one `submit` each."""
         futures = [self.pool.submit(echo, number) for number in range(count)]
         assert [future.result() for future in futures] == list(range(count))
+
+    def mapped(self, count: int) -> None:
+        """Trivial tasks through a pool, by `map`, in chunks of one."""
+        assert list(self.pool.map(echo, range(count))) == list(range(count))
+
+    def tuples(self, count: int) -> dict[str, float]:
+        """Operations of a tuple space."""
+
+        def make(kind: type, *args: Any) -> Any:
+            return self._psrpc.actor(kind, own_process=True).remote(*args)
+
+        return tuples.measure(make, self.get, count)
 
     def close(self) -> None:
         """End the cluster."""
@@ -81,15 +80,22 @@ class Ray:
         self._ray = ray_example.start(str(folder), 200, num_cpus=_APART * 2)
         self.get: Callable[..., Any] = self._ray.get
         self._echo = self._ray.remote(num_cpus=1)(echo)
+        from ray.util import ActorPool
+
+        self._pool = ActorPool([self.make(apart=True) for _ in range(_POOL)])
 
     def make(self, *, apart: bool) -> Any:
         """An actor."""
         return self._ray.remote(num_cpus=0)(Target).remote()
 
     def tasks(self, count: int) -> None:
-        """Trivial tasks, of which Ray's own pool is its workers."""
-        count = max(1, count // 50)
+        """Trivial tasks: Ray's own pool is its workers."""
         assert self.get([self._echo.remote(n) for n in range(count)]) == list(range(count))
+
+    def mapped(self, count: int) -> None:
+        """Trivial tasks through a pool of actors."""
+        found = self._pool.map(lambda actor, number: actor.echo.remote(number), range(count))
+        assert list(found) == list(range(count))
 
     def close(self) -> None:
         """End the cluster."""
@@ -149,16 +155,19 @@ def measure(system: Any, steps: int) -> dict[str, float]:
     figures[FOUR.name] = pipelined / _took_s(
         lambda: get([caller.call.remote(actor, each, get) for caller in callers])
     )
-    tasks = steps * 50
-    system.tasks(tasks)
-    counted = max(1, tasks // 50) if isinstance(system, Ray) else tasks
-    figures[TASKS.name] = counted / _took_s(lambda: system.tasks(tasks))
+    tasks = steps * _RAY_DOES // (_RAY_DOES if isinstance(system, Ray) else 1)
+    for figure, act in ((TASKS, system.tasks), (MAPPED, system.mapped)):
+        act(tasks)
+        figures[figure.name] = tasks / _took_s(partial(act, tasks))
     if isinstance(system, Ray):
         figures |= _births(system, COLD_OWN.name, MB.name, 1e6, _APART, apart=True)
     else:
-        [system.make(apart=False).echo.remote(0).result() for _ in range(_APART * 2)]
+        # So that each of the processes that they share is there.
+        before = [system.make(apart=False) for _ in range(_APART * 4)]
+        system.get([actor.echo.remote(0) for actor in before])
         figures |= _births(system, COLD.name, KB.name, 1e3, _LIGHT, apart=False)
         figures |= _births(system, COLD_OWN.name, MB.name, 1e6, _APART, apart=True)
+        figures |= system.tuples(steps * 3)
     return figures
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from torch import nn
 
 from benchmarks.contender import RATE, BenchmarkError, Plan, Sample
-from benchmarks.contenders.program import Program
 from benchmarks.namespaces import Fleet, deal
+from benchmarks.nursery import Child, Nursery
 
 _LONGEST_S = 120.0
 _PORT = 7919
@@ -33,11 +31,10 @@ def net() -> nn.Module:
 class Apart:
     """One server, on the first host, and three workers, dealt out to `fleet`'s hosts."""
 
-    def __init__(self, name: str, mode: str, fleet: Fleet, folder: Path) -> None:
+    def __init__(self, name: str, mode: str, fleet: Fleet, folder: Path, nursery: Nursery) -> None:
         self.name = name
-        self._mode, self._fleet = mode, fleet
+        self._mode, self._fleet, self._nursery = mode, fleet, nursery
         self._result = folder / "apart.json"
-        self._program = Program(name, _LONGEST_S)
 
     def start(self) -> None:
         """Do nothing: every turn is a job."""
@@ -48,29 +45,24 @@ class Apart:
         seats = [0, *deal(WORKERS, len(self._fleet.names))]
         # Ranks follow hosts: the server first, then the first host's workers.
         seats.sort()
-        with ExitStack() as started:
-            processes = [
-                started.enter_context(
-                    self._program.open(self._words(seat, plan), self._variables(rank, seats))
-                )
-                for rank, seat in enumerate(seats)
-            ]
-            for process in processes:
-                _, err = process.communicate(timeout=_LONGEST_S)
-                if process.returncode != 0:
-                    raise BenchmarkError(f"{self.name}: exit code {process.returncode}\n{err}")
+        children = [
+            Child(self._fleet.names[seat], self._words(plan), self._variables(rank, seats))
+            for rank, seat in enumerate(seats)
+        ]
+        try:
+            self._nursery.run(children, _LONGEST_S)
+        except BenchmarkError as error:
+            raise BenchmarkError(f"{self.name}: {error}") from None
         found = json.loads(self._result.read_text(encoding="utf-8"))
         return Sample({RATE.name: found["worker_steps_per_s"]})
 
     def stop(self) -> None:
-        """See `Contender`."""
-        self._program.kill()
+        """See `Contender`. What runs goes with the nursery."""
 
-    def _words(self, seat: int, plan: Plan) -> list[str]:
-        train = ["-m", "psrpc", "train", *MODES[self._mode], "--quiet", "--threads", "1"]
+    def _words(self, plan: Plan) -> list[str]:
+        train = ["train", *MODES[self._mode], "--quiet", "--threads", "1"]
         train += ["--dataset", "synthetic", "--model", f"{__name__}:net", "--batch-size", "64"]
-        train += ["--steps", str(plan.steps), "--json", str(self._result)]
-        return ["ip", "netns", "exec", self._fleet.names[seat], sys.executable, *train]
+        return [*train, "--steps", str(plan.steps), "--json", str(self._result)]
 
     def _variables(self, rank: int, seats: Sequence[int]) -> dict[str, str]:
         seat = seats[rank]
@@ -81,8 +73,6 @@ class Apart:
             "LOCAL_WORLD_SIZE": str(seats.count(seat)),
             "MASTER_ADDR": self._fleet.addresses[0],
             "MASTER_PORT": str(_PORT),
-            "OMP_NUM_THREADS": "1",
-            "TORCH_CPP_LOG_LEVEL": "ERROR",
             # torch asks for the names of all addresses, and nobody answers here.
             "RES_OPTIONS": "timeout:1 attempts:1",
         }

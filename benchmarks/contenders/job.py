@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from benchmarks import proc
 from benchmarks.contender import CPU, OTHERS, RATE, Plan, Sample
 from benchmarks.member import Go, Here, Ran, Stop, Warm
-from benchmarks.processes import Part, ProcessGroup
+from benchmarks.processes import Part, ProcessGroup, Seats
 
 _START_S = 120.0
 _ROUND_S = 60.0
@@ -71,9 +71,10 @@ class Job:
         *,
         freezes: bool = False,
         summary: Callable[[Turn], Sample] = rates,
+        seats: Seats | None = None,
     ) -> None:
         self.name = name
-        self.group = ProcessGroup(name, parts)
+        self.group = ProcessGroup(name, parts, seats=seats)
         self._workers = range(servers, len(parts))
         self._freezes = freezes
         self._summary = summary

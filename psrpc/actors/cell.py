@@ -6,7 +6,8 @@ import asyncio
 import inspect
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import repeat
 from typing import Any
 
 from psrpc.actors.mail import Post
@@ -19,7 +20,6 @@ from psrpc.actors.messages import (
     RAISED,
     READY,
     RETIRE,
-    RUN,
     Answer,
     Call,
     Embody,
@@ -57,17 +57,20 @@ class Hooks:
         stillborn: Callable[[int, Packed], None],
         retired: Callable[[int], None],
         saved: Callable[[int, Packed], None],
+        answer: Callable[[Post, Answer], None],
     ) -> None:
         self.born = born
         self.stillborn = stillborn
         self.retired = retired
         self.saved = saved
+        self.answer = answer  # once what was saved is kept
 
 
 class Cell:
     """`put` is called by the thread that reads, `run` by one other thread at a time."""
 
     __slots__ = (
+        "_begun",
         "_busy",
         "_error",
         "_instance",
@@ -83,6 +86,7 @@ class Cell:
         self.hooks = hooks
         self._mailbox: deque[Letter | None] = deque([None])  # None: be made
         self._lock = threading.Lock()
+        self._begun: Letter | None = None  # what it does now
         self._busy = False
         self._instance: Any = None
         self._stateful = False
@@ -100,11 +104,23 @@ class Cell:
             self._busy = True
             return True
 
+    def put_all(self, post: Post, calls: Iterable[Call]) -> bool:
+        """Add several calls; True if `run` must be called on some thread."""
+        with self._lock:
+            self._mailbox.extend(zip(repeat(post), calls))
+            if self._busy:
+                return False
+            self._busy = True
+            return True
+
     def discard(self) -> None:
-        """Take no calls any more; what waits is told so."""
+        """Take no calls any more; who waits for one, or for the one that has begun, is told so.
+
+        What that one answers yet is an answer to nobody.
+        """
         with self._lock:
             self._error = pack_error(ActorLostError(NO_MORE))
-            letters = [each for each in self._mailbox if each is not None]
+            letters = [each for each in (self._begun, *self._mailbox) if each is not None]
             self._mailbox.clear()
         for post, call in letters:
             post.send((call[0], GONE, self._error))
@@ -114,15 +130,18 @@ class Cell:
         while True:
             with self._lock:
                 if not self._mailbox:
-                    self._busy = False
+                    self._busy, self._begun = False, None
                     return
-                letter = self._mailbox.popleft()
+                letter = self._begun = self._mailbox.popleft()
             if letter is None:
                 self._be_made()
                 continue
             post, call = letter
             answer = self._answer(call)
-            post.send(answer, at_once=not self._mailbox)
+            if self._stateful:
+                self.hooks.answer(post, answer)
+            else:
+                post.send(answer, at_once=not self._mailbox)
 
     def _drop(self, letter: Letter) -> bool:
         """Take a cancelled call out of the mailbox, if it is still there."""
@@ -172,18 +191,16 @@ class Cell:
         except BaseException as error:
             return number, RAISED, pack_error(error)
 
-    def _call(self, method: str | None, args: Any, kwargs: Any) -> Any:
-        if method == RUN:
-            number, *rest = args
-            value = self._instance.known[number](*rest, **kwargs)
-        elif method == CHUNK:
+    def _call(self, method: str | int | None, args: Any, kwargs: Any) -> Any:
+        if method == CHUNK:
             return [self._one_of(self._named(args[0]), each) for each in args[1]]
         elif method == READY:
             return None
         elif method == LEARN:
             return self._instance.learn(*args)
         else:
-            value = self._named(method)(*args, **kwargs)
+            function = self._named(method)
+            value = function(*args, **kwargs) if kwargs else function(*args)
         return asyncio.run(value) if inspect.iscoroutine(value) else value
 
     def _named(self, name: Any) -> Callable[..., Any]:
@@ -192,6 +209,8 @@ class Cell:
             return function
         found: Callable[..., Any] | None = getattr(self._instance, name, None)
         if found is None:
+            if isinstance(self._instance, Functions):
+                raise UsageError(f"a pool without a class does functions, not {name!r} by its name")
             raise UsageError(f"{type(self._instance).__name__} has no method {name!r}")
         return found
 

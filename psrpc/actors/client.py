@@ -112,10 +112,10 @@ class Client:
                     route = self._routes.get(actor)
                     if route is not None:
                         self._reach(route, incarnation, address)
-                case m.Gone(actor, error):
+                case m.Gone(actor, error, lived):
                     route = self._routes.pop(actor, None)
                     if route is not None:
-                        route.gone(unpack_error(error))
+                        route.gone(unpack_error(error), lived)
                 case m.Found(ticket) | m.StatusIs(ticket):
                     self._asked.pop(ticket).set_result(message)
                 case m.Welcome(client):

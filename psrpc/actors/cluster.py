@@ -5,7 +5,8 @@ from __future__ import annotations
 import atexit
 import subprocess
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -13,11 +14,12 @@ from psrpc import environment
 from psrpc.actors import current
 from psrpc.actors.client import Client
 from psrpc.actors.head import Head
-from psrpc.actors.node import resources_here, start_here
+from psrpc.actors.node import USUAL, resources_here, start_here
 from psrpc.core.placement import Resources
 from psrpc.errors import UsageError
 
 _END_S = 5.0
+_LOOK_S = 0.05
 
 
 class Cluster:
@@ -36,6 +38,23 @@ class Cluster:
     def status(self) -> dict[str, Any]:
         """Nodes with what they have and what of it is used; actors with their state. Blocks."""
         return self.client.status()
+
+    def wait_for_nodes(self, count: int, timeout: float | None = None) -> None:
+        """Wait until so many nodes have come, this host's among them. Blocks.
+
+        What is asked for before may be what no node can give yet. Raises TimeoutError.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            ready = [node["name"] for node in self.status()["nodes"] if node["ready"]]
+            if len(ready) >= count:
+                return
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(
+                    f"{len(ready)} of {count} nodes have come within {timeout:g} s: "
+                    f"{', '.join(ready) or 'none'}; start `psrpc node ADDRESS` on the others"
+                )
+            time.sleep(_LOOK_S)
 
     def __enter__(self) -> Cluster:
         return self
@@ -72,12 +91,15 @@ def init(
     memory_bytes: int | None = None,
     labels: Mapping[str, str] | None = None,
     listen: str | None = None,
+    imports: Sequence[str] = USUAL,
 ) -> Cluster:
     """Use the cluster at `address`, or begin one on this host; the first actor does so by itself.
 
     A cluster that is begun here offers what this host has, or what is given, and ends with this
     process, however that ends. `listen` is an address of this host at which nodes of other hosts
-    may join (`psrpc node`); without it only this user's processes on this host can.
+    may join (`psrpc node`); without it only this user's processes on this host can. `imports` are
+    modules that its node imports before it forks: actors that need them share their memory and
+    start at once, and the first one starts when they are imported.
     Raises UsageError if this process uses a cluster already, AddressError if none is there.
     """
     global _cluster
@@ -97,7 +119,7 @@ def init(
             head.expect("node", whole, labels or {})
             head.start()
             address = head.address
-            node = start_here(address, "node", whole, labels or {})
+            node = start_here(address, "node", whole, labels or {}, imports)
         client = Client(address)
         client.start()
         current.client = client

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from psrpc import environment
 from psrpc.actors.client import Client
 from psrpc.actors.doors import NO_TOKEN, UNIX
 from psrpc.actors.head import HEAD_NAME
@@ -29,15 +30,29 @@ def ask(address: str) -> dict[str, Any]:
         client.close()
 
 
+def lines(address: str | None = None) -> list[str]:
+    """The status of the cluster at an address, given or in PSRPC_CLUSTER, or of all here. Blocks.
+
+    Raises AddressError if none is at the address.
+    """
+    address = address or environment.cluster()
+    if address is None:
+        return lines_here()
+    return lines_of(address.rpartition("@")[2], ask(address))
+
+
 def lines_here() -> list[str]:
-    """The status of every cluster of this user's on this host. Blocks."""
+    """The status of every cluster of this user's that only this host can reach. Blocks."""
     lines: list[str] = []
     for address in clusters_here():
         try:
             lines += lines_of(address.rpartition(UNIX)[2], ask(address))
         except AddressError:
             continue  # another user's, or just ended
-    return lines or ["no cluster of yours runs on this host"]
+    return lines or [
+        "no cluster of yours runs on this host, but maybe one with psrpc.init(listen=...): for "
+        "that give its address, here or in PSRPC_CLUSTER"
+    ]
 
 
 def lines_of(title: str, status: dict[str, Any]) -> list[str]:

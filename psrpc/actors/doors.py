@@ -6,12 +6,14 @@ import os
 import socket
 import struct
 
+from psrpc.addresses import keep_alive
 from psrpc.errors import AddressError
 
 UNIX = "unix:"
 TOKEN_BYTES = 32
 NO_TOKEN = "0" * TOKEN_BYTES  # of Unix sockets, where the kernel says who comes
 _PEER = struct.Struct("3i")
+_SILENT_S = 20  # of another host's kernel: then the host is taken for dead
 
 
 def listen(where: str, token: str) -> tuple[socket.socket, str]:
@@ -40,6 +42,7 @@ def accept(listener: socket.socket) -> socket.socket | None:
     sock.setblocking(False)
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        keep_alive(sock, _SILENT_S)
     elif not _is_ours(sock):
         sock.close()
         return None
@@ -49,6 +52,11 @@ def accept(listener: socket.socket) -> socket.socket | None:
 def dial(address: str) -> socket.socket:
     """A connection to who listens at TOKEN@WHERE. Raises AddressError if nobody does."""
     token, _, where = address.rpartition("@")
+    host, _, port = where.rpartition(":")
+    if not where.startswith(UNIX) and not (token and host and port.isdecimal()):
+        raise AddressError(
+            f"{where!r} is no address of a cluster: give what psrpc.init(...).address shows"
+        )
     try:
         if where.startswith(UNIX):
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -56,9 +64,9 @@ def dial(address: str) -> socket.socket:
             if not _is_ours(sock):
                 raise OSError("it belongs to another user")
         else:
-            host, _, port = where.rpartition(":")
             sock = socket.create_connection((host, int(port)), 10.0)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            keep_alive(sock, _SILENT_S)
         sock.settimeout(None)
         sock.sendall(token.encode())
     except (OSError, ValueError) as error:

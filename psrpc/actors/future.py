@@ -5,10 +5,13 @@ from __future__ import annotations
 import concurrent.futures as cf
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import as_completed as as_completed
 from typing import Any, Protocol, overload
 
 from psrpc.actors.messages import CANCELLED, PACKED, PLAIN
 from psrpc.actors.packing import unpack, unpack_error
+from psrpc.errors import UsageError
+from psrpc.promises import Promise, finish_all
 
 
 class Giver(Protocol):
@@ -19,56 +22,51 @@ class Giver(Protocol):
         ...
 
 
-class Future(cf.Future[Any]):
+class Future(Promise):
     """The result of a call to an actor: a `concurrent.futures.Future`.
 
     `result(timeout)` raises what the call raised, with the remote traceback as its cause. `cancel`
     gives the result up: a call that has not begun is not carried out, one that has runs to its end.
     """
 
-    def __init__(self, route: Giver, call: tuple[str, Any, Any]) -> None:
-        super().__init__()
-        self.route = route
-        self.call: tuple[str, Any, Any] | None = call
-        self.way: Any = route  # the route that carries it
-        self.number = 0  # on its line; 0 while it waits
-        self.tries = 0
+    number = 0  # on its line; 0 while it waits
+    tries = 0
 
-    def cancel(self) -> bool:
-        """Give the result up; False if it is there already."""
-        if self.cancelled():
-            return True
-        if not super().cancel():
-            return False
-        self.set_running_or_notify_cancel()
+    def __init__(self, route: Giver, call: tuple[str | int, Any, Any]) -> None:
+        self.route = route
+        self.call: tuple[str | int, Any, Any] | None = call
+        self.way: Any = route  # the route that carries it
+
+    def withdraw(self) -> None:
+        """See `Promise`."""
         self.route.give_up(self)
-        return True
 
     def settle(self, status: int, value: Any) -> None:
         """The answer has come."""
         self.call = None
-        try:
-            if status == PLAIN:
-                self.set_result(value)
-            elif status == PACKED:
-                self.set_result(unpack(value))
-            elif status != CANCELLED:
-                self.set_exception(unpack_error(value))
-        except cf.InvalidStateError:
-            return  # given up meanwhile
-        except Exception as error:
-            self.fail(error)
+        if status == PLAIN:
+            self.finish(value)
+        elif status == PACKED:
+            try:
+                value = unpack(value)
+            except Exception as error:
+                self.finish(None, error)
+            else:
+                self.finish(value)
+        elif status != CANCELLED:
+            self.finish(None, unpack_error(value))
 
     def fail(self, error: BaseException) -> None:
         """There will be no answer."""
         self.call = None
-        try:
-            self.set_exception(error)
-        except cf.InvalidStateError:
-            return
+        self.finish(None, error)
 
-    def __reduce__(self) -> Any:
-        raise TypeError("a future stays in its process: send its result")
+
+def settle_all(futures: Sequence[Future], values: Iterable[Any]) -> None:
+    """The plain results of several calls have come."""
+    for future in futures:
+        future.call = None
+    finish_all(futures, values)
 
 
 @overload
@@ -82,10 +80,16 @@ def get(futures: Any, timeout: float | None = None) -> Any:
     """
     if isinstance(futures, cf.Future):
         return futures.result(timeout)
-    if timeout is None:
-        return [future.result() for future in futures]
-    deadline = time.monotonic() + timeout
-    return [future.result(max(deadline - time.monotonic(), 0.0)) for future in futures]
+    futures = list(futures) if isinstance(futures, Iterable) else [futures]
+    if wrong := [each for each in futures if not isinstance(each, cf.Future)]:
+        raise UsageError(f"psrpc.get takes futures, which remote(...) gives, not {wrong[0]!r}")
+    deadline = None if timeout is None else time.monotonic() + timeout
+    return [future.result(left_s(deadline)) for future in futures]
+
+
+def left_s(deadline: float | None) -> float | None:
+    """The seconds until then, no less than 0; None for no deadline."""
+    return None if deadline is None else max(deadline - time.monotonic(), 0.0)
 
 
 def wait(
@@ -98,9 +102,9 @@ def wait(
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
         done = [future for future in futures if future.done()][:num_returns]
-        left_s = None if deadline is None else deadline - time.monotonic()
-        if len(done) >= min(num_returns, len(futures)) or (left_s is not None and left_s <= 0):
+        remaining_s = left_s(deadline)
+        if len(done) >= min(num_returns, len(futures)) or remaining_s == 0:
             chosen = set(map(id, done))
             return done, [future for future in futures if id(future) not in chosen]
         pending = [future for future in futures if not future.done()]
-        cf.wait(pending, left_s, cf.FIRST_COMPLETED)
+        cf.wait(pending, remaining_s, cf.FIRST_COMPLETED)

@@ -88,6 +88,12 @@ class ActorClass(Generic[Class]):
     def __call__(self, *args: Any, **kwargs: Any) -> Class:
         return self.kind(*args, **kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        """What the class has, such as a method by which a pool's jobs are submitted."""
+        if name.startswith("__") or name == "kind":
+            raise AttributeError(name)
+        return getattr(self.kind, name)
+
     def options(self, **changes: Any) -> ActorClass[Class]:
         """The same class with other options, `actor`'s own and `name` and `detached` among them."""
         return ActorClass(self.kind, _changed(self.given, changes))
@@ -161,6 +167,12 @@ class Method:
         """Call it; returns at once, unless the actor has `max_pending` of our calls already."""
         return self._handle._route.call(self._name, args, kwargs)
 
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        """What is called so in a plain object. Raises UsageError."""
+        raise UsageError(
+            f"an actor's method is called as {self._name}.remote(...), which gives a future"
+        )
+
 
 class Handle:
     """An actor. May be sent to other processes, actors among them.
@@ -233,13 +245,14 @@ def actor(kind: Any = None, /, **options: Any) -> Any:
     """Let objects of a class be actors: `@psrpc.actor`, `@psrpc.actor(...)`, `actor(cls, ...)`.
 
     `num_cpus`, `num_gpus` (parts of one too) and `memory_bytes` are set aside for each while it
-    lives, on a node that has the `labels`; `placement` is "spread", "pack", or "affinity" to the
-    node that `near` names. One that asks for a CPU, a GPU or memory has a process of its own, the
-    others share some; `own_process` says otherwise. When its process dies it is made again
-    up to `max_restarts` times; with what its method `save_state()` returned after its
-    latest call, given to `load_state(state)`, if it has these. A call that was not answered then is
-    made again up to `max_retries` times, so it may be carried out more than once; otherwise it
-    raises ActorLostError. A caller may have `max_pending` calls unanswered; the next one waits.
+    lives, on a node that has the `labels`; `placement` is "spread", "pack", "even" (as many on
+    each node), or "affinity" to the node that `near` names. One that asks for a CPU, a GPU or
+    memory has a process of its own, the others share some; `own_process` says otherwise. When its
+    process dies it is made again up to `max_restarts` times; with what its method `save_state()`
+    returned after its latest call, given to `load_state(state)`, if it has these. A call that was
+    not answered then is made again up to `max_retries` times, so it may be carried out more than
+    once; otherwise it raises ActorLostError. A caller may have `max_pending` calls unanswered; the
+    next one waits.
 
     Raises ConfigError for wrong options.
     """
@@ -274,11 +287,20 @@ def get_actor(name: str) -> Handle:
 
 def ready(handle: Handle, timeout: float | None = None) -> None:
     """Wait until an actor is made; raises what went wrong, or TimeoutError. Blocks."""
-    handle._route.call(READY, (), {}).result(timeout)
+    _checked(handle)._route.call(READY, (), {}).result(timeout)
 
 
 def kill(handle: Handle) -> None:
-    """End an actor at once; its calls that are not answered raise ActorLostError."""
-    handle._owned = False
+    """End an actor at once; calls that are not answered raise ActorLostError, whoever made them.
+
+    Where it shares a process, a method that it is in runs to its end, which nobody hears of.
+    """
+    _checked(handle)._owned = False
     handle._route.gone(ActorLostError(f"{handle._route.spec.title} was killed here"))
     cluster.client().kill(handle._route.actor)
+
+
+def _checked(handle: Handle) -> Handle:
+    if not isinstance(handle, Handle):
+        raise UsageError(f"this takes an actor's handle, as remote(...) gives it, not {handle!r}")
+    return handle

@@ -64,7 +64,7 @@ class Head:
         del self._posts[key]
         runner = self._runners.pop(key, None)
         if runner is not None:
-            self._say(self.roster.runner_lost(runner, "its connection ended"))
+            self._say(self.roster.runner_silent(runner))
         self._say(self.roster.connection_lost(key))
 
     def _say(self, said: Said) -> None:
@@ -82,7 +82,7 @@ class Head:
             case m.Born(actor):
                 return roster.born(actor)
             case m.Saved(actor, state):
-                return roster.saved(actor, state)
+                return [*roster.saved(actor, state), (key, m.Kept())]
             case m.Retired(actor):
                 return roster.end(actor, "nobody had a handle to it any more")
             case m.Kill(actor):

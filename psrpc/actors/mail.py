@@ -120,6 +120,7 @@ class Post:
         self.ended = False
         self.got = mail.got
         self.over = mail.over
+        self.squeeze = mail.squeeze
         self._mail = mail
         self._expected = expected
         self._inbox = Inbox()
@@ -190,7 +191,7 @@ class Post:
                     return True
                 continue
             count = min(len(self._outbox), _MOST_AT_ONCE)
-            batch = [self._outbox.popleft() for _ in range(count)]
+            batch = self.squeeze([self._outbox.popleft() for _ in range(count)])
             self._rest.extend(memoryview(part) for part in frame(batch))
             if not self._write():
                 if once:
@@ -229,7 +230,8 @@ class Mail:
     """All connections of one user in this process, and the thread that reads them.
 
     `got(post, batch)` and `over(post)` are called on that thread; a post may be given its own.
-    `due` may say how soon `tick` wants to be called, in seconds.
+    `due` may say how soon `tick` wants to be called, in seconds. `squeeze` may make fewer
+    messages of those that are about to be sent, before anybody connects.
     """
 
     def __init__(
@@ -240,6 +242,7 @@ class Mail:
     ) -> None:
         self.got = got
         self.over = over
+        self.squeeze: Callable[[list[Any]], list[Any]] = lambda batch: batch
         self.due: Callable[[], float | None] = lambda: None
         self.tick: Callable[[], None] = lambda: None
         self.posts: set[Post] = set()

@@ -2,28 +2,68 @@
 
 Calls and answers are plain tuples, for there are many of them:
 a call is (number, actor, method, arguments, keywords), where `arguments` is a tuple of plain values
-or, with `keywords` None, what `packing.pack` made of both; an answer is (number, status, value).
-A call without a method cancels the one of its number.
+(without keywords there is a tuple in their place, which costs the garbage collector nothing), or,
+with `keywords` None, what `packing.pack` made of both; an answer is (number, status, value).
+A call without a method cancels the one of its number. A function that was learned is called by
+its number in the place of a method. Many calls, or answers, that have come together go as columns,
+which cost a fraction: `calls_together` and `answers_together`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 from psrpc.actors.packing import Packed
 from psrpc.core.placement import Resources, Want
 
-PLAIN, PACKED, RAISED, CANCELLED, GONE = range(5)  # statuses of an answer
+PLAIN, PACKED, RAISED, CANCELLED, GONE, ALL_PLAIN = range(6)  # statuses of an answer
 RETIRE = "__retire__"  # a call that ends its actor
 LEARN = "__learn__"  # a number, and the definition of the function that it names from now on
 READY = "__ready__"  # a call that is answered once the actor is made
-RUN = "__run__"  # a call of the function that its first argument names
-CHUNK = "__chunk__"  # many calls of one method (by name) or function (by number)
+CHUNK = "__chunk__"  # many calls of one method (by name) or function (by number), as one
+MANY = (
+    "__many__"  # many calls of one method or function, each with a number and an answer of its own
+)
 
-Call = tuple[int, int, str | None, Any, Any]
+Call = tuple[int, int, str | int | None, Any, Any]
 Answer = tuple[int, int, Any]
+_FEW = 4
+
+
+def calls_together(
+    first: int, actor: int, calls: Sequence[tuple[str | int, Any, Any]]
+) -> list[Call]:
+    """Calls (method, arguments, keywords), numbered from `first` on, in few messages."""
+    count = len(calls)
+    if count >= _FEW:
+        names, arguments, keywords = zip(*calls, strict=True)
+        name = names[0]
+        alike = names.count(name) == count and keywords.count(()) == count
+        if alike and len(set(map(len, arguments))) == 1:
+            return [(first, actor, MANY, (name, count), list(zip(*arguments, strict=True)))]
+    return [(first + place, actor, *call) for place, call in enumerate(calls)]
+
+
+def calls_apart(call: Call) -> Iterator[Call]:
+    """The calls that a message with `MANY` stands for."""
+    first, actor, _, (name, count), columns = call
+    arguments = zip(*columns, strict=True) if columns else repeat((), count)
+    return zip(range(first, first + count), repeat(actor), repeat(name), arguments, repeat(()))
+
+
+def answers_together(answers: list[Answer]) -> list[Answer]:
+    """Answers in fewer messages: plain ones as two columns, of numbers and of values."""
+    if len(answers) < _FEW:
+        return answers
+    plain = [answer for answer in answers if answer[1] == PLAIN and answer[0]]
+    if len(plain) < _FEW:
+        return answers
+    numbers, _, values = zip(*plain, strict=True)
+    others = [answer for answer in answers if answer[1] != PLAIN]
+    return [*others, (0, ALL_PLAIN, (numbers, values))]
 
 
 @dataclass(frozen=True)
@@ -122,10 +162,11 @@ class Located:
 
 @dataclass(frozen=True)
 class Gone:
-    """An actor is no more, and why."""
+    """An actor is no more, and why; `lived` if it had been made."""
 
     actor: int
     error: Packed
+    lived: bool = False
 
 
 @dataclass(frozen=True)
@@ -212,3 +253,8 @@ class Saved:
 
     actor: int
     state: Packed
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The head has the state that a runner sent first of those that it has not heard of yet."""

@@ -1,13 +1,14 @@
 """A node: a process that has imported what runners need, and forks them.
 
-It has one thread, so that no lock is held in a fork. It ends with its connection to the head, and
-the kernel ends its runners with it.
+It has one thread when it forks, so that no lock is held in a fork. It ends with its connection to
+the head, and the kernel ends its runners with it.
 """
 
 from __future__ import annotations
 
 import gc
 import glob
+import importlib
 import json
 import os
 import select
@@ -15,8 +16,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from psrpc import environment
@@ -24,9 +26,11 @@ from psrpc.actors.doors import dial
 from psrpc.actors.mail import Inbox, frame
 from psrpc.actors.messages import Fork, NodeHello, RunnerEnded, Stop
 from psrpc.core.placement import Resources
-from psrpc.errors import AddressError
+from psrpc.errors import AddressError, UsageError
 from psrpc.lifeline import die_with_launcher
 
+USUAL = ("torch",)
+_HANDLES = "psrpc.actors.pool"  # by its name, for it imports this module
 _PROGRAM = (
     "import json, sys; told = json.loads(sys.stdin.readline()); sys.path[:] = told.pop('path'); "
     "from psrpc.actors.node import main; main(**told)"
@@ -41,36 +45,81 @@ def resources_here() -> Resources:
 
 
 def start_here(
-    address: str, name: str, whole: Resources, labels: Mapping[str, str]
+    address: str,
+    name: str,
+    whole: Resources,
+    labels: Mapping[str, str],
+    imports: Sequence[str] = USUAL,
 ) -> subprocess.Popen[bytes]:
     """Start a node of this host, in a session of its own: a terminal's Ctrl-C is not for it."""
     process = subprocess.Popen(
         [sys.executable, "-c", _PROGRAM], stdin=subprocess.PIPE, start_new_session=True
     )
     told = {"path": sys.path, "address": address, "name": name, "labels": dict(labels)}
+    told["imports"] = list(imports)
     assert process.stdin is not None
     process.stdin.write(json.dumps({**told, "whole": vars(whole)}).encode() + b"\n")
     process.stdin.close()
     return process
 
 
-def main(address: str, name: str, whole: dict[str, Any], labels: dict[str, str]) -> None:
-    """Be a node until the head is gone."""
+def main(
+    address: str,
+    name: str,
+    whole: dict[str, Any],
+    labels: dict[str, str],
+    imports: Sequence[str] = USUAL,
+) -> None:
+    """Be a node until the head is gone; `imports` are modules that actors are likely to need."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    # What runners need is imported here, once.
-    from psrpc.actors import runner
-
-    gc.collect()
-    gc.freeze()
     try:
         sock = dial(address)
     except AddressError:
         return  # The head has ended meanwhile.
+    with _as_long_as(sock):
+        _import(imports)
+    gc.collect()
+    gc.freeze()
     node = Node(sock, address)
     forked = node.serve(NodeHello(name, Resources(**whole), labels))
     if forked is not None:
+        from psrpc.actors import runner
+
         runner.main(address, forked.runner)
+
+
+def _import(modules: Sequence[str]) -> None:
+    """Import what runners need, once: what each imports for itself is memory of its own."""
+    from psrpc.actors import packing, runner  # noqa: F401
+
+    with suppress(UsageError):
+        packing.pickler()
+    for module in (_HANDLES, *modules):
+        with suppress(ImportError):
+            importlib.import_module(module)
+
+
+@contextmanager
+def _as_long_as(sock: socket.socket) -> Iterator[None]:
+    """End this process if the head does meanwhile: imports may take long."""
+    over, done = os.pipe2(os.O_CLOEXEC)
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        poll.register(over, select.POLLIN)
+        if over not in dict(poll.poll()):
+            os._exit(0)  # it says nothing before it knows us
+
+    thread = threading.Thread(target=watch, name="psrpc-node")
+    thread.start()
+    try:
+        yield
+    finally:
+        os.close(done)
+        thread.join()
+        os.close(over)
 
 
 class Node:

@@ -16,7 +16,8 @@ from typing import Any
 
 from psrpc.errors import PsrpcError, RemoteError, UsageError
 
-PLAIN = frozenset({int, float, str, bytes, bool, complex, type(None)})
+FIXED = frozenset({int, float, bool, complex, type(None)})
+PLAIN = FIXED | {str, bytes}
 _BESIDE_BYTES = 1 << 16  # buffers from this size on travel beside the pickle, and are not copied
 _LONGEST_PLAIN = 1 << 12
 
@@ -44,7 +45,7 @@ def pack(value: object) -> Packed:
 
     file = io.BytesIO()
     try:
-        _cloudpickle().Pickler(file, 5, buffer_callback=aside).dump(value)
+        pickler().Pickler(file, 5, buffer_callback=aside).dump(value)
     except PsrpcError:
         raise
     except Exception as error:
@@ -96,7 +97,8 @@ def pack_definition(thing: Any) -> bytes:
     return pack(thing)[0]
 
 
-def _cloudpickle() -> ModuleType:
+def pickler() -> ModuleType:
+    """The library that packs code. Raises UsageError if it is not installed."""
     try:
         return importlib.import_module("cloudpickle")
     except ImportError as error:

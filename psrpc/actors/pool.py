@@ -8,68 +8,24 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from psrpc.actors import cluster
 from psrpc.actors.cell import Functions
 from psrpc.actors.definitions import Definitions
-from psrpc.actors.future import Future
+from psrpc.actors.future import Future, left_s
 from psrpc.actors.handle import ActorClass, actor
-from psrpc.actors.messages import CANCELLED, CHUNK, GONE, LEARN, PLAIN, RUN
+from psrpc.actors.members import Job, Member, choose
+from psrpc.actors.messages import CHUNK, LEARN
 from psrpc.actors.packing import unpack_error
-from psrpc.actors.route import Route, pack_call
-from psrpc.core.crowd import AHEAD_S, next_window, wanted_members
+from psrpc.actors.route import Loss, Route, pack_call
+from psrpc.core.crowd import AHEAD_S, bounds, wanted_members
 from psrpc.errors import ActorLostError, ClosedError, ConfigError, PsrpcError
 
 _LOOK_AGAIN_S = 0.1
 _IDLE_S = 10.0
-_MOST_EMPTY_DEATHS = 3
-
-
-class Job(Future):
-    """A job of a pool, and its future."""
-
-    def __init__(self, pool: Pool, call: tuple[str, Any, Any], function: int) -> None:
-        super().__init__(pool, call)  # in no member's hands: the pool is its way
-        self.pool = pool
-        self.function = function
-
-    def settle(self, status: int, value: Any) -> None:
-        """See `Future`; a job that came back undone is given out again."""
-        if status == PLAIN:
-            try:
-                self.set_result(value)
-            except cf.InvalidStateError:
-                return  # given up meanwhile
-        elif status == CANCELLED and not self.cancelled():
-            self.pool.again(self)
-        elif status == GONE:
-            self.pool.failed(self.way, self, unpack_error(value))
-        else:
-            super().settle(status, value)
-
-
-class Member:
-    """An actor of a pool."""
-
-    def __init__(self, pool: Pool, route: Route) -> None:
-        self.route = route
-        self.window = 1
-        self.known = {0}  # functions, by number; 0 is none
-        self.since_s = time.monotonic()  # of its latest answer, or its first job after idling
-        self.answered = 0
-        self._pool = pool
-        route.after_answers = self._after_answers
-        route.on_loss = lambda futures, error: pool.lost(self, futures, error)
-
-    def _after_answers(self) -> None:
-        now_s = time.monotonic()
-        answered = self.route.answered - self.answered
-        self.answered = self.route.answered
-        if answered > 0:
-            self.window = next_window(self.window, answered, now_s - self.since_s)
-        self.since_s = now_s
-        self._pool.feed()
+_MOST_UNBORN = 3
 
 
 class Pool(cf.Executor):
@@ -84,9 +40,11 @@ class Pool(cf.Executor):
 
     A job is given to one member at a time. If a member dies, another takes its place, and its
     jobs that were not answered are done again: a job is done at least once, and more than once only
-    if its member died after it had begun it and before its answer was here. The one at which
-    the member was is counted: after `max_retries` such deaths it fails with ActorLostError. An
-    exception that a job raises is its answer, and not tried again.
+    if its member died after it had begun it and before its answer was here. Which of several that
+    a process had was the cause, nobody can say: they are then done one at a time, each in a process
+    that has no other of the pool's. A job that was alone at `max_retries` deaths fails with
+    ActorLostError at the next; with None it never does, and nobody is to blame. An exception that
+    a job raises is its answer, and not tried again.
     """
 
     def __init__(
@@ -96,30 +54,28 @@ class Pool(cf.Executor):
         *,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-        max_retries: int = 3,
+        max_retries: int | None = 3,
         **options: Any,
     ) -> None:
-        least, most = (size, size) if isinstance(size, int) else size
-        if not 1 <= least <= most:
-            raise ConfigError([f"size must be a number from 1 or (least, most), not {size!r}"])
         self._class = self._actor_class(kind, options)
         self._client = cluster.client()
         self._made_with = (args, kwargs or {})
-        self._least, self._most = least, most
+        self._least, self._most = bounds(size)
         self._max_retries = max_retries
         self._members: list[Member] = []
         self._queue: deque[Job] = deque()
         self._functions = Definitions()
-        self._empty_deaths = 0
+        self._unborn = 0  # generations of members, one after the other, of which one was not made
+        self._unborn_s = 0.0  # when that was
         self._waited = False
-        self._hungry = True  # whether some member has room
+        self._hungry = True  # whether some member has nothing to do
         self._error: BaseException | None = None
         self._closed = False
         self._lock = threading.RLock()
         self._idle = threading.Condition(self._lock)
         self._wake = threading.Event()
         with self._lock:
-            for _ in range(least):
+            for _ in range(self._least):
                 self._add()
         threading.Thread(target=self._keep, name="psrpc-pool", daemon=True).start()
 
@@ -138,12 +94,8 @@ class Pool(cf.Executor):
 
         Raises UsageError if something cannot be sent, ClosedError after `shutdown`.
         """
-        if type(function) is str:
-            return self._give(Job(self, pack_call(function, args, kwargs), 0))
-        if self._class.kind is not Functions:
-            return self._give(Job(self, pack_call(function.__name__, args, kwargs), 0))
-        number = self._functions.number_of(function)
-        return self._give(Job(self, pack_call(RUN, (number, *args), kwargs), number))
+        name, number = self._named(function)
+        return self._give(Job(self, pack_call(name, args, kwargs), number))
 
     def map(
         self,
@@ -159,10 +111,15 @@ class Pool(cf.Executor):
         raised where its result would have come. Raises TimeoutError `timeout` seconds from now.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        items = list(zip(*iterables, strict=False))
         if chunksize < 1:
             raise ConfigError([f"chunksize must be a number from 1, not {chunksize!r}"])
-        chunks = [items[i : i + chunksize] for i in range(0, len(items), chunksize)]
+        items = zip(*iterables, strict=False)
+        if chunksize == 1:
+            name, number = self._named(function)
+            calls = (pack_call(name, each, {}) for each in items)
+            singles = [self._give(Job(self, call, number)) for call in calls]
+            return self._singles(singles, deadline, ordered)
+        chunks = iter(lambda: list(islice(items, chunksize)), [])
         jobs = [self._submit_chunk(function, chunk) for chunk in chunks]
         return self._results(jobs, deadline, ordered)
 
@@ -170,8 +127,8 @@ class Pool(cf.Executor):
         """Take no more jobs, do those that there are (or cancel those not begun), and end."""
         with self._lock:
             self._closed = True
-            waiting = list(self._queue) if cancel_futures else []
-        for job in waiting:
+            given_up = list(self._queue) if cancel_futures else []
+        for job in given_up:
             job.cancel()
         self.feed()
         if wait:
@@ -186,16 +143,20 @@ class Pool(cf.Executor):
             queue, members = self._queue, self._members
             self._hungry = False
             while queue and members:
-                member = min(members, key=_busyness)
-                room = member.window - member.route.open_calls
-                if room <= 0:
+                member = choose(members, queue[0].suspect)
+                if member is None:
                     return
+                room = member.window - member.route.open_calls
                 share = min(room, max(1, len(queue) // len(members)))
-                self._hand(member, [queue.popleft() for _ in range(min(share, len(queue)))])
-            self._hungry = True
+                jobs = [queue.popleft()]
+                while len(jobs) < share and not (jobs[0].suspect or queue[0].suspect):
+                    jobs.append(queue.popleft())
+                self._hand(member, jobs)
+            # What comes while all have something to do gathers until the next answers.
+            self._hungry = any(not member.route.open_calls for member in members)
             if self._closed:
                 self._idle.notify_all()
-        if self._queue and members:  # one that came before we were hungry
+        if self._hungry and self._queue:  # one that came before we were hungry
             self.feed()
 
     def again(self, job: Job) -> None:
@@ -203,44 +164,53 @@ class Pool(cf.Executor):
         with self._lock:
             self._queue.appendleft(job)
 
-    def give_up(self, future: Future) -> None:
-        """See `Giver`. One that waits is passed over when its turn comes."""
-        if future.number:
-            future.way.withdraw(future)
-
     def failed(self, route: Route, job: Job, error: BaseException) -> None:
         """A member says that it is no more; `job` has not been done."""
         self.again(job)
         for member in list(self._members):
             if member.route is route:
-                self.lost(member, [], error)
+                self.lost(member, Loss([], [], error, lived=True, alone=False))
 
-    def lost(self, member: Member, futures: Sequence[Future], error: BaseException) -> None:
-        """A member has died, or cannot be; these jobs of its are not answered."""
+    def lost(self, member: Member, loss: Loss) -> None:
+        """A member has died, or cannot be."""
         failed: list[Future] = []
         with self._lock:
-            jobs = [job for job in futures if isinstance(job, Job) and not job.cancelled()]
+            jobs, unsent = (
+                [job for job in some if isinstance(job, Job) and not job.given_up]
+                for some in (loss.unanswered, loss.unsent)
+            )
             if member in self._members:
                 self._members.remove(member)
-                if not isinstance(error, ActorLostError):
-                    self._break(error)
-                elif not jobs:
-                    self._empty_deaths += 1
-                    if self._empty_deaths > _MOST_EMPTY_DEATHS and not self._closed:
-                        self._break(error)
-            if jobs and jobs[0].tries >= self._max_retries:
-                failed.append(jobs.pop(0))
-            elif jobs:
-                jobs[0].tries += 1
-            self._queue.extendleft(reversed(jobs))
+                if not isinstance(loss.error, ActorLostError):
+                    self._break(loss.error)
+                elif loss.lived or member.answered:
+                    self._unborn = 0
+                elif not jobs or self._max_retries is None:
+                    self._stillborn(member, loss.error)
+            if self._max_retries is not None:
+                for each in jobs:
+                    each.suspect = True
+                    each.tries += loss.alone
+                if jobs and jobs[0].tries > self._max_retries:
+                    failed.append(jobs.pop(0))
+            self._queue.extendleft(reversed([*jobs, *unsent]))
             self._replace()
             if self._error is not None:
                 failed += self._queue
                 self._queue.clear()
             self._idle.notify_all()
         for job in failed:
-            job.fail(self._error or error)
+            job.fail(self._error or loss.error)
         self.feed()
+
+    def _stillborn(self, member: Member, error: BaseException) -> None:
+        """A member has died while it was made; all that are made meanwhile count as one."""
+        if member.made_s < self._unborn_s:
+            return
+        self._unborn_s = time.monotonic()
+        self._unborn += 1
+        if self._unborn > _MOST_UNBORN and not self._closed:
+            self._break(error)
 
     def _replace(self) -> None:
         while self._error is None and len(self._members) < self._least:
@@ -260,7 +230,10 @@ class Pool(cf.Executor):
         self._members.append(Member(self, self._class.make(self._client, args, kwargs)))
 
     def _give(self, job: Job) -> Job:
-        self._check()
+        if self._error is not None:
+            raise self._error
+        if self._closed:
+            raise ClosedError("this pool was shut down")
         self._queue.append(job)
         if self._hungry:
             self.feed()
@@ -271,14 +244,9 @@ class Pool(cf.Executor):
             job.fail(broken)
         return job
 
-    def _check(self) -> None:
-        if self._error is not None:
-            raise self._error
-        if self._closed:
-            raise ClosedError("this pool was shut down")
-
     def _hand(self, member: Member, jobs: list[Job]) -> None:
-        jobs = [job for job in jobs if not job.cancelled()]
+        member.alone = jobs[0].suspect
+        jobs = [job for job in jobs if not job.given_up]
         for number in {job.function for job in jobs} - member.known:
             member.known.add(number)
             member.route.tell(LEARN, (number, self._functions.packed[number]))
@@ -289,29 +257,36 @@ class Pool(cf.Executor):
             self._members.remove(member)  # it will be said why
             self._replace()
 
+    def _named(self, function: Any) -> tuple[str | int, int]:
+        """What members know a function or method by; and its number, if it is to be learned."""
+        if type(function) is str:
+            return function, 0
+        if self._class.kind is Functions:
+            number = self._functions.number_of(function)
+            return number, number
+        return function.__name__, 0
+
     def _submit_chunk(self, function: Any, chunk: list[tuple[Any, ...]]) -> Job:
-        number, name = 0, function
-        if type(function) is not str:
-            if self._class.kind is Functions:
-                number = name = self._functions.number_of(function)
-            else:
-                name = function.__name__
+        name, number = self._named(function)
         job = Job(self, pack_call(CHUNK, (name, chunk), {}), number)
         return self._give(job)
 
-    def _results(self, jobs: list[Job], deadline: float | None, ordered: bool) -> Iterator[Any]:
-        def left_s() -> float | None:
-            return None if deadline is None else max(deadline - time.monotonic(), 0.0)
-
+    def _singles(
+        self, jobs: Sequence[Future], deadline: float | None, ordered: bool
+    ) -> Iterator[Any]:
         try:
-            for job in jobs if ordered else cf.as_completed(jobs, left_s()):
-                for error, value in job.result(left_s()):
-                    if error is not None:
-                        raise unpack_error(error)
-                    yield value
+            for job in jobs if ordered else cf.as_completed(jobs, left_s(deadline)):
+                yield job.result(left_s(deadline))
         finally:
             for job in jobs:
                 job.cancel()
+
+    def _results(self, jobs: list[Job], deadline: float | None, ordered: bool) -> Iterator[Any]:
+        for chunk in self._singles(jobs, deadline, ordered):
+            for error, value in chunk:
+                if error is not None:
+                    raise unpack_error(error)
+                yield value
 
     def _actor_class(self, kind: Any, options: dict[str, Any]) -> ActorClass[Any]:
         made = kind if isinstance(kind, ActorClass) else actor(kind or Functions)
@@ -357,9 +332,8 @@ class Pool(cf.Executor):
     def _resize(self) -> None:
         now_s = time.monotonic()
         with self._lock:
-            idle = [
-                m for m in self._members if not m.route.open_calls and now_s - m.since_s > _IDLE_S
-            ]
+            quiet = [m for m in self._members if not m.route.open_calls]
+            idle = [m for m in quiet if now_s - m.since_s > _IDLE_S]
             now, queued = len(self._members), len(self._queue)
             wanted = wanted_members(now, self._least, self._most, queued, self._waited, len(idle))
             self._waited = queued > 0
@@ -374,16 +348,10 @@ class Pool(cf.Executor):
 
     def _share(self) -> None:
         """Where somebody has nothing to do, take jobs from who is stuck at one."""
-        now_s = time.monotonic()
         with self._lock:
-            if self._queue or all(m.route.open_calls for m in self._members):
+            if self._queue or not any(member.idle for member in self._members):
                 return
             for member in self._members:
-                if member.route.open_calls > 1 and now_s - member.since_s > AHEAD_S:
+                if member.route.open_calls > 1 and time.monotonic() - member.since_s > AHEAD_S:
                     for job in member.route.open_futures()[1:]:
                         member.route.withdraw(job)
-
-
-def _busyness(member: Member) -> tuple[bool, int]:
-    busy = member.route.open_calls
-    return busy >= member.window, busy

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 from psrpc.actors.messages import (
@@ -42,6 +43,7 @@ class _Runner:
     node: str
     own: bool
     key: int | None = None
+    came: bool = False
     address: str = ""
     pid: int = 0
     actors: set[int] = field(default_factory=set)
@@ -69,7 +71,7 @@ class Roster:
         self.nodes: dict[str, _Node] = {}
         self.runners: dict[int, _Runner] = {}
         self.actors: dict[int, _Actor] = {}
-        self.gone: dict[int, Packed] = {}
+        self.gone: dict[int, Gone] = {}
         self.names: dict[str, int] = {}
         self._runner_count = 0
 
@@ -81,7 +83,7 @@ class Roster:
         """A node is there. One of a taken name gets a number behind it."""
         known = self.nodes.get(name)
         if known is not None and known.key is not None:
-            name = f"{name}-{len(self.nodes)}"
+            name = next(free for n in count(2) if (free := f"{name}-{n}") not in self.nodes)
             known = None
         if known is None:
             self.expect(name, whole, labels)
@@ -100,7 +102,7 @@ class Roster:
         if spec.name is not None:
             if spec.name in self.names:
                 error = UsageError(f"there is an actor named {spec.name!r} already")
-                return self._bury(number, pack_error(error), [(key, 0)])
+                return self._bury(Gone(number, pack_error(error)), [(key, 0)])
             self.names[spec.name] = number
         self.actors[number] = _Actor(spec, key, asking=[(key, 0)])
         return self._settle(number)
@@ -108,7 +110,7 @@ class Roster:
     def locate(self, key: int, number: int, after: int) -> Said:
         """A client asks where an actor is; it hears at once, or when it is known."""
         if number in self.gone:
-            return [(key, Gone(number, self.gone[number]))]
+            return [(key, self.gone[number])]
         actor = self.actors.get(number)
         if actor is None:
             return [(key, Gone(number, pack_error(ActorLostError("no such actor was ever made"))))]
@@ -126,14 +128,33 @@ class Roster:
         runner = self.runners.get(number)
         if runner is None:
             return []
-        runner.key, runner.address, runner.pid = key, address, pid
+        runner.key, runner.address, runner.pid, runner.came = key, address, pid, True
         said: Said = []
         for each in sorted(runner.actors):
             said += self._embody(each)
         return said
 
+    def runner_silent(self, number: int) -> Said:
+        """A runner's connection has ended: its node says how, or has ended as well.
+
+        Nothing is said to the node, for the kernel would wait anew for one that cannot hear it.
+        """
+        runner = self.runners.get(number)
+        if runner is None:
+            return []
+        runner.key = None
+        node = self.nodes.get(runner.node)
+        if node is None or node.key is None:
+            return self.runner_lost(number, "its connection ended")
+        if number in node.shared:
+            node.shared.remove(number)
+        return []
+
     def runner_lost(self, number: int, how: str) -> Said:
-        """A runner has ended: its actors begin anew elsewhere, as often as they may."""
+        """A runner has ended: its actors begin anew elsewhere, as often as they may.
+
+        Where it never came, for its node had ended, none has begun.
+        """
         runner = self.runners.pop(number, None)
         if runner is None:
             return []
@@ -145,6 +166,8 @@ class Roster:
         for each in lost:
             actor = self.actors[each]
             self._give_back(each)
+            if node is None and not runner.came:
+                continue
             if actor.restarts >= actor.spec.max_restarts:
                 why = f"{actor.spec.title} has died with its process ({how})"
                 if actor.restarts:
@@ -252,21 +275,18 @@ class Roster:
         offer = node.offer
         node.offer = replace(offer, used=offer.used.plus(wants), guests=offer.guests + 1)
         actor.gpus = _gpus(node.gpu_used, wants.gpus)
-        said: Said = []
+        actor.node = name
         found = None if actor.spec.own_process else self._shared(node)
-        if found is None:
-            self._runner_count += 1
-            found = self._runner_count
-            self.runners[found] = _Runner(name, actor.spec.own_process)
-            if not actor.spec.own_process:
-                node.shared.append(found)
-        actor.runner, actor.node = found, name
-        self.runners[found].actors.add(number)
-        if len(self.runners[found].actors) == 1 and self.runners[found].key is None:
-            if node.key is not None:
-                said.append((node.key, self._fork(found)))
-            return said
-        return said + self._embody(number)
+        if found is not None:
+            actor.runner = found
+            self.runners[found].actors.add(number)
+            return self._embody(number)
+        self._runner_count += 1
+        actor.runner = self._runner_count
+        self.runners[actor.runner] = _Runner(name, actor.spec.own_process, actors={number})
+        if not actor.spec.own_process:
+            node.shared.append(actor.runner)
+        return [] if node.key is None else [(node.key, self._fork(actor.runner))]
 
     def _shared(self, node: _Node) -> int | None:
         """The runner with fewest actors; None while there may be one more, and all have some."""
@@ -325,13 +345,13 @@ class Roster:
         actor = self.actors.pop(number)
         if actor.spec.name is not None:
             self.names.pop(actor.spec.name, None)
-        return self._bury(number, error, actor.asking)
+        return self._bury(Gone(number, error, actor.born), actor.asking)
 
-    def _bury(self, number: int, error: Packed, asking: list[tuple[int, int]]) -> Said:
-        self.gone[number] = error
+    def _bury(self, gone: Gone, asking: list[tuple[int, int]]) -> Said:
+        self.gone[gone.actor] = gone
         while len(self.gone) > _REMEMBERED:
             del self.gone[next(iter(self.gone))]
-        return [(key, Gone(number, error)) for key, _ in asking]
+        return [(key, gone) for key, _ in asking]
 
     def _place_waiting(self) -> Said:
         """What was given back may be what somebody waits for; the first to ask comes first."""

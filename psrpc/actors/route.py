@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from operator import attrgetter
 from typing import Any, Protocol
 
 from psrpc.actors import messages as m
-from psrpc.actors.future import Future
+from psrpc.actors.future import Future, settle_all
 from psrpc.actors.mail import Mail, Post
-from psrpc.actors.packing import is_plain, pack
+from psrpc.actors.packing import FIXED, is_plain, pack
 from psrpc.errors import ActorLostError, MailboxFullError
+
+_way_of = attrgetter("way")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """An actor's end, and what it leaves."""
+
+    unanswered: list[Future]
+    unsent: list[Future]
+    error: BaseException
+    lived: bool  # whether it had been made
+    alone: bool  # whether its process had one call only of its group
 
 
 class Office(Protocol):
@@ -45,61 +60,112 @@ class Line:
         self.waiting: dict[int, Future] = {}
         self.routes: set[Route] = set()
         self.ended = False
-        self._numbers = itertools.count(1)
+        self._next = 1  # the next call's number
+        self._lock = threading.Lock()
         self._office = office
         self._address = address
         self._post = office.mail.connect(address)
         self._post.got, self._post.over = self._got, self._over
 
-    def call(self, actor: int, future: Future) -> None:
-        """Send a call; its answer settles the future."""
-        assert future.call is not None
-        number = future.number = next(self._numbers)
-        self.waiting[number] = future
-        # One that waits alone is sent by its own caller, others gather.
-        self._post.send((number, actor, *future.call), at_once=len(self.waiting) == 1)
+    def call(self, actor: int, future: Future) -> bool:
+        """Send a call, whose answer settles the future; False if the connection has ended.
 
-    def call_all(self, actor: int, futures: Sequence[Future]) -> None:
-        """Send several calls."""
-        messages = []
-        for future in futures:
-            assert future.call is not None
-            number = future.number = next(self._numbers)
+        Its route then keeps the call: that it has `lost` the connection is said to it afterwards.
+        """
+        assert future.call is not None
+        with self._lock:
+            if self.ended:
+                return False
+            number = future.number = self._next
+            self._next += 1
             self.waiting[number] = future
-            messages.append((number, actor, *future.call))
-        self._post.send_all(messages, at_once=len(self.waiting) == len(messages))
+            alone = len(self.waiting) == 1
+        # One that waits alone is sent by its own caller, others gather.
+        self._post.send((number, actor, *future.call), at_once=alone)
+        return True
+
+    def call_all(self, actor: int, futures: Sequence[Future]) -> bool:
+        """Send several calls, or none; see `call`."""
+        with self._lock:
+            if self.ended:
+                return False
+            first = self._next
+            self._next += len(futures)
+            for number, future in enumerate(futures, first):
+                future.number = number
+            idle = not self.waiting
+            numbers = range(first, first + len(futures))
+            self.waiting.update(zip(numbers, futures, strict=True))
+        calls: Any = [future.call for future in futures]
+        self._post.send_all(m.calls_together(first, actor, calls), at_once=idle)
+        return True
 
     def give_up(self, actor: int, future: Future) -> None:
         """Ask that a call be not carried out."""
         self._post.send((future.number, actor, None, None, None))
 
-    def tell(self, actor: int, method: str, args: tuple[Any, ...]) -> None:
-        """Make a call of which no answer is wanted."""
-        self._post.send((0, actor, method, args, {}), at_once=False)
+    def tell(self, actor: int, method: str, args: tuple[Any, ...]) -> bool:
+        """Make a call of which no answer is wanted; False if the connection has ended."""
+        if self.ended:
+            return False
+        self._post.send((0, actor, method, args, ()), at_once=False)
+        return True
+
+    def calls_of(self, route: Route) -> list[Future]:
+        """The calls of a route that are not answered, in their order."""
+        return [future for future in list(self.waiting.values()) if future.way is route]
+
+    def take_back(self, route: Route) -> list[Future]:
+        """Wait no more for answers to a route's calls; returns these."""
+        with self._lock:
+            self.routes.discard(route)
+            mine = self.calls_of(route)
+            return [future for future in mine if self.waiting.pop(future.number, None) is not None]
+
+    def leave(self, route: Route) -> bool:
+        """Say nothing more to a route; False if the connection has ended, which is said."""
+        with self._lock:
+            if self.ended:
+                return False
+            self.routes.discard(route)
+            return True
 
     def close(self) -> None:
         """End the connection."""
         self._post.close()
 
     def _got(self, post: Post, batch: list[m.Answer]) -> None:
-        waiting, touched = self.waiting, set[Route]()
+        waiting, touched = self.waiting, Counter[Route]()
         for number, status, value in batch:
+            if status == m.ALL_PLAIN:
+                numbers, values = value
+                futures: list[Any] = list(map(waiting.pop, numbers, repeat(None)))
+                if not all(futures):  # some were taken back
+                    pairs = [pair for pair in zip(futures, values, strict=True) if pair[0]]
+                    futures, values = [each[0] for each in pairs], [each[1] for each in pairs]
+                touched.update(map(_way_of, futures))
+                settle_all(futures, values)
+                continue
             future = waiting.pop(number, None)
             if future is not None:
-                route: Route = future.way
+                touched[future.way] += 1
                 future.settle(status, value)
-                route.answered += 1
-                touched.add(route)
+        for route, count in touched.items():
+            route.answered += count
         for route in touched:
             route.after_answers()
 
     def _over(self, post: Post) -> None:
-        self.ended = True
+        with self._lock:  # from here on nobody adds a call
+            self.ended = True
+            left = list(self.waiting.values())
+            self.waiting.clear()
+            routes = self.routes | {future.way for future in left}
         self._office.forget(self._address, self)
-        left = list(self.waiting.values())
-        self.waiting.clear()
-        for route in self.routes | {future.way for future in left}:
-            route.lost([future for future in left if future.way is route])
+        together = Counter(future.way.group for future in left)
+        for route in routes:
+            mine = [future for future in left if future.way is route]
+            route.lost(mine, alone=together[route.group] == 1)
 
 
 class Route:
@@ -110,14 +176,21 @@ class Route:
         self.spec = spec
         self.answered = 0
         self.after_answers: Callable[[], None] = self._make_room
-        self.on_loss: Callable[[list[Future], BaseException], None] | None = None
+        self.on_location: Callable[[], object] = bool
+        self.on_loss: Callable[[Loss], None] | None = None
         self._office = office
-        self._line: Line | None = None
+        self.line: Line | None = None
+        self.adrift = (
+            False  # from the end of its line until it is known where it is, or that it is no more
+        )
+        self.group: Any = None  # whoever has several and wants to know which calls died together
         self._incarnation = 0
         self._backlog: deque[Future] = deque()
+        self._unanswered: list[Future] = []  # calls of a pool's, until it is said why
+        self._alone = False
         self._error: BaseException | None = None
         self._sent = 0
-        self._waiting = False
+        self._waiting = 0  # threads that wait for room
         self._lock = threading.RLock()
         self._room = threading.Condition(self._lock)
 
@@ -144,10 +217,8 @@ class Route:
                 future.fail(self._error)
                 return future
             self._sent += 1
-            if self._line is None:
+            if self.line is None or not self.line.call(self.actor, future):
                 self._backlog.append(future)
-            else:
-                self._line.call(self.actor, future)
         return future
 
     def post_all(self, futures: Sequence[Future]) -> bool:
@@ -158,31 +229,30 @@ class Route:
             self._sent += len(futures)
             for future in futures:
                 future.way = self
-            if self._line is None:
+            if self.line is None or not self.line.call_all(self.actor, futures):
                 self._backlog.extend(futures)
-            else:
-                self._line.call_all(self.actor, futures)
         return True
 
     def open_futures(self) -> list[Future]:
         """The calls that are sent and not answered, in their order."""
-        line = self._line
-        return [] if line is None else [f for f in list(line.waiting.values()) if f.way is self]
+        line = self.line
+        return [] if line is None else line.calls_of(self)
 
     def give_up(self, future: Future) -> None:
         """See `Giver`."""
         with self._lock:
-            if future.number and self._line is not None:
-                self._line.give_up(self.actor, future)
+            if future.number and self.line is not None:
+                self.line.give_up(self.actor, future)
             elif future in self._backlog:
                 self._backlog.remove(future)
                 self._sent -= 1
+                self._room.notify_all()
 
     def withdraw(self, future: Future) -> None:
         """Ask for a call back, if it has not begun: it is then answered as cancelled."""
         with self._lock:
-            if self._line is not None:
-                self._line.give_up(self.actor, future)
+            if self.line is not None:
+                self.line.give_up(self.actor, future)
 
     def retire(self) -> None:
         """End the actor after its calls; nobody else can reach it."""
@@ -191,9 +261,8 @@ class Route:
         self.tell(m.RETIRE, ())
         if not self.spec.max_retries:
             with self._lock:
-                if self._line is None:
+                if self.line is None or not self.line.leave(self):
                     return  # it waits to be located
-                self._line.routes.discard(self)
             self._office.drop(self.actor)
 
     def end(self) -> None:
@@ -206,13 +275,11 @@ class Route:
         with self._lock:
             if self._error is not None:
                 return
-            if self._line is None:
-                future = Future(self, (method, args, {}))
+            if self.line is None or not self.line.tell(self.actor, method, args):
+                future = Future(self, (method, args, ()))
                 future.way = self
                 self._backlog.append(future)
                 self._sent += 1
-            else:
-                self._line.tell(self.actor, method, args)
 
     def located(self, incarnation: int, line: Line) -> None:
         """The actor is there; what has waited for it goes there."""
@@ -220,52 +287,63 @@ class Route:
             if line.ended:
                 self._seek(incarnation)
                 return
-            self._incarnation, self._line = incarnation, line
+            self._incarnation, self.line, self.adrift = incarnation, line, False
             line.routes.add(self)
+            given_up = 0
             while self._backlog:
                 future = self._backlog.popleft()
-                if future.cancelled():
-                    self.answered += 1
+                if future.given_up:
+                    given_up += 1
                 else:
                     line.call(self.actor, future)
+            self.answered += given_up
+        if given_up:
+            self.after_answers()
+        self.on_location()
 
-    def gone(self, error: BaseException) -> None:
-        """The actor is no more."""
+    def gone(self, error: BaseException, lived: bool = True) -> None:
+        """The actor is no more, or was never made: nothing that is not answered yet will be."""
         with self._lock:
             self._error = error
-            if self._line is not None:
-                self._line.routes.discard(self)
-            left = list(self._backlog)
+            open_calls = [] if self.line is None else self.line.take_back(self)
+            unanswered, unsent = [*open_calls, *self._unanswered], list(self._backlog)
+            self._unanswered = []
             self._backlog.clear()
-            self.answered = self._sent
+            if self.on_loss is None:
+                self.answered = self._sent
             self._room.notify_all()
         if self.on_loss is not None:
-            self.on_loss(left, error)
+            self.on_loss(Loss(unanswered, unsent, error, lived, self._alone))
             return
-        for future in left:
+        for future in [*unanswered, *unsent]:
             future.fail(error)
         self._office.drop(self.actor)
 
-    def lost(self, futures: list[Future]) -> None:
-        """The connection has ended with these calls unanswered."""
+    def lost(self, futures: list[Future], alone: bool) -> None:
+        """The connection has ended with these calls unanswered; see `Loss`."""
         again: list[Future] = []
+        failed: list[Future] = []
         error = ActorLostError(
             f"{self.spec.title} was lost with this call unanswered; it may have been carried out"
         )
         with self._lock:
-            self._line = None
+            known, self.line, self.adrift, self._alone = self._error, None, True, alone
             for future in futures:
                 future.number = 0
-                if not future.cancelled() and future.tries < self.spec.max_retries:
-                    future.tries += 1
-                    again.append(future)
-            self._backlog.extendleft(reversed(again))
-            self.answered += len(futures) - len(again)
-            self._room.notify_all()
-            self._seek(self._incarnation)
-        failed = [future for future in futures if future not in again]
-        if self.on_loss is not None:
-            self.on_loss(failed, error)
+                more = known is None and future.tries < self.spec.max_retries
+                more = more and not future.given_up
+                future.tries += more
+                (again if more else failed).append(future)
+            if known is None:
+                self._backlog.extendleft(reversed(again))
+                self._seek(self._incarnation)
+                if self.on_loss is not None:
+                    self._unanswered = failed  # the head will say why
+                    return
+                self.answered += len(failed)
+                self._room.notify_all()
+        if self.on_loss is not None and known is not None:
+            self.on_loss(Loss(failed, [], known, True, alone))
             return
         for future in failed:
             future.fail(error)
@@ -279,10 +357,12 @@ class Route:
                 f"{self.spec.title} has {self.spec.max_pending} calls unanswered, and this thread "
                 "is the one that takes answers: call from another, not in a future's callback"
             )
-        self._waiting = True
-        while self._error is None and self.open_calls >= self.spec.max_pending:
-            self._room.wait()
-        self._waiting = False
+        self._waiting += 1
+        try:
+            while self._error is None and self.open_calls >= self.spec.max_pending:
+                self._room.wait()
+        finally:
+            self._waiting -= 1
 
     def _make_room(self) -> None:
         if self._waiting:
@@ -291,13 +371,13 @@ class Route:
 
 
 def pack_call(
-    method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[str, Any, dict[str, Any] | None]:
+    method: str | int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[str | int, Any, Any]:
     """A call as it is now: arguments that might be changed later are copied."""
     for value in args:
-        if not is_plain(value):
+        if type(value) not in FIXED and not is_plain(value):
             return method, pack((args, kwargs)), None
     for value in kwargs.values():
         if not is_plain(value):
             return method, pack((args, kwargs)), None
-    return method, args, kwargs
+    return method, args, kwargs or ()

@@ -10,25 +10,29 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
+import numpy.random
 
 from psrpc.actors import current
 from psrpc.actors import messages as m
 from psrpc.actors.cell import NO_MORE, Cell, Hooks
 from psrpc.actors.crew import Threads
 from psrpc.actors.doors import UNIX
+from psrpc.actors.keeping import Keeping
 from psrpc.actors.mail import Mail, Post
 from psrpc.actors.packing import Packed, pack_error
-from psrpc.errors import ActorLostError
+from psrpc.errors import ActorLostError, AddressError
 
 
 def main(address: str, number: int) -> None:
     """Be a runner until the head is gone, or the node, with which the kernel ends this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    np.random.seed()
+    numpy.random.seed()
     current.be_at(address)
     runner = Runner(address)
-    runner.start(number)
+    try:
+        runner.start(number)
+    except AddressError:
+        return  # The head has ended meanwhile.
     threading.Event().wait()
 
 
@@ -38,12 +42,16 @@ class Runner:
     def __init__(self, head: str) -> None:
         self._address = head
         self._mail = Mail(self._got, lambda post: None, "psrpc-runner")
+        self._mail.squeeze = _squeeze
         self._head: Post | None = None
         self._cells: dict[int, Cell] = {}
         self._early: defaultdict[int, list[tuple[Post, m.Call]]] = defaultdict(list)
         self._gone: dict[int, None] = {}
         self._threads = Threads()
-        self._hooks = Hooks(self._born, self._stillborn, self._retired, self._saved)
+        self._keeping = Keeping(self._say)
+        self._hooks = Hooks(
+            self._born, self._stillborn, self._retired, self._keeping.save, self._keeping.answer
+        )
 
     def start(self, number: int) -> None:
         """Take calls, and say so to the head."""
@@ -64,7 +72,9 @@ class Runner:
         cells, take = self._cells, self._threads.take
         for call in batch:
             cell = cells.get(call[1])
-            if cell is not None:
+            if call[2] == m.MANY:
+                self._many(post, call)
+            elif cell is not None:
                 if cell.put((post, call)):
                     take(cell.run)
             elif call[1] in self._gone:
@@ -72,6 +82,13 @@ class Runner:
                 post.send((call[0], m.GONE, gone), at_once=False)
             else:
                 self._early[call[1]].append((post, call))  # the head's word is on its way
+
+    def _many(self, post: Post, call: m.Call) -> None:
+        cell, calls = self._cells.get(call[1]), m.calls_apart(call)
+        if cell is None:
+            self._got(post, list(calls))
+        elif cell.put_all(post, calls):
+            self._threads.take(cell.run)
 
     def _told(self, post: Post, batch: list[Any]) -> None:
         for message in batch:
@@ -84,6 +101,8 @@ class Runner:
                         self._threads.take(cell.run)
             elif isinstance(message, m.Discard):
                 self._forget(message.actor)
+            elif isinstance(message, m.Kept):
+                self._keeping.kept()
 
     def _forget(self, actor: int) -> None:
         self._gone[actor] = None
@@ -106,8 +125,10 @@ class Runner:
     def _retired(self, actor: int) -> None:
         self._say(m.Retired(actor))
 
-    def _saved(self, actor: int, state: Packed) -> None:
-        self._say(m.Saved(actor, state))
+
+def _squeeze(batch: list[Any]) -> list[Any]:
+    """Answers go in fewer messages; what is said to the head goes as it is."""
+    return m.answers_together(batch) if type(batch[0]) is tuple else batch
 
 
 _REMEMBERED = 100_000

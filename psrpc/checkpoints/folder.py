@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from psrpc.checkpoints.files import writing
@@ -17,6 +17,7 @@ from psrpc.store.blueprint import Blueprint
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PARTIAL = ".partial"
 
+Fits = Callable[[Checkpoint], object]
 PassedOver = tuple[tuple[Path, str], ...]  # folders, and why each is not good
 
 
@@ -32,12 +33,13 @@ def partial_folder(directory: Path, number: int) -> Path:
 
 
 def newest(
-    directory: Path, blueprint: Blueprint | None = None, above: int = 0
+    directory: Path, blueprint: Blueprint | None = None, above: int = 0, fits: Fits | None = None
 ) -> tuple[Checkpoint | None, PassedOver]:
     """The newest good checkpoint, if there is one, and the newer ones with what is wrong.
 
     With a blueprint, those of another model or optimizer are passed over too; only those with
-    a number above `above` count. Reads whole checkpoints.
+    a number above `above` count, and those for which `fits` raises no CheckpointError. Reads whole
+    checkpoints.
     """
     passed: list[tuple[Path, str]] = []
     found = _numbered(directory, "")
@@ -47,6 +49,8 @@ def newest(
             checkpoint = open_checkpoint(folder)
             if blueprint is not None:
                 checkpoint.check(blueprint)
+            if fits is not None:
+                fits(checkpoint)
         except CheckpointError as error:
             passed.append((folder, str(error)))
         else:
@@ -83,9 +87,11 @@ class Checkpoints:
         """The number of the newest checkpoint, good or not; 0 without one."""
         return max(_numbered(self.directory, ""), default=0)
 
-    def newest(self, blueprint: Blueprint, above: int = 0) -> tuple[Checkpoint | None, PassedOver]:
+    def newest(
+        self, blueprint: Blueprint, above: int = 0, fits: Fits | None = None
+    ) -> tuple[Checkpoint | None, PassedOver]:
         """As the function `newest`; those passed over no longer count among those to keep."""
-        checkpoint, passed = newest(self.directory, blueprint, above)
+        checkpoint, passed = newest(self.directory, blueprint, above, fits)
         self._bad.update(folder for folder, _ in passed)
         return checkpoint, passed
 

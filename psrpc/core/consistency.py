@@ -14,7 +14,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from psrpc.core.decisions import Token
-from psrpc.messages import View
+from psrpc.messages import Push, View
 
 
 class Start(NamedTuple):
@@ -27,6 +27,11 @@ class Start(NamedTuple):
     clock: int
     reads: bool = True
     ahead: int = 0
+
+    @classmethod
+    def after(cls, push: Push) -> Start:
+        """The start of the step after a push."""
+        return cls(push.worker, push.clock + 1, push.pull, push.ahead)
 
 
 class Ready(NamedTuple):
@@ -159,6 +164,10 @@ class Gate:
         waiting = (self._by_floor, self._by_worker)
         for asked in (self._turn, *(a for each in waiting for a in each.values())):
             asked[:] = [ask for ask in asked if ask[0] != token]
+
+    def dismiss(self) -> None:
+        """Let nobody wait any more."""
+        self._turn, self._by_floor, self._by_worker = [], {}, {}
 
     def expel(self) -> list[tuple[Token, int]]:
         """Take out and return the starts that wait for steps of workers who do not step: whose."""

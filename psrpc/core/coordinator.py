@@ -9,6 +9,7 @@ from psrpc.core.decisions import Answer, Decision, Hold, Token, some_workers
 from psrpc.core.leases import POISON, LeaseBook
 from psrpc.core.membership import Membership
 from psrpc.core.newsroom import Newsroom
+from psrpc.core.resharding import Resharding
 from psrpc.core.shard import ShardCore
 from psrpc.core.words import Word, Words, refuse
 from psrpc.counts import WorkerStats
@@ -25,6 +26,7 @@ from psrpc.messages import (
     Left,
     Register,
     Reply,
+    Request,
     StreamKind,
     Welcome,
 )
@@ -62,6 +64,7 @@ class CoordinatorCore:
         self._fresh: set[int] = set()  # have never stepped
         self._leaving: dict[int, int] = {}  # those who wait for the others' leaving: their ranks
         self._newsroom = Newsroom(self.servers)
+        self.resharding = Resharding(self._newsroom, self.leases)
         self.incarnation = 0
         self._here: set[int] = set()  # workers that may still say something
 
@@ -98,6 +101,7 @@ class CoordinatorCore:
         worker = self.members.join(request.rank)
         self._worker_of[process] = worker
         self._here.add(worker)
+        self.resharding.come(worker, request.layout)
         self._fresh.add(worker)
         if not self.members.started:
             who = some_workers(self.members.to_come, lambda: self.members.missing)
@@ -107,7 +111,7 @@ class CoordinatorCore:
 
     def lose(self, process: int, why: str, shard: ShardCore) -> list[Decision]:
         """A process is dead, or counts as dead: nobody waits for its worker any more."""
-        decisions: list[Decision] = []
+        decisions = self.resharding.lose(process, why)
         # What it said before counts no more, even if it arrives later.
         coming = self._comings.setdefault(process, Word(0, _NOBODY, Done()))
         refusal = refuse(process, coming.token, why)
@@ -118,6 +122,7 @@ class CoordinatorCore:
         if worker is None:
             return decisions
         self._here.discard(worker)
+        self.resharding.forget(worker)
         decisions += self._words.lose(worker, why)
         was_live = worker in self.members.live
         rank = self.members.rank(worker) if was_live else 0
@@ -173,10 +178,10 @@ class CoordinatorCore:
         rank = self.members.rank(worker)
         self._forget(worker)
         self.members.leave(worker, early=request.early)
-        if self.leases.goes_back and self.members.finished and (left := self.leases.unfinished):
+        if self.members.finished and (lacking := self.leases.lacking(request.epochs)):
             self.verdict = JobFailedError(
                 f"a server died when all workers had done their work, and nobody is left to do "
-                f"again what its checkpoint lacks of epochs {left}: start the job again with "
+                f"again what its checkpoint lacks of epochs {lacking}: start the job again with "
                 "--resume auto"
             )
         decisions += self._proceed(shard)
@@ -193,6 +198,7 @@ class CoordinatorCore:
     def bye(self, worker: int) -> list[Decision]:
         """A worker has said its last word, perhaps while it waited for the others' leaving."""
         self._here.discard(worker)
+        self.resharding.forget(worker)
         if self._leaving.pop(worker, None) is None:
             return []
         return [self._answer(worker, Left(), "it waits no longer")]
@@ -209,17 +215,23 @@ class CoordinatorCore:
     def news(self, rounds: Mapping[int, tuple[int, ...]]) -> list[Decision]:
         """What servers do not know: the view, `rounds`, a cut; the end, when it has come."""
         if self.over:
-            return self._newsroom.end()
-        return self._newsroom.news(self.members.view, rounds)
+            return [*self.resharding.give_up("it is over"), *self._newsroom.end()]
+        return [*self.resharding.news(), *self._newsroom.news(self.members.view, rounds)]
 
     def begin_cut(self, number: int, folder: str, shard: ShardCore) -> list[Decision]:
         """A checkpoint is to be made: all shards halt, and `take_cut` tells when they have."""
-        self._newsroom.begin_cut(number, folder, shard.halt(number))
+        self._newsroom.begin_cut(Cut(number, folder=folder), shard.halt(number))
         return []
 
     def take_cut(self) -> Cut | None:
         """Where all shards are to be cut, once, as soon as that is known."""
-        return self._newsroom.cut(self.members.view)
+        if (cut := self._newsroom.cut(self.members.view)) is not None:
+            self.resharding.dealt(cut)
+        return cut
+
+    def reshard(self, request: Request, token: Token, shard: ShardCore) -> list[Decision]:
+        """A word about servers that come and go."""
+        return self.resharding.take(request, token, shard, self.members, self._here)
 
     def give_up_cut(self, number: int) -> list[Decision]:
         """Let all servers hear that a cut is given up."""

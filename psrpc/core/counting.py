@@ -32,6 +32,7 @@ class Counting:
         self.dropped_late = 0
         self._updates = 0
         self._samples = 0
+        self._samples_before = 0
         self._voids = 0
         self._max_gap = 0
         self._staleness: Counter[int] = Counter()
@@ -85,6 +86,7 @@ class Counting:
             duplicates_dropped=self.duplicates,
             optimizer_steps=optimizer_steps,
             samples=self._samples,
+            samples_before=self._samples_before,
             void_updates=self._voids,
             max_clock_gap=self._max_gap,
             dropped_late=self.dropped_late,
@@ -104,7 +106,8 @@ class Counting:
         }
 
     def restore(self, record: Mapping[str, Any]) -> None:
-        """Go on from what `record` gave."""
+        """Go on from what `record` gave, or, if it says `samples_before`, from an earlier one."""
         self._updates, self._samples = int(record["updates"]), int(record["samples"])
+        self._samples_before = int(record.get("samples_before", self._samples))
         self.duplicates, self._voids = int(record["duplicates"]), int(record["voids"])
         self.dropped_late = int(record.get("dropped_late", 0))

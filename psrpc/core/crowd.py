@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from psrpc.errors import ConfigError
+
 AHEAD_S = 0.02  # the work that a member has lying ready, so that it need not wait for more
 MOST_AHEAD = 4096
 
@@ -28,3 +32,13 @@ def wanted_members(now: int, least: int, most: int, queued: int, waited: bool, i
     if not queued and idle:
         return max(least, now - idle)
     return max(now, least)
+
+
+def bounds(size: Any) -> tuple[int, int]:
+    """The least and the most members of a pool, of its `size`. Raises ConfigError."""
+    match size:
+        case int(number) if number >= 1:
+            return number, number
+        case (int(least), int(most)) if 1 <= least <= most:
+            return least, most
+    raise ConfigError([f"size must be a number from 1 or (least, most), not {size!r}"])

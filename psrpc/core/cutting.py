@@ -1,4 +1,4 @@
-"""Where a checkpoint cuts a shard: what comes before its image, and what waits for it.
+"""Where a job is cut, for a checkpoint or a new layout: what comes before, and what waits.
 
 A shard is halted first: it says how many steps of each worker it has, and takes no new ones.
 The cut is then at the most that any shard has of each worker. What a shard lacks is on its way
@@ -19,8 +19,9 @@ Clocks = tuple[tuple[int, int], ...]
 class Cutting:
     """The cut under way at one shard, if there is one.
 
-    `heard` is how many words about cuts have come so far, `latest` the number of the latest cut
-    that was heard of, `census` the number and clocks at which the shard stands halted.
+    `heard` is how many words about cuts have come so far, `latest` the number of the latest
+    checkpoint that was heard of, `census` the number and clocks at which the shard stands halted.
+    One that is cut for a new layout is `frozen` from then on: nothing changes that steps change.
     """
 
     def __init__(self, gate: Gate) -> None:
@@ -29,21 +30,25 @@ class Cutting:
         self.latest: int | None = None
         self.heard = 0
         self.census: tuple[int | None, Clocks] = (None, ())
+        self.frozen = False
         self._cut: Cut | None = None
         self._clocks: dict[int, int] = {}
         self._parked: list[Parked] = []
 
     def halt(self, number: int) -> Clocks:
         """Take no new steps until the cut `number` is made or given up; returns the clocks."""
-        self.number, self._cut, self._clocks = number, None, {}
+        self.number, self._cut, self._clocks, self.frozen = number, None, {}, False
         gate = self._gate
         clocks = tuple((worker, gate.clock(worker)) for worker in sorted(gate.active))
-        self.heard, self.latest, self.census = self.heard + 1, number, (number, clocks)
+        self.heard, self.census = self.heard + 1, (number, clocks)
+        if not self.moving:
+            self.latest = number
         return clocks
 
-    def hear(self) -> None:
-        """It is said where to cut, or that there is no cut."""
-        self.heard, self.census = self.heard + 1, (None, ())
+    def hear(self, words: int | None = None) -> None:
+        """It is said where to cut, or that there is no cut. `words` have been said by then."""
+        self.heard = self.heard + 1 if words is None else words
+        self.census = (None, ())
 
     def begin(self, cut: Cut) -> list[Parked]:
         """It is known where to cut; returns the waiting pushes that come before that."""
@@ -54,7 +59,14 @@ class Cutting:
 
     def holds(self, push: Push) -> bool:
         """Whether a push comes after the cut, as far as is known."""
+        if self.frozen:
+            return True
         return self.number is not None and push.clock >= self._clocks.get(push.worker, 0)
+
+    @property
+    def moving(self) -> int:
+        """The layout for which the shard is halted, or stands at the cut; 0: for none."""
+        return -self.number if self.number is not None and self.number < 0 else 0
 
     def park(self, push: Push, token: Token) -> None:
         """Let a push wait for the image."""
@@ -68,6 +80,8 @@ class Cutting:
         """Whether the current round comes before the cut, if there is one."""
         if self.number is None:
             return True
+        if self.frozen:
+            return False
         gate = self._gate
         now = gate.floor
         return any(
@@ -76,6 +90,8 @@ class Cutting:
 
     def due(self) -> Cut | None:
         """The cut, when all steps before it are made."""
+        if self.frozen:
+            return None
         gate = self._gate
         behind = (w for w, clock in self._clocks.items() if gate.clock(w) < clock)
         return None if any(worker in gate.active for worker in behind) else self._cut
@@ -83,5 +99,5 @@ class Cutting:
     def end(self) -> list[Parked]:
         """Go on; returns the pushes that have waited."""
         parked, self._parked = self._parked, []
-        self.number, self._cut, self._clocks = None, None, {}
+        self.number, self._cut, self._clocks, self.frozen = None, None, {}, False
         return parked

@@ -80,3 +80,8 @@ def some_workers(count: int, names: Callable[[], Iterable[int]]) -> str:
     if count > _FEW:
         return f"{count} workers"
     return f"workers {sorted(names())}"
+
+
+def some_servers(count: int) -> str:
+    """Words for `count` servers."""
+    return "1 server" if count == 1 else f"{count} servers"

@@ -8,8 +8,9 @@ death costs little. What a worker leaves undone goes to the next one that asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from psrpc.core.ledger import Ledger
 from psrpc.counts import EpochLeases
@@ -128,6 +129,13 @@ class LeaseBook:
         epochs = sorted(self._epochs.items())
         return [number for number, state in epochs if not (state.closed or state.broken_off)]
 
+    def lacking(self, epochs: int) -> list[int]:
+        """If it goes back: what is unfinished, and what it lacks of the first `epochs` epochs."""
+        if not self.goes_back:
+            return []
+        unknown = [epoch for epoch in range(epochs) if epoch not in self._epochs]
+        return sorted({*self.unfinished, *unknown})
+
     def _behind(self, epoch: int) -> bool:
         """Whether an earlier epoch is not over."""
         return any(number < epoch for number in self.unfinished)
@@ -219,6 +227,24 @@ class LeaseBook:
         state.samples_skipped += state.samples_in(lease)
         state.given_up.append((lease.index, lease.first_step, lease.end))
 
+    def skip_broken_off(self) -> None:
+        """Give up what is left of leases that were given back in epochs that were broken off."""
+        for state in self._epochs.values():
+            for lease in tuple(state.returned) if state.broken_off else ():
+                self.skip(lease)
+
+    @property
+    def skipped(self) -> tuple[Lease, ...]:
+        """What was given up of leases: nobody has it again."""
+        return skipped_in(self.export())
+
+    @property
+    def unsettled(self) -> tuple[Lease, ...]:
+        """What some shards may have and others not: what was given back or given up."""
+        states = self._epochs.values()
+        held = (h.lease for state in states for h in state.held.values() if h.lease.again)
+        return (*self.skipped, *held, *(lease for state in states for lease in state.returned))
+
     def export(self) -> tuple[EpochLeases, ...]:
         """All epochs that were begun."""
         return tuple(
@@ -234,6 +260,10 @@ class LeaseBook:
             )
             for epoch, state in sorted(self._epochs.items())
         )
+
+    def record(self) -> list[dict[str, Any]]:
+        """The same as a value for JSON; `epochs_of` takes it back."""
+        return [asdict(epoch) for epoch in self.export()]
 
     def restore(self, epochs: Sequence[EpochLeases], ledgers: Sequence[Ledger]) -> None:
         """Go on, before the first lease, from what a checkpoint says of all epochs.
@@ -260,6 +290,29 @@ class LeaseBook:
             if state.returned and wanted:
                 return state
         return None
+
+
+def epochs_of(record: Mapping[str, Any]) -> list[EpochLeases]:
+    """The epochs in a checkpoint's record of the coordinator."""
+    return [EpochLeases(**{**e, "stops": tuple(e["stops"])}) for e in record["epochs"]]
+
+
+def skipped_in(epochs: Sequence[EpochLeases]) -> tuple[Lease, ...]:
+    """What was given up of the leases of `epochs`."""
+    return tuple(
+        Lease(
+            each.epoch,
+            index,
+            each.stops[index - 1] if index else 0,
+            each.stops[index],
+            each.batch_size,
+            first_step,
+            again=True,
+            until=end,
+        )
+        for each in epochs
+        for index, first_step, end in each.given_up
+    )
 
 
 def _finish(state: _Epoch, lease: Lease) -> None:

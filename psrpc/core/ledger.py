@@ -7,13 +7,16 @@ lease numbers.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from psrpc.core.ranges import Ranges
 from psrpc.counts import Coverage
 from psrpc.errors import ProtocolError
 from psrpc.messages import Lease, Stream, StreamKind, UpdateKey
+from psrpc.orders import Cut
 
 LedgerRecord = dict[str, list[list[object]]]
 
@@ -88,6 +91,31 @@ class Ledger:
         """How many ranges it holds: what it costs to keep, copy or send."""
         held = (*self._open.values(), *self._closed.values())
         return sum(1 for marks in held for _ in marks)
+
+    def digest(self, workers: Collection[int], leases: Iterable[Lease]) -> str:
+        """A text that two ledgers share if they have the same updates, and hardly two others.
+
+        Those count that may come again: not the own ones of others than `workers`, nor what is
+        left of `leases`.
+        """
+        even = self.only_of(workers)
+        for lease in leases:
+            for step in range(lease.first_step, lease.end):
+                even.record(lease.key(step))
+        return hashlib.sha256(json.dumps(even.to_json()).encode()).hexdigest()
+
+    def mark(self, cut: Cut) -> str:
+        """The digest at a cut for a new layout: without what all shards there refuse for ever."""
+        stepping = () if cut.view is None else cut.view.active
+        return self.digest({worker for worker, _ in stepping}, cut.skipped)
+
+    def only_of(self, workers: Collection[int]) -> Ledger:
+        """A copy without what others than `workers` have made of data of their own."""
+        copy = Ledger.from_json(self.to_json())
+        for stream in self._open:
+            if stream.kind is StreamKind.WORKER and stream.major not in workers:
+                del copy._open[stream]
+        return copy
 
     def to_json(self) -> LedgerRecord:
         """All of it as a value that JSON can hold; `from_json` takes it back."""

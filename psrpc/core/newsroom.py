@@ -1,11 +1,13 @@
-"""What the other servers are told: new views, what rounds are made of, where a checkpoint cuts."""
+"""What the other servers are told: new views, what rounds are made of, cuts, new layouts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from psrpc.core.decisions import Answer, Decision, Hold, Same, Token
 from psrpc.messages import Done, Granted, Reply, View
+from psrpc.moves import Retire, Settled
 from psrpc.orders import Closed, Cut, Halt, Watch
 
 Clocks = Sequence[tuple[int, int]]
@@ -15,20 +17,26 @@ class Newsroom:
     """Keeps the servers' questions open until there is something new for each."""
 
     def __init__(self, servers: int) -> None:
-        self._servers = servers
-        self._watching: dict[int, tuple[Token, Watch]] = {}  # by server
-        self._words: list[Halt | Cut] = []  # about checkpoints, in their order
-        self._census: dict[int, Clocks] = {}  # by server: where it has halted
-        self._wanted: tuple[int, str] | None = None  # the checkpoint that is to be cut
+        self.servers = servers
+        self._watching: dict[tuple[int, int], tuple[Token, Watch]] = {}  # by server and layout
+        self._words: list[Halt | Cut | Settled | Retire] = []  # about cuts, in their order
+        self._census: dict[int, tuple[Clocks, str]] = {}  # by server: where it has halted
+        self._wanted: Cut | None = None  # the cut that is to be made
+
+    @property
+    def said(self) -> int:
+        """How many words about cuts have been said."""
+        return len(self._words)
 
     def watch(self, request: Watch, token: Token) -> list[Decision]:
         """A server wants to know what is new; `news` answers it."""
-        before = self._watching.get(request.worker)
+        who = request.worker, request.layout
+        before = self._watching.get(who)
         if before is not None and before[1] == request:
             return [Same(token, before[0], "it has asked before")]
-        self._watching[request.worker] = (token, request)
-        if self._wanted is not None and request.halted == self._wanted[0]:
-            self._census[request.worker] = request.clocks
+        self._watching[who] = (token, request)
+        if self._wanted is not None and request.halted == self._wanted.number:
+            self._census[request.worker] = (request.clocks, request.giver)
         hold: Decision = Hold(token, "nothing has changed")
         return [hold] if before is None else [Answer(before[0], Done(), "it has asked anew"), hold]
 
@@ -47,28 +55,34 @@ class Newsroom:
         watching, self._watching = self._watching, {}
         return [Answer(token, Done(), "the job is over") for token, _ in watching.values()]
 
-    def begin_cut(self, number: int, folder: str, clocks: Clocks) -> None:
-        """A checkpoint is to be made; the own shard has halted at `clocks`."""
-        self._wanted, self._census = (number, folder), {0: clocks}
-        if self._servers > 1:
-            self._words.append(Halt(number))
+    def begin_cut(self, wanted: Cut, clocks: Clocks, giver: str = "") -> None:
+        """The job is to be cut; the own shard has halted at `clocks`, and gives rows at `giver`."""
+        self._wanted, self._census = wanted, {0: (clocks, giver)}
+        if self.servers > 1:
+            self._words.append(Halt(wanted.number, wanted.layout))
 
     def cut(self, view: View) -> Cut | None:
-        """Where the checkpoint cuts, once, when all servers have halted.
+        """Where to cut, once, when all servers have halted.
 
         That is the most that any of them has of each worker.
         """
-        if self._wanted is None or len(self._census) < self._servers:
+        if self._wanted is None or len(self._census) < self.servers:
             return None
         most: dict[int, int] = {}
-        for clocks in self._census.values():
+        for clocks, _ in self._census.values():
             for worker, clock in clocks:
                 most[worker] = max(most.get(worker, 0), clock)
-        number, folder = self._wanted
-        cut = Cut(number, tuple(sorted(most.items())), folder, view)
+        givers: tuple[str, ...] = ()
+        if self._wanted.layout:
+            givers = tuple(self._census[server][1] for server in range(self.servers))
+        cut = replace(self._wanted, clocks=tuple(sorted(most.items())), view=view, givers=givers)
         self._wanted = None
         self._words.append(cut)
         return cut
+
+    def say(self, word: Settled | Retire) -> None:
+        """Let all servers hear of a layout."""
+        self._words.append(word)
 
     def give_up_cut(self, number: int) -> None:
         """Let nobody wait for a checkpoint any more."""

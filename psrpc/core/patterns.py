@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from psrpc.errors import UsageError
+
 MOST_NODES = 64  # of one field's comparisons
 DEEPEST = 16  # comparisons within each other
 
@@ -52,6 +54,9 @@ class Compare:
     name: str
     value: Any
 
+    def __bool__(self) -> bool:
+        raise _no_truth()
+
     def __and__(self, other: Test) -> Joined:
         return Joined("and", (self, other))
 
@@ -69,6 +74,9 @@ class Joined:
     name: str
     parts: tuple[Test, ...]
 
+    def __bool__(self) -> bool:
+        raise _no_truth()
+
     def __and__(self, other: Test) -> Joined:
         return Joined("and", (self, other))
 
@@ -80,6 +88,13 @@ class Joined:
 
 
 Test = Compare | Joined
+
+
+def _no_truth() -> UsageError:
+    """Of `0 < FIELD < 3`, `and`, `or` and `not` Python would keep one half."""
+    return UsageError(
+        "comparisons of a field are joined by & | ~, in brackets: (FIELD > 0) & (FIELD < 3)"
+    )
 
 
 class Field:
@@ -266,11 +281,12 @@ class Pattern:
         self._tests: list[tuple[int, Test]] = []
         self.key: Key | None = None
         for place, each in enumerate(self.fields):
-            if each is ANY:
+            kind = type(each)
+            if kind is Any_:
                 continue
-            if isinstance(each, OfType):
+            if kind is OfType:
                 self._types.append((place, each.name))
-            elif isinstance(each, Compare | Joined):
+            elif kind is Compare or kind is Joined:
                 for problem in problems_of(each):
                     raise ValueError(problem)
                 self._tests.append((place, each))

@@ -15,6 +15,7 @@ class Strategy(Enum):
 
     SPREAD = "spread"  # the one with most to spare
     PACK = "pack"  # the one with least to spare
+    EVEN = "even"  # the one with fewest guests, however large it is
     AFFINITY = "affinity"  # a named one, no other
 
 
@@ -58,12 +59,16 @@ class Resources:
 
 @dataclass(frozen=True)
 class Want:
-    """What is asked for. `labels` must all be the node's; `near` names a node for `AFFINITY`."""
+    """What is asked for. `labels` must all be the node's; `near` names a node for `AFFINITY`.
+
+    The nodes of `apart_from` are taken only where no other has room.
+    """
 
     resources: Resources = field(default_factory=Resources)
     labels: Mapping[str, str] = field(default_factory=dict)
     strategy: Strategy = Strategy.SPREAD
     near: str | None = None
+    apart_from: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,9 @@ def place(offers: Sequence[Offer], want: Want) -> Verdict:
     """Choose a node. The order of `offers` decides between nodes that are alike."""
     if not offers:
         return Impossible("there is no node")
+    names = [offer.name for offer in offers]
+    if want.strategy is Strategy.AFFINITY and want.near not in names:
+        return Impossible(f"no node is named {want.near}; there are {', '.join(names)}")
     able = [offer for offer in offers if not _faults(offer, want)]
     if not able:
         nearest = min(offers, key=lambda offer: _distance(offer, want))
@@ -123,14 +131,17 @@ def place(offers: Sequence[Offer], want: Want) -> Verdict:
         soonest = min(able, key=lambda offer: sum(offer.free.lacks(want.resources).values()))
         short = _shortage(soonest.free.lacks(want.resources))
         return Busy(f"waits for {_told(want)}: {soonest.name} is {short} short, others use it")
+    free = [offer for offer in free if offer.name not in want.apart_from] or free
     chosen = (max if want.strategy is Strategy.PACK else min)(
         free, key=lambda offer: _load(offer, want.strategy)
     )
     return Placed(chosen.name, f"{want.strategy.value}: {len(free)} of {len(offers)} nodes can")
 
 
-def _load(offer: Offer, strategy: Strategy) -> tuple[float, int]:
+def _load(offer: Offer, strategy: Strategy) -> tuple[float, float]:
     """How full a node is; guests that asked for nothing decide between equals."""
+    if strategy is Strategy.EVEN:
+        return offer.guests, 0.0
     return offer.used.share_of(offer.whole), offer.guests
 
 

@@ -41,6 +41,7 @@ class Progress:
     def __post_init__(self) -> None:
         self._serial = 0
         self._pushes = 0
+        self._epochs = 0
         self._done: list[LeaseId] = []
         self._spent: list[LeaseId] = []  # nothing of them is left, but it may not be pushed yet
         self._told: dict[int, int] = {}
@@ -62,6 +63,8 @@ class Progress:
     def acquire(self, samples: int | None, batch_size: int = 1) -> Acquire:
         """The request for the next lease of this epoch."""
         serial = self.next_serial()
+        if samples is not None:
+            self._epochs = max(self._epochs, self.epoch + 1)
         return Acquire(
             self.worker, serial, self.clock, self.epoch, samples, batch_size, self.take_done()
         )
@@ -74,7 +77,15 @@ class Progress:
         """The last word; what is left of its leases goes to others."""
         serial, done = self.next_serial(), self.take_done()
         return Leave(
-            self.worker, serial, self.clock, self.epoch, done, settled, early=early, stats=stats
+            self.worker,
+            serial,
+            self.clock,
+            self.epoch,
+            done,
+            settled,
+            early=early,
+            epochs=self._epochs,
+            stats=stats,
         )
 
     def granted(self, reply: Granted) -> None:
@@ -173,6 +184,10 @@ class Progress:
         """The leases finished since this was last asked."""
         done, self._done = tuple(self._done), []
         return done
+
+    def tell_anew(self) -> None:
+        """There are other servers: nobody knows of a view by this worker."""
+        self._told.clear()
 
     def news_for(self, server: int) -> View | None:
         """The view, if `server` has not been told of it by this worker."""

@@ -7,11 +7,12 @@ others are told and wait for those.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from psrpc.core.consistency import Gate
 from psrpc.core.decisions import Token
+from psrpc.core.ledger import Ledger
 from psrpc.messages import Push, UpdateKey
 
 _REMEMBERED = 8  # rounds: the other shards are at most one behind, see `Rounds.closed`
@@ -70,6 +71,16 @@ class Rounds:
         if not self._rounds.get(clock, True):
             del self._rounds[clock]
 
+    def clear(self) -> None:
+        """Forget all pushes that no round has taken."""
+        self._rounds.clear()
+        self._keys.clear()
+
+    def follow(self) -> None:
+        """Be another shard's than shard 0: be told, where it decides, what rounds are made of."""
+        self.follows, self.decides = self.backups > 0, False
+        self.closed = {}
+
     def has(self, worker: int, clock: int) -> bool:
         """Whether this worker's push waits for the round of `clock`."""
         return worker in self._rounds.get(clock, ())
@@ -82,6 +93,23 @@ class Rounds:
         """Shard 0 says what a round is made of."""
         if clock >= self._gate.floor:
             self.closed[clock] = tuple(sorted(workers))
+
+    def gather(self, pushes: Iterable[Push], applied: Ledger) -> list[tuple[Push, bool]] | None:
+        """Those of new pushes that would make the current round complete, in the workers' order.
+
+        With each, whether it carries: see `Entry`; `applied` are the updates that there are. None
+        if the round lacks others still, or nothing. Without backups.
+        """
+        now, missing = self._gate.floor, self.missing()
+        come = {push.worker: push for push in pushes if push.clock == now}
+        if not missing or not come.keys() >= set(missing):
+            return None
+        gathered: list[tuple[Push, bool]] = []
+        for push in (come[worker] for worker in missing):
+            twice = any(push.key == other.key for other, _ in gathered)
+            carries = not (twice or push.key in applied or self.waits(push.key))
+            gathered.append((push, carries))
+        return gathered
 
     def still_to_come(self) -> int:
         """How many pushes the current round waits for."""

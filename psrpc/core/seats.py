@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum
 
+from psrpc.core.placement import Offer, Placed, Resources, Strategy, Want, place
 from psrpc.errors import ConfigError
 
 
@@ -25,27 +26,40 @@ def seats(
     the server wherever there is room. Raises ConfigError if the processes are too few, or on hosts
     where `placement` cannot be kept.
     """
-    hosts = range(len(processes))
+    serving = servers * (1 + replicas)
     if placement is Placement.COLOCATE:
-        _check_colocation(processes, servers * (1 + replicas))
-    room = list(processes)
+        _check_colocation(processes, serving)
+    hosts = range(len(processes))
     taken: list[int] = []
-    for server in range(servers * (1 + replicas)):
+    for server in range(serving):
         backup = server >= servers
-        first = (server % servers + (1 if backup else 0)) % len(processes)
+        own = frozenset({str(taken[server % servers])} if backup else ())
+        want = Want(_SEAT, strategy=_STRATEGIES[placement], apart_from=own)
+        # Between hosts that are alike the turn decides; a backup's is its server's next one.
+        first = 0 if placement is Placement.PACK else (server % servers + backup) % len(hosts)
         turn = [*hosts[first:], *hosts[:first]]
-        wanted = hosts if placement is Placement.PACK else turn
-        if backup:
-            # The own host last.
-            wanted = sorted(wanted, key=lambda host, own=taken[server % servers]: host == own)
-        host = next((host for host in wanted if room[host]), None)
-        if host is None:
-            raise ConfigError(
-                f"{sum(processes)} processes cannot hold {servers * (1 + replicas)} servers"
-            )
-        room[host] -= 1
-        taken.append(host)
-    return (*taken, *(host for host in hosts for _ in range(room[host])))
+        match place([_offer(host, processes, taken) for host in turn], want):
+            case Placed(host):
+                taken.append(int(host))
+            case _:
+                raise ConfigError(f"{sum(processes)} processes cannot hold {serving} servers")
+    left = [count - taken.count(host) for host, count in enumerate(processes)]
+    return (*taken, *(host for host, count in enumerate(left) for _ in range(count)))
+
+
+_SEAT = Resources(cpus=1.0)  # a process, of those that a host has
+_STRATEGIES = {
+    Placement.SPREAD: Strategy.EVEN,
+    Placement.PACK: Strategy.PACK,
+    Placement.COLOCATE: Strategy.EVEN,
+}
+
+
+def _offer(host: int, processes: Sequence[int], taken: Sequence[int]) -> Offer:
+    """A host with its processes, of which some serve already."""
+    serving = taken.count(host)
+    whole, used = Resources(cpus=float(processes[host])), Resources(cpus=float(serving))
+    return Offer(str(host), whole, used, guests=serving)
 
 
 def rank_of(place: int, processes: Sequence[int], seated: Sequence[int]) -> int:

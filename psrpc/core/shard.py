@@ -22,6 +22,7 @@ from psrpc.core.decisions import (
 from psrpc.core.fronts import Fronts
 from psrpc.core.ledger import Ledger
 from psrpc.core.rounds import Entry, Rounds
+from psrpc.core.told import Told
 from psrpc.counts import ShardStats
 from psrpc.messages import Failure, Lease, LeaseId, Pull, Push, Stepped, UpdateKey, View
 from psrpc.modes import Aggregation, Mode
@@ -43,15 +44,14 @@ class ShardCore:
         self.version = 0
         self.dropped: list[tuple[int, UpdateKey]] = []  # that came too late, and are to be redone
         self.eventful = False  # a round was closed or an update dropped, and nobody was told
-        self._ledger = Ledger()
+        self.ledger = Ledger()  # the applied updates, which others do not change
         self._rounds = Rounds(self.gate, mode.backups, follows=follows)
         self._counting = Counting()
         self._cutting = Cutting(self.gate)
         self._fronts = Fronts()
         self._heard: dict[int, int] = {}  # of each worker the clock of its latest push
         self._late: dict[Token, int] = {}  # pushes that came too late, with their clocks
-        self._view = View()
-        self._told: dict[int, int] = {}  # of which view a worker was told with an answer
+        self._told = Told()
         self._open: dict[tuple[int, int], Token] = {}
         self._answers: dict[int, tuple[int, Stepped]] = {}
 
@@ -59,21 +59,19 @@ class ShardCore:
         """Take a newer view: those it leaves out are waited for no longer."""
         if view is None or not self.gate.adopt(view):
             return []
-        self._view = view
+        self._told.view = view
         self._counting.keep(self.gate.active)
-        return [
-            *self._drop_absent(),
-            *self._close_rounds(),
-            *self._release(),
-            *self._try_cut(),
-        ]
+        dropped = self._drop_absent()
+        return [*dropped, *self._close_rounds(), *self._release(), *self._try_cut()]
 
     def push(self, push: Push, token: Token) -> list[Decision]:
         """A worker's gradients have come."""
         decisions = self._hear(push)
         is_open = (push.worker, push.clock) in self._open
-        if push.worker not in self.gate.active or is_open or self._seen(push):
+        if push.worker not in self.gate.active or is_open:
             return [*decisions, self._repeat(push, token)]
+        if self._seen(push):
+            return [*decisions, *self._again(push, token)]
         if self._cutting.holds(push):
             self._open[push.worker, push.clock] = token
             self._cutting.park(push, token)
@@ -95,7 +93,7 @@ class ShardCore:
             return None
         if push.view is not None or push.also or push.void:
             return None
-        marks = self._ledger.next_in(push.key)
+        marks = self.ledger.next_in(push.key)
         if marks is None:
             return None
         worker, clock = push.worker, push.clock
@@ -103,7 +101,7 @@ class ShardCore:
         if lead is None:
             return None
         marks.extend()
-        self._fronts.note(push, self._ledger.closed)
+        self._fronts.note(push, self.ledger.closed)
         staleness = self._counting.count(push)
         self._counting.applied(1)
         self.version += 1
@@ -112,6 +110,16 @@ class ShardCore:
         self._answers[worker] = (clock, reply)
         return reply, staleness
 
+    def wants(self, push: Push) -> bool:
+        """Whether a push is new here, so that its gradients are needed."""
+        step = (push.worker, push.clock)
+        return push.worker in self.gate.active and step not in self._open and not self._seen(push)
+
+    def gather(self, pushes: Sequence[Push]) -> list[tuple[Push, bool]] | None:
+        """See `Rounds.gather`; of the pushes that are wanted now."""
+        new = [push for push in pushes if self.wants(push) and not self._cutting.holds(push)]
+        return self._rounds.gather(new, self.ledger) if self._cutting.lets_close() else None
+
     def halt(self, number: int) -> tuple[tuple[int, int], ...]:
         """Take no new step until `cut`; returns the clocks of the workers that are stepping."""
         return self._cutting.halt(number)
@@ -119,10 +127,10 @@ class ShardCore:
     def cut(self, cut: Cut) -> list[Decision]:
         """Make an image when all steps before the cut are made; later ones wait for it.
 
-        A cut without a folder gives up the one of its number.
+        For a new layout the shard then stands still, until that is in force (`settle`) or given up.
         """
         self._cutting.hear()
-        if not cut.folder:
+        if cut.given_up:
             return self._go_on() if self._cutting.number == cut.number else []
         decisions = self.adopt(cut.view)
         for push, token in self._cutting.begin(cut):
@@ -132,40 +140,64 @@ class ShardCore:
     def record(self) -> dict[str, Any]:
         """What a checkpoint keeps of these decisions, as a value for JSON."""
         return {
-            "ledger": self._ledger.to_json(),
+            "ledger": self.ledger.to_json(),
             "floor": self.gate.floor,
             "version": self.version,
             **self._counting.record(),
         }
 
     def restore(self, record: Mapping[str, Any]) -> None:
-        """Go on, before the first request, from what `record` gave."""
-        self._ledger = Ledger.from_json(record["ledger"])
+        """Go on, before the first request, from what `record` gave; its workers are all gone."""
+        self.ledger = Ledger.from_json(record["ledger"]).only_of(())
         self.gate.raise_to(int(record["floor"]))
         self.version = int(record["version"])
         self._counting.restore(record)
 
+    def heard_of_layout(self, words: int | None = None) -> None:
+        """The coordinator has said a word about layouts; or, to a new shard, so many before."""
+        self._cutting.hear(words)
+
     @property
     def latest_cut(self) -> int | None:
-        """The number of the latest cut that it has halted for, made or not."""
+        """The number of the latest checkpoint that it has halted for, made or not."""
         return self._cutting.latest
+
+    @property
+    def moving(self) -> int:
+        """See `Cutting`."""
+        return self._cutting.moving
 
     def watches(self, server: int, rounds: int) -> Watch:
         """What this shard, of `server`, asks the coordinator: what does it not know yet?"""
-        cutting = self._cutting
-        return Watch(server, self.gate.epoch, cutting.heard, rounds, *cutting.census)
-
-    @property
-    def ledger(self) -> Ledger:
-        """The applied updates; not to be changed."""
-        return self._ledger
+        return Watch(server, self.gate.epoch, self._cutting.heard, rounds, *self._cutting.census)
 
     def _try_cut(self) -> list[Decision]:
         cut = self._cutting.due()
         if cut is None:
             return []
         # The record first: what was parked is applied after the image.
-        return [Image(cut, self.record(), "all steps before it are made"), *self._go_on()]
+        image = Image(cut, self.record(), "all steps before it are made")
+        if cut.layout:
+            self._cutting.frozen = True
+            return [image]
+        return [image, *self._go_on()]
+
+    def settle(self, *, fresh: bool = False) -> None:
+        """Go on as a shard of a new layout, from the cut at which it stands; or its like stood, of
+        which a `fresh` one is a copy. Whoever waits for an answer here will ask again.
+        """
+        self._cutting.end()
+        self.gate.dismiss()
+        self._open.clear()
+        self._late.clear()
+        self._rounds.clear()
+        # What no round has taken comes again, and is as new.
+        for worker, clock in self._heard.items():
+            self._heard[worker] = min(clock, self.gate.clock(worker) - 1)
+        if fresh:
+            self._rounds.follow()
+            self._counting.duplicates = 0
+            self.dropped, self.eventful = [], False
 
     def _go_on(self) -> list[Decision]:
         decisions: list[Decision] = []
@@ -180,30 +212,16 @@ class ShardCore:
             return [*decisions, self._refuse(pull.worker, token)]
         start = Start(pull.worker, pull.clock, ahead=pull.ahead)
         self.gate.ask(token, start)
-        obstacle = self.gate.obstacle(start)
-        return [*decisions, *([Hold(token, obstacle)] if obstacle else self._release())]
+        return [*decisions, *(self._release() or [Hold(token, self._obstacle(start))])]
 
     def _hear(self, request: Push | Pull) -> list[Decision]:
         """Take in the view that a worker brings, and note that it knows it."""
-        if request.view is None:
-            self._told.setdefault(request.worker, self._view.epoch)
-            return []
-        told = self._told.get(request.worker, 0)
-        self._told[request.worker] = max(told, request.view.epoch)
+        self._told.heard(request)
         return self.adopt(request.view)
 
     def stats(self) -> ShardStats:
         """The counters since the start."""
-        return self._counting.stats(self.version, self._ledger.coverage())
-
-    @property
-    def ledger_size(self) -> int:
-        """How many ranges it takes to know which updates are in the weights."""
-        return self._ledger.size
-
-    def applied(self, key: UpdateKey) -> bool:
-        """Whether this update is in the weights."""
-        return key in self._ledger
+        return self._counting.stats(self.version, self.ledger.coverage())
 
     def steps_done(self, lease: Lease, worker: int, *, settled: bool) -> int:
         """How many of a lease's updates are on all shards; see `Fronts`."""
@@ -254,7 +272,7 @@ class ShardCore:
         return self.gate.finished(push.worker, push.clock)
 
     def _accept(self, push: Push, token: Token) -> list[Decision]:
-        self._fronts.note(push, self._ledger.closed)
+        self._fronts.note(push, self.ledger.closed)
         late = self._is_late(push)
         self._heard[push.worker] = push.clock
         self._open[push.worker, push.clock] = token
@@ -262,7 +280,7 @@ class ShardCore:
         return [*decisions, *self._release()]
 
     def _take_in(self, push: Push, token: Token) -> list[Decision]:
-        carries = push.key not in self._ledger and not self._rounds.waits(push.key)
+        carries = push.key not in self.ledger and not self._rounds.waits(push.key)
         self._counting.duplicates += not carries
         entry = Entry(token, push, carries)
         if self.mode.aggregation is Aggregation.PUSH:
@@ -286,7 +304,10 @@ class ShardCore:
         if rounds.has(push.worker, push.clock):
             count = rounds.still_to_come()
             return f"round {push.clock} waits for {some_workers(count, rounds.missing)}"
-        return self.gate.obstacle(_next(push))
+        return self._obstacle(Start.after(push))
+
+    def _obstacle(self, start: Start) -> str:
+        return self.gate.obstacle(start) or "the shard stands still for a new layout"
 
     def _repeat(self, push: Push, token: Token) -> Decision:
         first = self._open.get((push.worker, push.clock))
@@ -300,6 +321,16 @@ class ShardCore:
         if answer is None or clock != push.clock:
             answer = Stepped(self.version, duplicate=True)
         return Answer(token, answer, f"step {push.clock} of worker {push.worker} is done")
+
+    def _again(self, push: Push, token: Token) -> list[Decision]:
+        """A push that is dealt with has come again."""
+        known = self._answers.get(push.worker, (-1, None))[0] >= push.clock
+        if known or self.gate.clock(push.worker) != push.clock + 1:
+            return [self._repeat(push, token)]
+        # Its worker was not answered before it had to ask servers of a new layout.
+        self._open[push.worker, push.clock] = token
+        self.gate.ask(token, Start.after(push))
+        return self._release() or [Hold(token, self._why_held(push))]
 
     def _refuse(self, worker: int, token: Token) -> Decision:
         why = f"worker {worker} is not among the stepping workers of view {self.gate.epoch}"
@@ -334,17 +365,19 @@ class ShardCore:
     def _enter(self, push: Push) -> int:
         """Note that an update is applied; returns its staleness in clocks."""
         for key in (push.key, *push.also):
-            self._ledger.record(key)
+            self.ledger.record(key)
         return self._counting.count(push)
 
     def _finish(self, entry: Entry) -> None:
         push = entry.push
         self.gate.finish(push.worker, push.clock)
-        self.gate.ask(entry.token, _next(push))
+        self.gate.ask(entry.token, Start.after(push))
 
     # Starts.
 
     def _release(self) -> list[Decision]:
+        if self._cutting.frozen:
+            return []
         return [self._grant(ready) for ready in self.gate.release()]
 
     def _grant(self, ready: Ready) -> Decision:
@@ -357,25 +390,11 @@ class ShardCore:
         late = self._late.pop(token, None)
         moved = clock if late is not None or clock > start.clock else None
         step = start.clock - 1 if late is None else late
-        news = self._news_for(worker)
+        # A new view, for all shards to know of a new worker before its first round.
+        alone = self.mode.aggregation is Aggregation.PUSH
+        news = None if alone else self._told.news_for(worker)
         reply = Stepped(self.version, lead, late=late is not None, clock=moved, view=news)
         if self._open.get((worker, step)) == token:
             del self._open[worker, step]
             self._answers[worker] = (step, reply)
         return Answer(token, reply, "its turn has come" if late is None else "it came too late")
-
-    def _news_for(self, worker: int) -> View | None:
-        """A view that the worker may not know: it takes it to all shards with its next push.
-
-        So all shards know of a new worker before its first round.
-        """
-        told = self._told.get(worker, 0)
-        if self.mode.aggregation is Aggregation.PUSH or told >= self._view.epoch:
-            return None
-        self._told[worker] = self._view.epoch
-        return self._view
-
-
-def _next(push: Push) -> Start:
-    """The start of the step after this push."""
-    return Start(push.worker, push.clock + 1, push.pull, push.ahead)

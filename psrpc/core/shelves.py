@@ -88,11 +88,12 @@ class Shelves:
 
     def __init__(self) -> None:
         self.size_bytes = 0
+        self._count = 0
         self._shelves: dict[tuple[int, Key | None], _Shelf] = {}
         self._rows: dict[int, Row] = {}  # by length
 
     def __len__(self) -> int:
-        return sum(map(len, self._rows.values()))
+        return self._count
 
     def add(self, entry: Entry, first: bool = False) -> None:
         """Put a tuple in, behind all others or before them."""
@@ -106,6 +107,7 @@ class Shelves:
             row = self._rows[arity] = OrderedDict()
         _put(row, entry, first)
         self.size_bytes += entry.size_bytes
+        self._count += 1
 
     def remove(self, entry: Entry) -> None:
         """Take a tuple out, which must be in."""
@@ -119,24 +121,33 @@ class Shelves:
         if not row:
             del self._rows[arity]
         self.size_bytes -= entry.size_bytes
+        self._count -= 1
 
     def first(self, pattern: Pattern) -> Entry | None:
         """The first tuple that matches, or None."""
-        return next(self.all(pattern), None)
+        if (row := self._candidates(pattern)) is None:
+            return None
+        if pattern.keyed_only:
+            return next(iter(row.values()), None)
+        for entry in row.values():
+            if pattern.matches(entry.fields):
+                return entry
+        return None
 
     def all(self, pattern: Pattern) -> Iterator[Entry]:
         """The tuples that match, in order. Nothing may change meanwhile."""
-        row: Row | None
-        if pattern.key is None:
-            row = self._rows.get(pattern.arity)
-        else:
-            shelf = self._shelves.get((pattern.arity, pattern.key))
-            row = None if shelf is None else shelf.candidates(pattern)
-        if row is None:
+        if (row := self._candidates(pattern)) is None:
             return iter(())
         if pattern.keyed_only:
             return iter(row.values())
         return (entry for entry in row.values() if pattern.matches(entry.fields))
+
+    def _candidates(self, pattern: Pattern) -> Row | None:
+        """Among which those that match are."""
+        if pattern.key is None:
+            return self._rows.get(pattern.arity)
+        shelf = self._shelves.get((pattern.arity, pattern.key))
+        return None if shelf is None else shelf.candidates(pattern)
 
     def count(self, pattern: Pattern) -> int:
         """How many tuples match."""

@@ -354,6 +354,8 @@ class TupleStore:
             thing.alarm = None
 
     def _tell(self, entry: Entry, change: Change) -> list[Effect]:
+        if not self._watches:
+            return []
         return [
             Seen(watch.peer, watch.tag, change, entry)
             for watch in self._watches.values()

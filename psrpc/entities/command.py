@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from psrpc import environment
+from psrpc.actors.cluster import init
 from psrpc.entities import documents, pipeline
-from psrpc.entities.llm import Endpoint, LlmProcessor
-from psrpc.entities.words import Aggregate
+from psrpc.entities.llm import Endpoint, Usage
+from psrpc.entities.words import Aggregate, Document
 from psrpc.errors import UsageError
 
 
@@ -40,29 +41,61 @@ def run(
     workers: int,
     write: Callable[[str], None],
     tell: Callable[[str], None],
+    *,
+    gather: bool = False,
 ) -> int:
     """Write a JSON line for each document as it is done, and the counts as the last one.
 
+    With `gather` documents and results go through a tuple space, to an actor that counts them.
     Returns the exit code: 0, or 1 if a document failed.
     """
-    aggregate = Aggregate()
-    processor = None if model is None else LlmProcessor(model)
-    if processor is None:
-        tell("without a model: the built-in recogniser, a simple one")
-    extract = pipeline.offline if processor is None else processor.extract
-    for result in pipeline.run(documents.read(names), extract, workers):
-        if aggregate.add(result):
-            write(json.dumps(result.as_json(), ensure_ascii=False))
-        else:
-            tell(f"{result.document} came twice, and is counted once")
+    documents.check(names)
+    each = _once(documents.read(names), tell)
+    with init(imports=[*(["openai"] if model else []), *(["torch"] if gather else [])]):
+        way = _gathered if gather else _returned
+        aggregate, usage = way(each, model, workers, write)
     counts = aggregate.as_json()
-    if processor is not None:
-        counts["usage"] = dataclasses.asdict(processor.usage)
-        processor.close()
+    counts["recogniser"] = "built-in rules" if model is None else model.model
+    if model is not None:
+        counts["usage"] = dataclasses.asdict(usage)
     write(json.dumps({"counts": counts}, ensure_ascii=False))
     for name, error in aggregate.failed.items():
         tell(f"{name} failed: {error}")
     return 1 if aggregate.failed else 0
+
+
+def _returned(
+    each: Iterable[Document], model: Endpoint | None, workers: int, write: Callable[[str], None]
+) -> tuple[Aggregate, Usage]:
+    aggregate, usage = Aggregate(), Usage()
+    with pipeline.processors(model, workers) as pool:
+        for done in pipeline.run(each, pool, workers):
+            usage.add(done.usage)
+            aggregate.add(done.result)
+            write(done.result.as_line())
+    return aggregate, usage
+
+
+def _gathered(
+    each: Iterable[Document], model: Endpoint | None, workers: int, write: Callable[[str], None]
+) -> tuple[Aggregate, Usage]:
+    from psrpc.entities.gathering import Gathering  # which needs torch, and so a second
+
+    with Gathering(model, workers) as gathering:
+        for line in gathering.run(each):
+            write(line)
+        return gathering.counts()
+
+
+def _once(each: Iterable[Document], tell: Callable[[str], None]) -> Iterator[Document]:
+    """Without those whose name has come before."""
+    names: set[str] = set()
+    for document in each:
+        if document.name in names:
+            tell(f"{document.name} came twice, and is counted once")
+        else:
+            names.add(document.name)
+            yield document
 
 
 def write_line(line: str) -> None:

@@ -13,6 +13,16 @@ from psrpc.errors import UsageError
 STDIN = "-"
 
 
+def check(names: Iterable[str]) -> None:
+    """Raises UsageError for the first file that cannot be read, before anything is begun."""
+    for name in names:
+        if name != STDIN:
+            try:
+                Path(name).open("rb").close()
+            except OSError as error:
+                raise UsageError(f"cannot read {name}: {error.strerror}") from None
+
+
 def read(names: Iterable[str]) -> Iterator[Document]:
     """The documents of some files: `.jsonl` (and `-`, standard input) has one a line, as
     {"id": ..., "text": ...}; any other file is one, by its name. Raises UsageError.

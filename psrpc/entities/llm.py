@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from psrpc.clock import Clock, SystemClock
-from psrpc.entities.patience import Backoff, RateLimit
+from psrpc.entities.patience import MOST_WAIT_S, Backoff, Limit, RateLimit
 from psrpc.entities.words import Document, Entity, Kind, Result
 from psrpc.errors import UsageError
 
@@ -55,14 +55,37 @@ class Usage:
     cost: float = 0.0
     made_up: int = 0  # names that are not in their document, and were left out
 
+    def add(self, other: Usage) -> None:
+        """Count what was spent elsewhere as well."""
+        for name, amount in vars(other).items():
+            setattr(self, name, getattr(self, name) + amount)
+
 
 class _BadAnswerError(Exception):
     """The model answered, but not what it was asked for."""
 
 
+class _Own:
+    """A limit that nobody shares."""
+
+    def __init__(self, per_minute: float | None, clock: Clock) -> None:
+        self._limit = RateLimit(per_minute)
+        self._clock = clock
+        self._lock = threading.Lock()
+
+    def book(self) -> float:
+        with self._lock:
+            return self._limit.book(self._clock.now())
+
+    def hold(self, wait_s: float) -> None:
+        with self._lock:
+            self._limit.hold(self._clock.now(), wait_s)
+
+
 class LlmProcessor:
     """Finds entities by a model. May be used from several threads at once.
 
+    `limit` is one that it shares with others; by default it keeps the endpoint's by itself.
     UsageError if the extra `llm` is not installed. `sleep` and `clock` are for tests.
     """
 
@@ -72,13 +95,14 @@ class LlmProcessor:
         *,
         sleep: Callable[[float], None] = time.sleep,
         clock: Clock | None = None,
+        limit: Limit | None = None,
     ) -> None:
         self._openai = _client_library()
         self._endpoint = endpoint
         self._sleep = sleep
-        self._clock = SystemClock() if clock is None else clock
         self._lock = threading.Lock()
-        self._limit = RateLimit(endpoint.per_minute)
+        clock = SystemClock() if clock is None else clock
+        self._limit = _Own(endpoint.per_minute, clock) if limit is None else limit
         self.usage = Usage()
         self._client = self._openai.OpenAI(
             api_key=endpoint.key,
@@ -108,6 +132,8 @@ class LlmProcessor:
             if attempt < self._endpoint.retries:
                 with self._lock:
                     self.usage.retries += 1
+                if asked_s is not None:
+                    self._limit.hold(min(asked_s, MOST_WAIT_S))
                 self._sleep(self._endpoint.backoff.wait_s(attempt, random.random(), asked_s))
         return Result(document.name, error=f"{said}; tried {self._endpoint.retries + 1} times")
 
@@ -118,7 +144,7 @@ class LlmProcessor:
     def _wait_for_turn(self) -> None:
         with self._lock:
             self.usage.calls += 1
-            wait_s = self._limit.book(self._clock.now())
+        wait_s = self._limit.book()
         if wait_s > 0:
             self._sleep(wait_s)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 MOST_WAIT_S = 60.0
 
@@ -32,3 +33,19 @@ class RateLimit:
         moment = now if self._next_s is None else max(now, self._next_s)
         self._next_s = moment + self._apart_s
         return moment - now
+
+    def hold(self, now: float, wait_s: float) -> None:
+        """No place is nearer than `wait_s` from now."""
+        self._next_s = now + wait_s if self._next_s is None else max(self._next_s, now + wait_s)
+
+
+class Limit(Protocol):
+    """A rate limit that has a clock of its own."""
+
+    def book(self) -> float:
+        """Take the next place; how many seconds it is away."""
+        ...
+
+    def hold(self, wait_s: float) -> None:
+        """Nobody may call for so many seconds."""
+        ...

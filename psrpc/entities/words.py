@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -47,6 +48,10 @@ class Result:
             return {"id": self.document, "error": self.error}
         found = [{"kind": str(entity.kind), "text": entity.text} for entity in self.entities]
         return {"id": self.document, "entities": found}
+
+    def as_line(self) -> str:
+        """As a line of JSON."""
+        return json.dumps(self.as_json(), ensure_ascii=False)
 
     @classmethod
     def of_json(cls, line: dict[str, Any]) -> Result:

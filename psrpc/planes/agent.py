@@ -11,8 +11,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import pickle
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
@@ -89,6 +91,31 @@ def answers_later(function: Function) -> Function:
     functions = getattr(_rpc(), "functions", None)
     marked: Function = function if functions is None else functions.async_execution(function)
     return marked
+
+
+def is_running() -> bool:
+    """Whether torch RPC is initialised in this process, by whomever."""
+    try:
+        _rpc().get_worker_info()
+    except (RuntimeError, AttributeError):
+        return False
+    return True
+
+
+def failure(error: BaseException) -> Any:
+    """What an RPC is answered with that raises this error at the caller.
+
+    The class is the caller's to import, or RuntimeError; the traceback is in the text.
+    """
+    kind: type[BaseException] = type(error)
+    try:
+        pickle.dumps(kind)
+    except Exception:
+        kind = RuntimeError
+    # The caller's torch reads escapes in the text; what is no escape it would fail at.
+    text = f"{error}\n\n{''.join(traceback.format_exception(error))}"
+    internal = importlib.import_module("torch.distributed.rpc.internal")
+    return internal.RemoteException(text.encode("unicode_escape").decode(), kind)
 
 
 class Agent:

@@ -7,8 +7,9 @@ from typing import Protocol
 
 import torch
 
-from psrpc.errors import decode
+from psrpc.errors import MovedError, decode
 from psrpc.messages import Failure, Reply, Request
+from psrpc.moves import Moved
 from psrpc.store.flats import Buffers
 from psrpc.store.layout import ShardLayout
 
@@ -27,6 +28,11 @@ class StretchLanding(Protocol):
     def stretch(self, flats: Sequence[torch.Tensor], segment: int, low: int, high: int) -> None:
         """Take elements `low` to `high` of a segment."""
         ...
+
+
+def is_hidden(land: Landing | None) -> bool:
+    """Whether what lands is seen by nobody before the answer is given."""
+    return getattr(land, "hidden", False)
 
 
 class Service(Protocol):
@@ -102,6 +108,8 @@ def checked(payload: Payload) -> Payload:
     reply = payload[0]
     if isinstance(reply, Failure):
         raise decode(*reply.error)
+    if isinstance(reply, Moved):
+        raise MovedError(f"the job has another layout now, {reply.layout}")
     return payload
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from psrpc import counts, messages, orders
+from psrpc import counts, messages, moves, orders
 from psrpc.errors import ProtocolError
 from psrpc.planes.freight import as_bytes
 
@@ -69,7 +69,7 @@ def _is_record(kind: type) -> bool:
     return named or dataclasses.is_dataclass(kind) or issubclass(kind, Enum)
 
 
-for _module in (counts, messages, orders):
+for _module in (counts, messages, moves, orders):
     know(*records_of(_module))
 
 

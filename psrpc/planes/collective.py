@@ -5,21 +5,24 @@ server gives the cue (see `conductor`). Every link has a thread that follows its
 server's cues: servers complete their rounds in any order, and one that waited for
 another in some worker would wait for ever. What is rare (the first weights,
 skipped steps, `push`, `pull` and `push_pull`) goes over RPC.
+
+A round that breaks, for one of its members has died, has changed nothing on its server.
+Its workers come again, and those that are there make it in another group.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Sequence
-from contextlib import suppress
 
 import torch
 
 from psrpc.errors import PeerLostError
-from psrpc.messages import Push, Request
+from psrpc.messages import Push, Reply, Request
 from psrpc.planes.base import Payload, Pending, land
-from psrpc.planes.conductor import Cue, Enter, Outcome
+from psrpc.planes.conductor import Cue, Enter
 from psrpc.planes.errand import Errand
 from psrpc.planes.groups import Groups
 from psrpc.planes.rpc import RpcLink
@@ -27,44 +30,24 @@ from psrpc.planes.staging import Staging
 from psrpc.store.flats import Buffers
 from psrpc.store.layout import ShardLayout
 
-_ACCOUNT_S = 2.0
-
-
-class Alarm:
-    """What all links of one worker share: where one breaks, nobody waits for the others.
-
-    Another server may hold a push for ever: for that of the worker that broke this one's round.
-    """
-
-    def __init__(self) -> None:
-        self._links: list[CollectiveLink] = []
-
-    def watch(self, link: CollectiveLink) -> None:
-        """Let this link's exchanges fail with those of the others."""
-        self._links.append(link)
-
-    def ring(self, error: Exception) -> None:
-        """An exchange has failed, and with it the worker's step."""
-        for link in self._links:
-            link.give_up(error)
+_LOOK_S = 1.0  # how often a link that waits for its cue sees whether it was left
 
 
 class CollectiveLink:
-    """A worker's way to a server with which it shares process groups."""
+    """A worker's way to a server with which it shares process groups.
+
+    With `moves` its buffers may go to another link, while this one still waits for its server.
+    """
 
     def __init__(
-        self,
-        control: RpcLink,
-        groups: Groups,
-        device: torch.device,
-        workers: int,
-        alarm: Alarm | None = None,
+        self, control: RpcLink, groups: Groups, device: torch.device, *, moves: bool = False
     ) -> None:
         self.control = control
-        self._alarm = alarm or Alarm()
         self._groups = groups
         self._device = device
-        self._workers = workers
+        self._moves = moves
+        self._closed = False
+        self._landing = threading.Lock()
         self._orders: queue.SimpleQueue[Errand | None] = queue.SimpleQueue()
         self._latest: Errand | None = None
         self._thread = threading.Thread(
@@ -72,14 +55,16 @@ class CollectiveLink:
         )
 
     def open(self, layout: ShardLayout) -> Buffers:
-        """See `Link`. On the CPU, weights land where the group writes them."""
-        self._staging = Staging(layout, self._workers, self._device)
-        on_cpu = self._device.type == "cpu"
-        weights = self._staging.weights if on_cpu else layout.empty()
-        self._buffers = Buffers(weights, lambda side: layout.empty())
-        self._thread.start()
-        self._alarm.watch(self)
-        return self.control.adopt(self._buffers)
+        """See `Link`. On the CPU, weights may land where the group writes them."""
+        self._staging = Staging(layout, self._device)
+        in_place = self._device.type == "cpu" and not self._moves
+        weights = self._staging.weights if in_place else layout.empty()
+        return self._begin(Buffers(weights, lambda side: layout.empty()))
+
+    def adopt(self, buffers: Buffers, layout: ShardLayout) -> Buffers:
+        """Use buffers that are there already, of another link that `moves`."""
+        self._staging = Staging(layout, self._device)
+        return self._begin(buffers)
 
     def call(self, request: Request, tensors: Sequence[torch.Tensor] = ()) -> Pending:
         """See `Link`."""
@@ -91,72 +76,77 @@ class CollectiveLink:
         """See `Link`."""
         if not (isinstance(request, Push) and send and land and at_once):
             return self.control.exchange(request, send=send, land=land)
-        push = request
-        answer = self.control.call(Enter(push.worker, push))
-        pending = Errand(lambda: self._play(push, answer))
+        push, gradients = request, self._buffers.gradients
+        answer = self._enter(push)
+        pending = Errand(lambda: self._play(push, gradients, answer))
         self._latest = pending
         self._orders.put(pending)
         return pending
 
     def close(self) -> None:
-        """See `Link`. Farewells may still be called."""
+        """See `Link`. Farewells may still be called; nothing lands in the buffers any more."""
+        with self._landing:
+            self._closed = True
         self._orders.put(None)
         if self._thread.is_alive() and (self._latest is None or self._latest.done()):
             self._thread.join()
         self.control.close()
 
-    def give_up(self, error: Exception) -> None:
-        """Let the exchange that is under way fail with another link's error."""
-        if self._latest is not None:
-            self._latest.give_up(error)
+    def _begin(self, buffers: Buffers) -> Buffers:
+        self._buffers = buffers
+        self._thread.start()
+        return self.control.adopt(buffers)
 
     def _run(self) -> None:
         while (pending := self._orders.get()) is not None:
-            error = pending.carry_out()
-            if error is not None:
-                self._alarm.ring(error)
+            pending.carry_out()
         self._groups.close()
 
-    def _play(self, push: Push, answer: Pending) -> Payload:
-        """Wait for the cue and follow it; without one the answer has come with it."""
-        payload = answer.wait()
-        cue = payload[0]
-        if not isinstance(cue, Cue):
-            return self._landed(payload)
-        try:
-            self._take_part(cue, push.worker)
-        except PeerLostError as broken:
-            # What others of the group still do in it ends with this.
-            self._groups.close()
-            raise self._account(push, broken) from None
-        reply = self._staging.reply(push.worker)
-        if reply is None:
-            return self._landed(self._outcome(push).wait())
-        if self._buffers.weights is not self._staging.weights:
-            land(self._staging.weights, self._buffers.weights)
-        return reply, []
+    def _enter(self, push: Push) -> Pending:
+        return self.control.call(Enter(push.worker, push, time.monotonic_ns()))
 
-    def _take_part(self, cue: Cue, worker: int) -> None:
+    def _play(self, push: Push, gradients: Sequence[torch.Tensor], answer: Pending) -> Payload:
+        """Come to the push's round until it is made, or was made without a group."""
+        while True:
+            reply, weights = self._awaited(answer)
+            if isinstance(reply, Cue):
+                made = self._take_part(reply, push.worker, gradients)
+                if made is None:
+                    answer = self._enter(push)
+                    continue
+                reply, weights = made, self._staging.weights
+            self._land(weights)
+            return reply, []
+
+    def _awaited(self, answer: Pending) -> Payload:
+        while True:
+            try:
+                return answer.wait(_LOOK_S)
+            except TimeoutError:
+                self._heed()
+
+    def _take_part(self, cue: Cue, worker: int, gradients: Sequence[torch.Tensor]) -> Reply | None:
+        """Follow a cue; None if the round broke, or was another one in the end."""
         self._groups.keep(cue.kept)
-        group = self._groups.join(cue.group, cue.workers, 1 + cue.workers.index(worker))
-        self._staging.load(self._buffers.gradients, cue.weight)
-        for addends in self._staging.sums:
-            group.reduce(addends)
-        group.broadcast(self._staging.spread)
-
-    def _account(self, push: Push, broken: PeerLostError) -> Exception:
-        """Why a round broke, by the server's word if it still has one."""
+        rank = 1 + cue.workers.index(worker)
         try:
-            self.control.ping()
-            with suppress(TimeoutError):
-                self._outcome(push).wait(_ACCOUNT_S)
-        except Exception as told:
-            return told
-        return broken
+            group = self._groups.join(cue.group, cue.workers, rank, lambda: self._closed)
+            self._staging.load(gradients, cue.weight)
+            for addends in self._staging.sums:
+                group.reduce(addends)
+            group.broadcast(self._staging.spread)
+        except PeerLostError:
+            # What others of the group still do in it ends with this.
+            self._groups.drop(cue.group)
+            return None
+        return self._staging.reply()
 
-    def _outcome(self, push: Push) -> Pending:
-        return self.control.call(Outcome(push.worker, push.clock))
+    def _land(self, weights: Sequence[torch.Tensor]) -> None:
+        with self._landing:
+            self._heed()
+            if weights is not self._buffers.weights:
+                land(weights, self._buffers.weights)
 
-    def _landed(self, payload: Payload) -> Payload:
-        land(payload[1], self._buffers.weights)
-        return payload[0], []
+    def _heed(self) -> None:
+        if self._closed:
+            raise PeerLostError(f"the way to {self.control.peer.name} was given up")

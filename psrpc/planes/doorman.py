@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import select
 import socket
-import struct
 import threading
 import uuid
 from collections.abc import Sequence
@@ -14,6 +12,7 @@ import torch
 
 from psrpc.planes import wire
 from psrpc.planes.base import Payload, Service
+from psrpc.planes.doors import is_own
 from psrpc.planes.memory import Part, Region
 from psrpc.store.layout import ShardLayout
 
@@ -141,7 +140,7 @@ class Doorman:
             sock, _ = self._listener.accept()
         except OSError:
             return
-        if not _is_own(sock):
+        if not is_own(sock):
             sock.close()
             return
         try:
@@ -171,9 +170,3 @@ class Doorman:
         for guest in self._guests.values():
             guest.leave()
         self._guests.clear()
-
-
-def _is_own(sock: socket.socket) -> bool:
-    """Whether the process at the other end is of this process's user, by the kernel's word."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return bool(struct.unpack("3i", credentials)[1] == os.geteuid())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +22,17 @@ _HELLO = b"psrpc/1\n"
 CHALLENGE_BYTES = len(_HELLO) + NONCE_BYTES
 ANSWER_BYTES = NONCE_BYTES + MAC_BYTES
 STRANGER_S = 10.0
+_CREDENTIALS = struct.Struct("3i")  # process, user, group
 MOST_STRANGERS = 64  # at a door at one time; more turn the oldest away
+
+
+def is_own(sock: socket.socket) -> bool:
+    """Whether the process at a Unix socket's other end is of this one's user, by the kernel's word.
+
+    Of a socket that connected, that is who listened there when it did.
+    """
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return bool(_CREDENTIALS.unpack(credentials)[1] == os.geteuid())
 
 
 class Challenge:

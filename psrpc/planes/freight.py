@@ -7,6 +7,7 @@ them, and nobody else.
 from __future__ import annotations
 
 import itertools
+import select
 import socket
 import struct
 from collections import deque
@@ -14,20 +15,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from psrpc.addresses import keep_alive
+
 _HEAD = struct.Struct("<IQ")  # the bytes of the message, and of the tensors
 _DRAIN_BYTES = 1 << 16
 _MOST_VIEWS = 512  # of one call of the kernel, which takes 1024
 _MOST_BYTES = 1 << 26
-# The kernel asks a silent peer's kernel whether it is there, and ends the stream after 60 s in
-# which that has said nothing, or has not taken what was sent. Processes may be silent for longer.
-_CUT_OFF = {
-    socket.TCP_KEEPIDLE: 20,
-    socket.TCP_KEEPINTVL: 10,
-    socket.TCP_KEEPCNT: 4,
-    socket.TCP_USER_TIMEOUT: 60_000,
-}
-
-
+_AHEAD_BYTES = 1 << 14  # a message and small tensors come with one call of the kernel
 # What is still to be sent, in its order.
 Load = deque[memoryview]
 
@@ -60,11 +54,13 @@ class Freight:
     ) -> None:
         self._sock = sock
         self._idle = idle
+        self._ahead = memoryview(bytearray(_AHEAD_BYTES))  # what has come beyond what was asked for
+        self._low = self._high = 0
+        self._poll = select.poll()
+        self._poll.register(sock.fileno(), select.POLLIN)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         # A peer that the network cuts off: without this a thread waits for it for hours.
-        for option, value in _CUT_OFF.items():
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        keep_alive(sock)
         sock.settimeout(None)
         if idle is not None:
             whole = int(idle_s)
@@ -106,14 +102,31 @@ class Freight:
 
         Raises EOFError if the message is longer than `most_bytes`: nobody of ours sent it.
         """
-        head = bytearray(_HEAD.size)
-        self._fill(memoryview(head))
-        length, size_bytes = _HEAD.unpack(head)
+        if self._low == self._high:
+            self._read_ahead()
+        if self._high - self._low < _HEAD.size:
+            head = bytearray(_HEAD.size)
+            self._fill(memoryview(head))
+            length, size_bytes = _HEAD.unpack(head)
+        else:
+            length, size_bytes = _HEAD.unpack_from(self._ahead, self._low)
+            self._low += _HEAD.size
         if length > most_bytes:
             raise EOFError(f"a message of {length} bytes")
         message = bytearray(length)
         self._fill(memoryview(message))
         return bytes(message), size_bytes
+
+    def has_more(self) -> bool:
+        """Whether more has come, or the end."""
+        return self._low < self._high or bool(self._poll.poll(0))
+
+    def holds_another(self) -> bool:
+        """Whether the next message has come already, with all of its tensors."""
+        if self._high - self._low < _HEAD.size:
+            return False
+        length, size_bytes = _HEAD.unpack_from(self._ahead, self._low)
+        return bool(self._high - self._low >= _HEAD.size + length + size_bytes)
 
     def take(self, flats: Sequence[torch.Tensor]) -> None:
         """Let the tensors that come land in these."""
@@ -138,7 +151,24 @@ class Freight:
         """Give the socket back."""
         self._sock.close()
 
+    def _read_ahead(self) -> None:
+        """Wait until something has come, and take all that there is."""
+        self._low = self._high = 0
+        while not self._high:
+            try:
+                self._high = self._sock.recv_into(self._ahead)
+            except BlockingIOError:
+                self._wait_on()
+                continue
+            if not self._high:
+                raise EOFError("the stream has ended")
+
     def _fill(self, view: memoryview) -> None:
+        here = min(self._high - self._low, view.nbytes)
+        if here:
+            view[:here] = self._ahead[self._low : self._low + here]
+            self._low += here
+            view = view[here:]
         while view.nbytes:
             try:
                 # One call for all that is to come: no waking up for each packet of it.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -23,6 +23,7 @@ from psrpc.job import Backend
 
 _LOOK_AGAIN_S = 0.001
 _SERVER = 0
+_OFF = "off"  # the key by which a server says that a group is not to be made
 
 
 def check(backend: Backend, processes: int) -> None:
@@ -126,17 +127,23 @@ class Groups:
         self._groups: dict[int, Group] = {}
         self._device: Any = None
 
-    def join(self, number: int, workers: Sequence[int], rank: int) -> Group:
+    def join(
+        self,
+        number: int,
+        workers: Sequence[int],
+        rank: int,
+        off: Callable[[], bool] = lambda: False,
+    ) -> Group:
         """The group with this number, of the server and `workers`, as its member `rank`.
 
         If it is new, blocks until all members have come; raises PeerLostError with the names
-        of those that have not after the time limit.
+        of those that have not after the time limit, and when `off` says so, here or at the server.
         """
         if number not in self._groups:
             name = f"{self._server} and {_named(workers)}"
             store = PrefixStore(str(number), self._store)
             try:
-                self._meet(store, workers, rank)
+                self._meet(store, workers, rank, off)
                 size = 1 + len(workers)
                 processes, sockets = keep_sockets_from_children(
                     lambda: self._make(store, rank, size)
@@ -151,16 +158,28 @@ class Groups:
         for number in self._groups.keys() - set(numbers):
             self._groups.pop(number).leave()
 
+    def drop(self, number: int) -> None:
+        """Leave a group that is broken."""
+        group = self._groups.pop(number, None)
+        if group is not None:
+            group.leave()
+
     def close(self) -> None:
         """Leave all groups. What other members do in them fails at once."""
         self.keep(())
 
-    def _meet(self, store: Store, workers: Sequence[int], rank: int) -> None:
+    def _meet(
+        self, store: Store, workers: Sequence[int], rank: int, off: Callable[[], bool]
+    ) -> None:
         """Wait for all members; making a group waits too, but names nobody and logs a lot."""
         store.set(f"here/{rank}", "")
         deadline = time.monotonic() + self._fabric.timeout_s
         here = [f"here/{each}" for each in range(1 + len(workers))]
         while not store.check(here):
+            if off() or store.check([_OFF]):
+                if rank == _SERVER:
+                    store.set(_OFF, "")
+                raise RuntimeError("it was called off")
             if time.monotonic() > deadline:
                 names = [self._server, *(f"worker {worker}" for worker in workers)]
                 missing = [n for n, key in zip(names, here, strict=True) if not store.check([key])]

@@ -2,15 +2,13 @@
 
 A worker's region of one shard is a memory file of four equal parts, each with the
 shard's segments at multiples of 64 bytes: two sets of gradients, the weights, and
-weights that were fetched ahead. A part that nobody touches takes no memory, and the
-server writes weights without mapping them.
+weights that were fetched ahead. A part that nobody touches takes no memory.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-import operator
 import os
 import threading
 from collections.abc import Sequence
@@ -18,8 +16,9 @@ from enum import IntEnum
 
 import torch
 
-from psrpc.planes.freight import as_bytes
+from psrpc.store.bulk import copy
 from psrpc.store.layout import ShardLayout, torch_dtype
+from psrpc.store.locked import PageLocks
 
 _ALIGN = 64
 _MAP_FIXED = 0x10  # of Linux, on every processor that torch runs on
@@ -45,8 +44,7 @@ class Region:
         self._part_bytes = -(-max(end, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
         self._parts: dict[Part, list[torch.Tensor]] = {}
         self._maps: dict[Part, mmap.mmap] = {}
-        self._sources: list[torch.Tensor] = []
-        self._views: list[memoryview] = []
+        self._locks: PageLocks | None = None
 
     @classmethod
     def create(cls, layout: ShardLayout) -> Region:
@@ -66,27 +64,29 @@ class Region:
             self._parts[part] = self._map(part)
         return self._parts[part]
 
+    def lock_pages(self) -> None:
+        """Let a GPU copy from and to gradients and weights by itself, until `close`."""
+        self._locks = PageLocks()
+        for part, mapped in self._maps.items():
+            self._lock_part(part, mapped)
+
     def write(self, part: Part, flats: Sequence[torch.Tensor]) -> None:
-        """Write flat CPU tensors, one a segment, into a part, mapped or not.
+        """Write flat CPU tensors, one a segment, into a part. Releases the GIL.
 
         Nothing happens after `close`: whoever wanted to read it is gone.
         """
-        start = self._part_bytes * part
-        with self._lock:
-            if self._fd < 0:
-                return
-            for view, offset in zip(self._bytes_of(flats), self._offsets, strict=True):
-                _write(self._fd, view, start + offset)
+        targets = self._open_part(part)
+        if targets:
+            for target, flat in zip(targets, flats, strict=True):
+                copy(target, flat, 0, flat.numel())
 
     def write_stretch(
         self, part: Part, flats: Sequence[torch.Tensor], segment: int, low: int, high: int
     ) -> None:
         """Write elements `low` to `high` of one flat tensor, as `write` does all of them."""
-        item = flats[segment].itemsize
-        start = self._part_bytes * part + self._offsets[segment] + low * item
-        with self._lock:
-            if self._fd >= 0:
-                _write(self._fd, self._bytes_of(flats)[segment][low * item : high * item], start)
+        targets = self._open_part(part)
+        if targets:
+            copy(targets[segment], flats[segment], low, high)
 
     def move(self, fd: int) -> None:
         """Let what is mapped lie in another memory file of this size, or (-1) in no file.
@@ -95,11 +95,16 @@ class Region:
         change them any more. The file is this region's from now on, and the old one is closed.
         Nobody may write to the tensors meanwhile.
         """
+        # The driver would go on copying from the pages of the old file.
+        locked = [] if self._locks is None else self._locks.unlock()
         for part, mapped in self._maps.items():
             start = self._part_bytes * part
             if fd >= 0:
                 _write(fd, memoryview(mapped), start)
             _map_again(mapped, fd, start)
+        for mapped in locked:
+            assert self._locks is not None
+            self._locks.lock(mapped)
         with self._lock:
             old, self._fd = self._fd, fd
         if old >= 0:
@@ -109,26 +114,33 @@ class Region:
         """Give the descriptor up. What is mapped stays until its tensors are gone."""
         with self._lock:
             fd, self._fd = self._fd, -1
-        self._parts.clear()
-        self._maps.clear()
+            self._parts.clear()
+            self._maps.clear()
+        if self._locks is not None:
+            self._locks.unlock()
+            self._locks = None
         if fd >= 0:
             os.close(fd)
 
-    def _bytes_of(self, flats: Sequence[torch.Tensor]) -> list[memoryview]:
-        """The memory of some tensors; a server writes the same ones step by step."""
-        if len(flats) != len(self._sources) or not all(map(operator.is_, flats, self._sources)):
-            self._sources, self._views = list(flats), [as_bytes(flat) for flat in flats]
-        return self._views
+    def _open_part(self, part: Part) -> list[torch.Tensor]:
+        """As `part`, for threads other than the one that closes; nothing after `close`."""
+        with self._lock:
+            return self.part(part) if self._fd >= 0 else []
 
     def _map(self, part: Part) -> list[torch.Tensor]:
         offset = self._part_bytes * part if self._fd >= 0 else 0
         mapped = self._maps[part] = mmap.mmap(self._fd, self._part_bytes, offset=offset)
+        self._lock_part(part, mapped)
         return [
             torch.frombuffer(mapped, dtype=torch_dtype(s.dtype), count=s.numel, offset=offset)
             if s.numel
             else s.empty()
             for s, offset in zip(self._layout.segments, self._offsets, strict=True)
         ]
+
+    def _lock_part(self, part: Part, mapped: mmap.mmap) -> None:
+        if self._locks is not None and part is not Part.AHEAD:  # which no GPU sees
+            self._locks.lock(mapped)
 
 
 def _offsets(layout: ShardLayout) -> tuple[list[int], int]:

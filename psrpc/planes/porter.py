@@ -6,6 +6,8 @@ import queue
 import socket
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 
 import torch
 
@@ -14,12 +16,13 @@ from psrpc.messages import Failure
 from psrpc.planes import wire
 from psrpc.planes.base import Payload, Service, land
 from psrpc.planes.doors import Door
-from psrpc.planes.freight import Freight
+from psrpc.planes.freight import Freight, Load, load
 from psrpc.planes.wire import Ring
 from psrpc.secret import Secret
 from psrpc.store.layout import ShardLayout
 
 PURPOSE = "stream"
+_SMALL_BYTES = 1 << 15  # what an empty socket takes at once
 
 
 class Places:
@@ -46,8 +49,23 @@ class Places:
 
     def give(self, place: list[torch.Tensor]) -> None:
         """Nobody reads them any more."""
-        with self._lock:
-            self.free.append(place)
+        if place:
+            with self._lock:
+                self.free.append(place)
+
+
+class _Landing:
+    """Weights on their way into a place, from where they are sent with the answer."""
+
+    hidden = True
+
+    def __init__(self, place: list[torch.Tensor]) -> None:
+        self.landed: list[torch.Tensor] = []
+        self._place = place
+
+    def __call__(self, flats: Sequence[torch.Tensor]) -> None:
+        land(flats, self._place)
+        self.landed = self._place
 
 
 class _Guest:
@@ -58,6 +76,7 @@ class _Guest:
         self._freight = Freight(sock)
         self._answers: queue.SimpleQueue[Payload | None] = queue.SimpleQueue()
         self._ended = threading.Event()
+        self._small = porter.places.size_bytes <= _SMALL_BYTES
 
     def serve(self) -> None:
         """Serve until the stream ends."""
@@ -92,36 +111,57 @@ class _Guest:
             self._freight.drain(size_bytes)
             self._freight.send(wire.pack_reply(Failure(_wrong(ring, size_bytes, expected))))
             return True
-        if ring.side is None and ring.ahead is None:
-            return self._converse(ring, [])
-        place = places.take()
+        place = [] if ring.side is None and ring.ahead is None else places.take()
+        # Weights are copied while the service lets nobody step, and are sent when it does, at
+        # whatever pace they are taken. They use the gradients' place: who is answered was read.
+        landing = None if ring.ahead is None else _Landing(place)
+        gradients = place if ring.side is not None else []
+        if self._small:
+            self._freight.take(gradients)
+            answer = partial(self._answer, place, landing)
+            self._porter.service.handle(ring.request, gradients, answer, landing)
+            return True
         try:
-            return self._converse(ring, place)
+            self._freight.take(gradients)
+            self._porter.service.handle(ring.request, gradients, self._answers.put, landing)
+            payload = self._answers.get()
+            if payload is None:
+                return False
+            self._freight.finish(_load(payload, landing))
+            return True
         finally:
             # Answered, so read by nobody; or all is over.
             places.give(place)
 
-    def _converse(self, ring: Ring, place: list[torch.Tensor]) -> bool:
-        """Take one request and its gradients to the service, and its answer and weights back.
+    def _answer(
+        self, place: list[torch.Tensor], landing: _Landing | None, payload: Payload
+    ) -> None:
+        """Send what is small at once, from any thread: this guest's need not wake up for that.
 
-        Both use the same place: who is answered has been read. Weights are copied while the
-        service lets nobody step, and are sent when it does, at whatever pace they are taken.
+        It listens for the next request meanwhile, which comes when this answer is there.
         """
-        landed: list[torch.Tensor] = []
+        left = _load(payload, landing)
+        try:
+            sent = self._freight.begin(left)
+        except (OSError, EOFError):
+            self._freight.cut()
+            sent = True
+        if sent:
+            self._porter.places.give(place)
+        else:
+            # A worker that does not take its answers: nobody else waits for it.
+            threading.Thread(target=self._finish, args=(left, place), daemon=True).start()
 
-        def land_here(flats: Sequence[torch.Tensor]) -> None:
-            land(flats, place)
-            landed[:] = place
+    def _finish(self, left: Load, place: list[torch.Tensor]) -> None:
+        with suppress(OSError, EOFError):
+            self._freight.finish(left)
+        self._porter.places.give(place)
 
-        gradients = place if ring.side is not None else []
-        self._freight.take(gradients)
-        landing = None if ring.ahead is None else land_here
-        self._porter.service.handle(ring.request, gradients, self._answers.put, landing)
-        payload = self._answers.get()
-        if payload is None:
-            return False
-        self._freight.send(wire.pack_reply(payload[0]), landed)
-        return True
+
+def _load(payload: Payload, landing: _Landing | None) -> Load:
+    """An answer as it is sent. Weights that landed too soon for a refusal stay here."""
+    landed = landing is not None and not isinstance(payload[0], Failure)
+    return load(wire.pack_reply(payload[0]), landing.landed if landed and landing else ())
 
 
 class Porter:

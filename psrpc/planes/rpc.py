@@ -125,10 +125,14 @@ def answers(agent: Agent, name: str, timeout_s: float) -> bool:
 
 @dataclass(frozen=True)
 class Patience:
-    """When a call is sent again, and when its server is given up, in seconds."""
+    """When a call is sent again, and when its server is given up, in seconds.
+
+    A server that does not answer a ping is pinged again for `silent_s`, for a link may heal.
+    """
 
     attempt_s: float = 60.0
     ping_s: float = 10.0
+    silent_s: float = 0.0
 
 
 class RpcPending:
@@ -258,11 +262,18 @@ class RpcLink:
             raise self.lost(error) from None
 
     def ping(self) -> None:
-        """Return when the server answers; raise PeerLostError if it does not."""
-        try:
-            self._ask(Ping(self.agent.number), [], self.patience.ping_s).value()
-        except RuntimeError as error:
-            raise self.lost(error) from None
+        """Return when the server answers; raise PeerLostError if it is gone, or stays silent."""
+        deadline = time.monotonic() + self.patience.silent_s
+        while True:
+            asked_s = time.monotonic()
+            try:
+                self._ask(Ping(self.agent.number), [], self.patience.ping_s).value()
+                return
+            except RuntimeError as error:
+                now_s = time.monotonic()
+                is_silent = now_s - asked_s > self.patience.ping_s / 2
+                if not is_silent or now_s > deadline:
+                    raise self.lost(error) from None
 
     def _ask(self, request: Request, tensors: list[torch.Tensor], timeout_s: float) -> Asked:
         arguments = (request, tensors)

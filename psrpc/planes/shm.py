@@ -15,11 +15,12 @@ from collections.abc import Sequence
 
 import torch
 
-from psrpc.errors import AddressError, PeerLostError
+from psrpc.errors import AddressError, PeerLostError, SecretError
 from psrpc.forks import keep_from_children
 from psrpc.messages import Reply, Request
 from psrpc.planes import wire
 from psrpc.planes.base import Payload, Pending, checked, land
+from psrpc.planes.doors import is_own
 from psrpc.planes.memory import Part, Region
 from psrpc.planes.rpc import RpcLink
 from psrpc.planes.wire import Ring
@@ -71,7 +72,10 @@ class ShmLink:
         self._buffers = Buffers.none()
 
     def connect(self) -> None:
-        """Reach the server's socket. Raises AddressError if it is not on this host."""
+        """Reach the server's socket. Raises AddressError if it is not on this host.
+
+        Raises SecretError if another user listens there, whose memory gradients must not go to.
+        """
         try:
             self._sock.connect(f"\0{self._address}")
         except OSError as error:
@@ -79,6 +83,9 @@ class ShmLink:
             raise AddressError(
                 f"{self.peer_name} shares no memory with this host ({error.strerror})"
             ) from None
+        if not is_own(self._sock):
+            self._sock.close()
+            raise SecretError(f"another user of this host has taken the place of {self.peer_name}")
         seconds = int(_ASK_AFTER_S)
         patience = struct.pack("ll", seconds, int((_ASK_AFTER_S - seconds) * 1e6))
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
@@ -87,7 +94,9 @@ class ShmLink:
         """See `Link`. The buffers are this worker's slot of shared memory."""
         region = keep_from_children(Region(layout, self._receive_memory()))
         self.region = region
-        self._buffers = Buffers(region.part(Part.WEIGHTS), lambda side: region.part(Part(side)))
+        self._buffers = Buffers(
+            region.part(Part.WEIGHTS), lambda side: region.part(Part(side)), region.lock_pages
+        )
         return self._buffers
 
     def adopt(self, buffers: Buffers, region: Region) -> Buffers:

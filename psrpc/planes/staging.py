@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from psrpc.messages import Reply, Stepped
+from psrpc.messages import Stepped
+from psrpc.planes import codec
 from psrpc.store.layout import ShardLayout, torch_dtype
 
 _ALIGN = 64
 _DOUBLE = (torch.float64, torch.complex128)
-_COLUMNS = 4  # of a reply: whether it is there, version, lead, duplicate
+_HEAD = 1 << 10  # bytes for a reply
+_LENGTH = 4  # of these, for its own length
 
 
 class Staging:
@@ -19,10 +21,10 @@ class Staging:
 
     `sums` are what is reduced, one tensor for each dtype that is added up in: half
     precision is added up in float32, complex numbers as pairs. `spread` is what is
-    broadcast: a reply for every worker of the job, and `weights`, which are views of it.
+    broadcast: a reply for all of its workers, and `weights`, which are views of it.
     """
 
-    def __init__(self, layout: ShardLayout, workers: int, device: torch.device) -> None:
+    def __init__(self, layout: ShardLayout, device: torch.device) -> None:
         self._dtypes = [torch_dtype(segment.dtype) for segment in layout.segments]
         reals = [
             s.numel << d.is_complex for s, d in zip(layout.segments, self._dtypes, strict=True)
@@ -36,12 +38,10 @@ class Staging:
                 self.sums.append(torch.zeros(sum(room), dtype=dtype, device=device))
                 for i, part in zip(mine, self.sums[-1].split(room), strict=True):
                     self._addends[i] = part[: reals[i]]
-        head = workers * _COLUMNS * torch.int64.itemsize
         sizes = [s.numel * d.itemsize for s, d in zip(layout.segments, self._dtypes, strict=True)]
-        room = [_padded(size) for size in (head, *sizes)]
+        room = [_padded(size) for size in (_HEAD, *sizes)]
         self.spread = torch.zeros(sum(room), dtype=torch.uint8, device=device)
-        first, *rest = self.spread.split(room)
-        self._replies = first[:head].view(torch.int64).view(workers, _COLUMNS)
+        self._head, *rest = self.spread.split(room)
         self.weights = [
             part[:size].view(dtype)
             for part, size, dtype in zip(rest, sizes, self._dtypes, strict=True)
@@ -60,11 +60,6 @@ class Staging:
         for total in self.sums:
             total.zero_()
 
-    def add(self, gradients: Sequence[torch.Tensor], weight: float) -> None:
-        """Add gradients, times `weight`, to the sums."""
-        for addend, gradient in zip(self._addends, gradients, strict=True):
-            addend.add_(_real(gradient).to(addend.device), alpha=weight)
-
     def total(self) -> list[torch.Tensor]:
         """The sums as CPU gradients, one flat tensor a segment; some are views of the sums."""
         return [
@@ -72,21 +67,26 @@ class Staging:
             for addend, dtype in zip(self._addends, self._dtypes, strict=True)
         ]
 
-    def put(self, weights: Sequence[torch.Tensor], replies: Mapping[int, Reply]) -> None:
-        """Make ready what is to be broadcast; only a `Stepped` can go this way."""
+    def put(self, weights: Sequence[torch.Tensor], reply: Stepped | None) -> bool:
+        """Make ready what is to be broadcast; returns whether there is room for the reply.
+
+        Without one whoever gets this is to ask for his own.
+        """
+        data = b"" if reply is None else codec.encode(reply)
+        fits = len(data) <= _HEAD - _LENGTH
+        data = data if fits else b""
+        head = len(data).to_bytes(_LENGTH, "little") + data
+        self._head[: len(head)].copy_(torch.frombuffer(bytearray(head), dtype=torch.uint8))
         for target, tensor in zip(self.weights, weights, strict=True):
             target.copy_(tensor)
-        rows = torch.zeros(self._replies.shape, dtype=torch.int64)
-        for worker, reply in replies.items():
-            if isinstance(reply, Stepped):
-                row = (1, reply.version, reply.lead, int(reply.duplicate))
-                rows[worker] = torch.tensor(row)
-        self._replies.copy_(rows)
+        return fits
 
-    def reply(self, worker: int) -> Stepped | None:
-        """What came for a worker in the last broadcast."""
-        there, version, lead, duplicate = self._replies[worker].tolist()
-        return Stepped(version, lead, bool(duplicate)) if there else None
+    def reply(self) -> Stepped | None:
+        """What came in the last broadcast."""
+        head = bytes(self._head.tolist())
+        length = int.from_bytes(head[:_LENGTH], "little")
+        reply = codec.decode(head[_LENGTH : _LENGTH + length]) if length else None
+        return reply if isinstance(reply, Stepped) else None
 
 
 def _summed_in(dtype: torch.dtype) -> torch.dtype:

@@ -38,8 +38,8 @@ class Ring(NamedTuple):
 
 _OTHER, _PUSH, _PULL, _STEPPED = range(4)
 _HEAD = struct.Struct("<BBB")
-_PUSH_BODY = struct.Struct("<qqBBqqqqqqd??")
-_PULL_BODY = struct.Struct("<qqq")
+_PUSH_BODY = struct.Struct("<qqBBqqqqqqd??q")
+_PULL_BODY = struct.Struct("<qqqq")
 _STEPPED_BODY = struct.Struct("<Bqq??q")
 _KINDS = (StreamKind.LEASE, StreamKind.WORKER)
 # A loss of NaN says no more than none, and travels as none.
@@ -55,7 +55,7 @@ def pack(ring: Ring) -> bytes:
     if type(request) is Push:
         return _HEAD.pack(_PUSH, side, ahead) + _pack_push(request)
     if type(request) is Pull and request.view is None:
-        body = _PULL_BODY.pack(request.worker, request.clock, request.ahead)
+        body = _PULL_BODY.pack(request.worker, request.clock, request.ahead, request.layout)
         return _HEAD.pack(_PULL, side, ahead) + body
     return _HEAD.pack(_OTHER, side, ahead) + codec.encode(request)
 
@@ -66,8 +66,8 @@ def unpack(message: bytes) -> Ring:
     if kind == _PUSH:
         request: Request = _unpack_push(message)
     elif kind == _PULL:
-        worker, clock, begun = _PULL_BODY.unpack_from(message, _HEAD.size)
-        request = Pull(worker, clock, ahead=begun)
+        worker, clock, begun, layout = _PULL_BODY.unpack_from(message, _HEAD.size)
+        request = Pull(worker, clock, ahead=begun, layout=layout)
     else:
         request = codec.decode(message[_HEAD.size :])
         if not isinstance(request, Request):
@@ -115,6 +115,7 @@ def _pack_push(push: Push) -> bytes:
         float("nan") if push.loss is None else push.loss,
         push.pull,
         push.void,
+        push.layout,
     )
     if not rare:
         return body
@@ -123,9 +124,9 @@ def _pack_push(push: Push) -> bytes:
 
 
 def _unpack_push(message: bytes) -> Push:
-    worker, clock, ahead, kind, major, minor, sequence, total, samples, read, loss, pull, void = (
-        _PUSH_BODY.unpack_from(message, _HEAD.size)
-    )
+    fields = _PUSH_BODY.unpack_from(message, _HEAD.size)
+    worker, clock, ahead, kind, major, minor, sequence, total, samples, read, *rest = fields
+    loss, pull, void, layout = rest
     tail = message[_HEAD.size + _PUSH_BODY.size :]
     absent, also, overrides, view = codec.decode(tail) if tail else ((), (), (), None)
     return Push(
@@ -142,4 +143,5 @@ def _unpack_push(message: bytes) -> Push:
         view,
         ahead,
         None if read == _LATEST else read,
+        layout,
     )

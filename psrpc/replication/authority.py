@@ -26,23 +26,25 @@ class Register(Protocol):
 class Authority:
     """One shard's reigns, and where those who reign are reached.
 
-    Everything raises PeerLostError if the store is gone.
+    Of servers that came later, which may be after others of the same shard, `since` says whose
+    command brought them. Everything raises PeerLostError if the store is gone.
     """
 
-    def __init__(self, store: Register, shard: int) -> None:
+    def __init__(self, store: Register, shard: int, since: str = "") -> None:
         self._store = store
         self.shard = shard
+        self.name = f"{shard}{since}"  # of those servers, whoever reigns
 
     def look(self) -> Reign | None:
         """Who reigns now; None before anybody does."""
-        text = self._heard(f"reign/{self.shard}")
+        text = self._heard(f"reign/{self.name}")
         return None if text is None else _reign(text)
 
     def change(self, expected: Reign | None, wanted: Reign) -> Reign:
         """Let `wanted` be the reign if it is `expected` now; returns what it is then."""
         before = "" if expected is None else _text(expected)
         try:
-            held = self._store.compare_set(f"reign/{self.shard}", before, _text(wanted))
+            held = self._store.compare_set(f"reign/{self.name}", before, _text(wanted))
         except (RuntimeError, dist.DistError) as error:
             raise self._lost() from error
         return _reign(held.decode())

@@ -3,22 +3,48 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from enum import Enum
+
+import torch
 
 from psrpc.core.replication import Backup, Reign
 from psrpc.errors import AddressError, JobFailedError, ProtocolError
-from psrpc.planes.freight import Freight
+from psrpc.messages import Pull, Push
+from psrpc.planes.base import Payload
+from psrpc.planes.freight import Freight, size_of
 from psrpc.replication import entries
 from psrpc.replication.authority import Authority
-from psrpc.replication.entries import Beat, Check, Copy, Differs, Entry, Has, Over
+from psrpc.replication.entries import Check, Copy, Differs, Entry, Event, Has, Over, Pool, Round
+from psrpc.replication.intake import disagreement, take_in
 from psrpc.replication.lines import reach
-from psrpc.replication.primary import disagreement, take_in
 from psrpc.replication.state import Replicated, digest, restore, server_of
 from psrpc.secret import Secret
 
 _LOOK_AGAIN_S = 0.05
+_BEHIND = 32  # steps that lie until they are made together
+_MOST_BEHIND = 128
+_BEHIND_BYTES = 1 << 22
 HARBOUR = "harbour"  # what a primary posts for those that want to follow it
+
+
+class _EndedError(Exception):
+    """Nothing more is to be heard; `over`: as the job has ended."""
+
+    def __init__(self, *, over: bool) -> None:
+        super().__init__(over)
+        self.over = over
+
+
+def _nowhere(flats: Sequence[torch.Tensor]) -> None:
+    """Weights that nobody waits for here: no copy of them is made."""
+
+
+def _may_lie(event: Event) -> bool:
+    """Whether it is of no matter here when this is done."""
+    return isinstance(event, Push | Pull | Round)
 
 
 class Ending(Enum):
@@ -42,10 +68,15 @@ class Follower:
     ) -> None:
         self.core = Backup(me)
         self.reign: Reign | None = None  # once it reigns
+        self.differs: JobFailedError | None = None  # in what it differs from its primary
         self._service = service
         self._authority = authority
         self._dead_after_s = dead_after_s
         self._secret = secret
+        self._pool = Pool()
+        # What it has and has not done yet.
+        self._behind: deque[tuple[Event, list[torch.Tensor]]] = deque()
+        self._behind_bytes = 0
 
     def follow(self, patience_s: float, over: Callable[[], bool]) -> Ending:
         """Take in what the primary takes in. Blocks until there is an end to that.
@@ -90,33 +121,79 @@ class Follower:
         server = server_of(self._service)
         try:
             while True:
-                message, tensors = entries.receive(freight)
-                match message:
-                    case Copy(epoch, number, state):
-                        restore(self._service, state, tensors)
-                        self.core.copied(epoch, number)
-                    case Entry(epoch, number, event):
-                        if not self.core.take(epoch, number):
-                            return False
-                        entries.send(freight, Has(number))
-                        if isinstance(event, Check):
-                            self._compare(freight, event)
-                        else:
-                            take_in(self._service, event, tensors, lambda payload: None)
-                        continue
-                    case Over():
-                        return True
-                    case Beat():
-                        pass
-                entries.send(freight, Has(self.core.last))
+                if self._hear(freight):
+                    self._catch_up(freight, lambda: False)
+                elif len(self._behind) >= _BEHIND or self._behind_bytes >= _BEHIND_BYTES:
+                    self._catch_up(freight, lambda: self._may_wait and freight.has_more())
+                if server.failure is not None:
+                    # The job's end, or this server's own: after half a step it is nobody's backup.
+                    return True
+        except _EndedError as end:
+            over = end.over
         except (OSError, EOFError, ProtocolError):
-            return server.ended.is_set()
+            over = server.ended.is_set()
+        self._catch_up(freight, lambda: False)
+        return over or server.failure is not None
+
+    def _hear(self, freight: Freight) -> bool:
+        """Wait for what comes, and say what this server has; returns whether that is urgent.
+
+        What has come together has one word for all.
+        """
+        urgent = False
+        while True:
+            message, tensors = entries.receive(freight, self._pool)
+            match message:
+                case Copy(epoch, number, state):
+                    restore(self._service, state, tensors)
+                    self.core.copied(epoch, number)
+                case Entry(epoch, number, event):
+                    if not self.core.take(epoch, number):
+                        raise _EndedError(over=False)
+                    self._behind.append((event, tensors))
+                    self._behind_bytes += size_of(tensors)
+                case Over():
+                    raise _EndedError(over=True)
+            urgent = urgent or not (isinstance(message, Entry) and _may_lie(message.event))
+            if not freight.holds_another():
+                entries.send(freight, Has(self.core.last))
+                return urgent
+
+    @property
+    def _may_wait(self) -> bool:
+        few = len(self._behind) < _MOST_BEHIND
+        return few and self._behind_bytes < 2 * _BEHIND_BYTES
+
+    def _catch_up(self, freight: Freight, stops: Callable[[], bool]) -> None:
+        """Let the server do what has come, until that is done or `stops` says so.
+
+        Of small steps many are made at once: that takes a third of the processor's time, for
+        its caches are warm then, and nobody waits for it.
+        """
+        while self._behind and not stops():
+            event, tensors = self._behind.popleft()
+            self._behind_bytes -= size_of(tensors)
+            if isinstance(event, Check):
+                self._compare(freight, event)
+            else:
+                self._take_in(event, tensors)
+
+    def _take_in(self, event: Event, tensors: list[torch.Tensor]) -> None:
+        def answered(payload: Payload) -> None:
+            if isinstance(event, Push):  # what comes with other words may be kept
+                self._pool.give(tensors)
+
+        take_in(self._service, event, tensors, answered, _nowhere)
+        if isinstance(event, Round):
+            self._pool.give(tensors)
 
     def _compare(self, freight: Freight, check: Check) -> None:
         mine = digest(self._service)
         if mine != check.digest:
-            entries.send(freight, Differs(mine, check.digest))
-            raise disagreement(server_of(self._service).index, check.digest, mine)
+            self.differs = disagreement(server_of(self._service).index, check.digest, mine)
+            with suppress(OSError, EOFError):  # its primary may be gone: it reigns nowhere
+                entries.send(freight, Differs(mine, check.digest))
+            raise self.differs
 
     def _claim(self) -> Ending:
         """The primary is gone, or silent: reign in its place, if the authority lets this one."""

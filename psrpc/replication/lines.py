@@ -62,18 +62,20 @@ class Line:
 
     def put(
         self, message: Message, tensors: Sequence[torch.Tensor] = (), sent: Sent = lambda: None
-    ) -> None:
+    ) -> bool:
         """Send a message, after those before it. Tensors are read until `sent` is called.
 
-        What the kernel takes at once goes at once, which spares the other thread's waking up.
+        What the kernel takes at once goes at once, which spares the other thread's waking up;
+        returns whether that was all.
         """
         load = entries.load(message, tensors)
         with self._lock:
             if self._started and not self._waiting and self._begin(load):
                 sent()
-                return
+                return True
             self._waiting += 1
             self._queue.put((load, sent))
+            return False
 
     def close(self) -> None:
         """Send nothing more, and hear nothing."""

@@ -9,14 +9,18 @@ from dataclasses import asdict, dataclass
 
 from psrpc.errors import PeerLostError
 from psrpc.job import PlaneChoice
+from psrpc.moves import Seat
 from psrpc.planes.agent import Agent
 from psrpc.planes.base import Link
+from psrpc.planes.collective import CollectiveLink
 from psrpc.planes.memory import Region
 from psrpc.planes.rpc import Address, RpcLink
 from psrpc.planes.select import link_to
 from psrpc.planes.shm import ShmLink
 from psrpc.planes.stream import StreamLink
+from psrpc.pulse import Heart
 from psrpc.replication.authority import Authority
+from psrpc.secret import Secret
 from psrpc.store.flats import Buffers
 from psrpc.store.layout import ShardLayout
 
@@ -25,18 +29,29 @@ _SERVED = "served"
 
 @dataclass(frozen=True)
 class Served:
-    """What a primary posts when it serves: see `link_to`; `pulse` is empty but at shard 0."""
+    """What a primary posts when it serves: see `Address`; `pulse` is empty but at shard 0."""
 
     name: str
     number: int
     url: str
-    door: str
-    berth: str
     pulse: str
 
 
-def post(authority: Authority, replica: int, served: Served) -> None:
-    """Say where a primary serves."""
+def post_doors(authority: Authority, replica: int, servers: int, seat: Seat) -> None:
+    """Say where a primary lets workers in to its shard of so many."""
+    authority.post(replica, f"doors/{servers}", json.dumps([seat.door, seat.berth]))
+
+
+def _doors(authority: Authority, replica: int, servers: int) -> tuple[str, str]:
+    """The door and the berth of its shard of so many; none: it is reached by RPC alone."""
+    text = authority.read(replica, f"doors/{servers}")
+    door, berth = ("", "") if text is None else json.loads(text)
+    return door, berth
+
+
+def post(authority: Authority, replica: int, seat: Seat, pulse: str) -> None:
+    """Say where a primary serves; its doors have been posted."""
+    served = Served(seat.name, seat.number, seat.url, pulse)
     authority.post(replica, _SERVED, json.dumps(asdict(served)))
 
 
@@ -52,6 +67,16 @@ def served(authority: Authority) -> Served | None:
     return None if reign is None else find(authority, reign.primary)
 
 
+def seat_of(authority: Authority) -> Seat:
+    """What a shard's servers are called in a layout: they are reached as the authority says."""
+    return Seat(authority.name.removeprefix(str(authority.shard)), authority.shard, "", "", "")
+
+
+def since_of(seat: Seat) -> str:
+    """See `Authority`: of the servers that `seat_of` names."""
+    return seat.name
+
+
 def pulse_of(authority: Authority) -> str | None:
     """Where the coordinator hears who is alive, if that is known."""
     with suppress(PeerLostError):
@@ -61,9 +86,10 @@ def pulse_of(authority: Authority) -> str | None:
 
 
 class Reached:
-    """A `Place` for one link of an agent. With `words_only` no gradients are to go over it.
+    """A `Place` for one link of an agent, to a shard of so many `servers`.
 
-    `is_over` says whether the job has ended.
+    With none, no gradients are to go over it. `is_over` says whether nobody serves it any more,
+    `collective` makes the links of that plane.
     """
 
     def __init__(
@@ -72,13 +98,14 @@ class Reached:
         authority: Authority,
         choice: PlaneChoice,
         is_over: Callable[[], bool],
-        *,
-        words_only: bool = False,
+        servers: int | None = None,
+        collective: Callable[[RpcLink], CollectiveLink] | None = None,
     ) -> None:
         self._agent = agent
         self._authority = authority
         self._choice = choice
-        self._words_only = words_only
+        self._servers = servers
+        self._collective = collective
         self._is_over = is_over
         self._primary = -1
         self._region: Region | None = None  # of the buffers, if a server gave them
@@ -91,14 +118,21 @@ class Reached:
             raise PeerLostError(f"shard {self._authority.shard} is not served yet")
         self._primary = reign.primary
         control = RpcLink(self._agent, Address(place.name, place.number, place.url))
-        if self._words_only:
+        if self._servers is None:
             control.connect()
             return control
+        if self._collective is not None:
+            control.connect()
+            shared = self._collective(control)
+            if buffers is not None:
+                shared.adopt(buffers, layout)
+            return shared
+        door, berth = _doors(self._authority, reign.primary, self._servers)
         if buffers is None:
-            return link_to(control, place.door, place.berth, self._choice)
+            return link_to(control, door, berth, self._choice)
         # Buffers that were never shared cannot be; those that were can be again.
-        door = place.door if self._region is not None else ""
-        link = link_to(control, door, place.berth, PlaneChoice.AUTO)
+        door = door if self._region is not None else ""
+        link = link_to(control, door, berth, PlaneChoice.AUTO)
         if isinstance(link, ShmLink):
             assert self._region is not None
             link.adopt(buffers, self._region)
@@ -124,3 +158,10 @@ class Reached:
             self._region = link.region
         else:
             link.close()
+
+
+def heart_to(authority: Authority, process: int, dead_after_s: float, secret: Secret) -> Heart:
+    """What tells the coordinator, wherever it is, that a process lives."""
+    return Heart(
+        pulse_of(authority) or "", process, dead_after_s, secret, lambda: pulse_of(authority)
+    )

@@ -5,112 +5,42 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import partial
 
 import torch
 
-from psrpc.coordinator import Coordinator
 from psrpc.core.replication import Primary, Reign
-from psrpc.errors import JobFailedError, PeerLostError, ProtocolError, PsrpcError, decode, encode
-from psrpc.messages import (
-    Failure,
-    GetBuffers,
-    GetFrozen,
-    GetState,
-    GetStats,
-    Peek,
-    Ping,
-    Request,
-    View,
-)
-from psrpc.orders import Closed, Cut, Halt
+from psrpc.errors import PeerLostError, ProtocolError, encode
+from psrpc.messages import Failure, Ping, Push, Request
 from psrpc.planes import base
-from psrpc.planes.base import Landing, Payload
+from psrpc.planes.base import Landing, Payload, is_hidden
 from psrpc.replication.authority import Authority
+from psrpc.replication.decrees import Decrees
 from psrpc.replication.entries import (
     Beat,
     Check,
     Copy,
-    Death,
     Differs,
     Entry,
     Event,
     Has,
     Message,
-    News,
-    Verdict,
-    Wanted,
+    Round,
 )
+from psrpc.replication.intake import READS, Kept, disagreement, take_in
 from psrpc.replication.lines import Line
 from psrpc.replication.state import Replicated, capture, digest, server_of
+from psrpc.saying import say
 
 BEATS_A_LIFE = 5
 LONGEST_BEAT_S = 1.0
 CHECK_EVERY = 1000  # entries
-
-# What changes nothing; a backup need not do it again. That it comes by there all the same proves
-# that no other server reigns.
-READS = (Peek, GetState, GetStats, GetFrozen, GetBuffers)
+_FIRST_PAIRED = 2  # the reign in which a shard first has a backup
+_LOOK_AGAIN_S = 0.1
 
 
-@dataclass(frozen=True)
-class Kept:
-    """An answer that is decided, and where its weights are to land."""
-
-    answer: base.Answer
-    land: Landing | None
-    payload: Payload
-
-    def send(self) -> None:
-        """Let it go. Only now do weights land: a server that is deposed writes nowhere."""
-        reply, weights = self.payload
-        if self.land is not None and weights:
-            self.land(weights)
-            weights = []
-        self.answer((reply, weights))
-
-
-def take_in(
-    service: Replicated,
-    event: Event,
-    tensors: Sequence[torch.Tensor],
-    answer: base.Answer,
-) -> None:
-    """Let a server do what an entry says; the same on a primary and on its backup."""
-    match event:
-        case Request():
-            service.handle(event, tensors, answer)
-        case Death(process, why):
-            assert isinstance(service, Coordinator)
-            service.lose(process, why)
-        case News(Closed() as closed):
-            server_of(service).tell(closed)
-        case News(View() as view):
-            server_of(service).adopt(view)
-        case News(Halt(number)):
-            server_of(service).halt(number)
-        case News(Cut() as cut):
-            server_of(service).cut(cut)
-        case Wanted(number, folder):
-            assert isinstance(service, Coordinator)
-            if folder:
-                service.begin_cut(number, folder)
-            else:
-                service.give_up_cut(number)
-        case Verdict(error):
-            service.fail(decode(*error))
-
-
-def disagreement(shard: int, of_primary: str, of_backup: str) -> JobFailedError:
-    """The error that says that two servers differ which must be equal."""
-    return JobFailedError(
-        f"the primary and the backup of shard {shard} differ: their digests are {of_primary} and "
-        f"{of_backup}; do both hosts run the same torch, on the same kind of processor?"
-    )
-
-
-class PrimaryService:
+class PrimaryService(Decrees):
     """Serves a shard as its primary; a `Service`. All methods are for any thread.
 
     When another server reigns, or the authority is gone, `ended` is set, and `deposed` or
@@ -126,18 +56,19 @@ class PrimaryService:
         authority: Authority,
         dead_after_s: float,
     ) -> None:
-        self.service = service
+        self.service, self.me = service, me
         self.server = server_of(service)
         self.lost_authority: PeerLostError | None = None
         self._core: Primary[Kept] = Primary(me, reign, last)
         self._authority = authority
         self._dead_after_s = dead_after_s
         self._order = threading.Lock()  # entries are taken in one after another
+        # Of what decides and of the lines; never held while an entry is taken in or sent.
+        self._changed = threading.Condition()
         self._lines: list[Line] = []
-        self._changed = threading.Condition(self._order)
         self._closed = False
         self._finished = False
-        self._sending = threading.Lock()
+        self._sends = False  # some thread sends answers, and will look for more
         self._keeper = threading.Thread(target=self._keep_watch, name="psrpc-reign", daemon=True)
 
     @property
@@ -167,12 +98,14 @@ class PrimaryService:
     def close(self, timeout_s: float) -> None:
         """Tell those that follow that there is nothing to take over. Blocks.
 
-        Waits as long for the last answers to be sent.
+        Waits as long for the last answers to be sent. Not so if another server reigns, which one
+        that stood still learns here at the latest.
         """
         deadline = time.monotonic() + timeout_s
+        self._look_who_reigns()
         with self._changed:
-            while self._core.keeps and not self.deposed and time.monotonic() < deadline:
-                self._changed.wait(0.1)
+            while self._owes and not self.deposed and time.monotonic() < deadline:
+                self._changed.wait(_LOOK_AGAIN_S)
             lines = [] if self.deposed else list(self._lines)
         for line in lines:
             line.finish(max(deadline - time.monotonic(), 0.1))
@@ -181,6 +114,22 @@ class PrimaryService:
             # Nothing can be lost any more: whoever still asks is told how the job ended.
             self._finished = True
         self._go_on()
+        with self._changed:
+            while self._sends and time.monotonic() < deadline:
+                self._changed.wait(_LOOK_AGAIN_S)
+
+    def _look_who_reigns(self) -> None:
+        # Its successor's questions end its own, as the job's end does.
+        with suppress(PeerLostError):
+            reign = self._authority.look()
+            with self._changed:
+                if reign is not None:
+                    self._core.ruled(reign)
+                    self._changed.notify_all()
+
+    @property
+    def _owes(self) -> bool:
+        return self._core.keeps or self._sends
 
     def stop(self) -> None:
         """Hear of those that follow no more; if they were not told why, they take over."""
@@ -214,37 +163,42 @@ class PrimaryService:
             return
         self._enter(request, tensors, answer, land)
 
-    def lose(self, process: int, why: str) -> None:
-        """See `Coordinator`."""
-        self._enter(Death(process, why))
+    # Rounds whose gradients are added up elsewhere; see `Ensemble`.
 
-    def adopt(self, view: View) -> None:
+    def gather(self, pushes: Sequence[Push]) -> list[tuple[Push, bool]] | None:
         """See `ParameterServer`."""
-        self._enter(News(view))
+        return self.server.gather(pushes)
 
-    def tell(self, closed: Closed) -> None:
+    def wants(self, push: Push) -> bool:
         """See `ParameterServer`."""
-        self._enter(News(closed))
+        return not self.deposed and self.server.wants(push)
 
-    def halt(self, number: int) -> None:
+    def join(
+        self, pushes: Sequence[Push], total: Sequence[torch.Tensor], answers: Sequence[base.Answer]
+    ) -> bool:
+        """See `ParameterServer`. The sum goes to the backup, as one entry with all pushes."""
+        with self._order:
+            if self.deposed:
+                for answer in answers:
+                    self._keep(answer, None, self._refusal())
+            elif not self.server.makes_round(pushes):
+                return False
+            else:
+                self._forward(Round(tuple(pushes)), total)
+                later = [partial(self._keep, answer, None) for answer in answers]
+                self.server.join(pushes, total, later)
+                self._check_if_due()
+        self._go_on()
+        return True
+
+    def repeat(self, push: Push, answer: base.Answer) -> bool:
         """See `ParameterServer`."""
-        self._enter(News(Halt(number)))
-
-    def cut(self, cut: Cut) -> None:
-        """See `ParameterServer`."""
-        self._enter(News(cut))
-
-    def begin_cut(self, number: int, folder: str) -> None:
-        """See `Coordinator`."""
-        self._enter(Wanted(number, folder))
-
-    def give_up_cut(self, number: int) -> None:
-        """See `Coordinator`."""
-        self._enter(Wanted(number))
-
-    def fail(self, error: PsrpcError) -> None:
-        """See `Coordinator`."""
-        self._enter(Verdict(encode(error)))
+        with self._order:
+            if self.wants(push):
+                return False
+            self._take(push, (), answer)
+        self._go_on()
+        return True
 
     def _enter(
         self,
@@ -254,38 +208,76 @@ class PrimaryService:
         land: Landing | None = None,
     ) -> None:
         with self._order:
-            if self.deposed:
-                self._keep(answer, None, self._refusal())
-            else:
-                self._forward(event, tensors)
-                take_in(self.service, event, tensors, partial(self._keep, answer, land))
-                if self._lines and self._core.last % CHECK_EVERY == 0:
-                    self._forward(Check(digest(self.service)), ())
+            self._take(event, tensors, answer, land)
         self._go_on()
 
-    def _keep(self, answer: base.Answer, land: Landing | None, payload: Payload) -> None:
-        self._core.keep(Kept(answer, land, payload))
+    def _take(
+        self,
+        event: Event,
+        tensors: Sequence[torch.Tensor],
+        answer: base.Answer,
+        land: Landing | None = None,
+    ) -> None:
+        if self.deposed:
+            self._keep(answer, None, self._refusal())
+            return
+        read = self._forward(event, tensors)
+        # Weights that nobody sees before the answer may land in the gradients' place now.
+        now, later = (land, None) if read and is_hidden(land) else (None, land)
+        take_in(self.service, event, tensors, partial(self._keep, answer, later), now)
+        self._check_if_due()
 
-    def _forward(self, event: Event, tensors: Sequence[torch.Tensor]) -> None:
-        number, epoch = self._core.append(), self._core.reign.epoch
-        beside = () if isinstance(event, READS) else tensors
-        for line in self._lines:
+    def _check_if_due(self) -> None:
+        due = self._lines and self._core.last % CHECK_EVERY == 0
+        # One whose optimizer has raised may have done half a step, and says why itself.
+        if due and self.server.failure is None:
+            self._forward(Check(digest(self.service)), ())
+
+    def _keep(self, answer: base.Answer, land: Landing | None, payload: Payload) -> None:
+        with self._changed:
+            self._core.keep(Kept(answer, land, payload))
+
+    def _forward(self, event: Event, tensors: Sequence[torch.Tensor]) -> bool:
+        """Send an entry to those that follow; returns whether its tensors have been read."""
+        with self._changed:
+            number, epoch = self._core.append(), self._core.reign.epoch
             # Whoever is waited for has read them before the answer; others take their time.
-            waited_for = self._core.waits_for(line.replica)
+            lines = [(line, self._core.waits_for(line.replica)) for line in self._lines]
+        beside = () if isinstance(event, READS) else tensors
+        read = True
+        for line, waited_for in lines:
             own = beside if waited_for else [tensor.clone() for tensor in beside]
-            line.put(Entry(epoch, number, event), own)
+            read = line.put(Entry(epoch, number, event), own) and read
+        return read
 
     def _go_on(self) -> None:
-        """Send the answers that may be sent, in their order, and see to the reign."""
-        with self._sending:
-            with self._order:
-                end = self.deposed or self._finished
-                kept = self._core.give_up() if end else self._core.release()
-                refused = self._refusal() if self.deposed else None
-                if self._core.claim() is not None or self.deposed:
-                    self._changed.notify_all()
-            for each in kept:
-                (each if refused is None else Kept(each.answer, None, refused)).send()
+        """Send the answers that may be sent, in their order, and see to the reign.
+
+        One thread does that at a time; others leave it to that one.
+        """
+        while (kept := self._sendable()) is not None:
+            try:
+                for each in kept:
+                    each.send()
+            finally:
+                with self._changed:
+                    self._sends = False
+
+    def _sendable(self) -> list[Kept] | None:
+        """The answers that this thread is to send now; None: nothing."""
+        with self._changed:
+            if self._core.claim() is not None or self.deposed:
+                self._changed.notify_all()
+            if self._sends:
+                return None
+            end = self.deposed or self._finished
+            kept = self._core.give_up() if end else self._core.release()
+            if not kept:
+                return None
+            self._sends = True
+        if not self.deposed:
+            return kept
+        return [Kept(each.answer, None, self._refusal()) for each in kept]
 
     def _refusal(self) -> Payload:
         error = PeerLostError(f"another server has shard {self.server.index} now")
@@ -297,24 +289,33 @@ class PrimaryService:
         """One wants to follow: it gets a copy of the state, and every entry after it."""
         with self._order:
             try:
-                if self._closed or self.deposed or self.ended.is_set():
-                    raise ProtocolError("this server does not reign any more")
-                self._core.follow(line.replica, self._core.last)
+                with self._changed:
+                    if self._over:
+                        raise ProtocolError("this server does not reign any more")
+                    self._core.follow(line.replica, self._core.last)
+                    epoch, number = self._core.reign.epoch, self._core.last
             except ProtocolError:
                 line.close()
                 return
             state, tensors, release = capture(self.service)
-            copy = Copy(self._core.reign.epoch, self._core.last, state)
-            line.put(copy, tensors, release)
-            self._lines.append(line)
+            line.put(Copy(epoch, number, state), tensors, release)
+            with self._changed:
+                self._lines.append(line)
+                too_late = self._closed
         line.start(self._hear, self._lose)
+        if too_late:
+            self._lose(line)
+
+    @property
+    def _over(self) -> bool:
+        return self._closed or self.deposed or self.ended.is_set()
 
     def _hear(self, line: Line, message: Message) -> None:
         if isinstance(message, Differs):
             self._disagree(line, message)
             return
         if isinstance(message, Has):
-            with self._order:
+            with self._changed:
                 self._core.has(line.replica, message.number)
             self._go_on()
 
@@ -325,7 +326,7 @@ class PrimaryService:
     def _lose(self, line: Line) -> None:
         """One that followed is gone, or silent."""
         line.close()
-        with self._order:
+        with self._changed:
             if line in self._lines:
                 self._lines.remove(line)
                 self._core.lose(line.replica)
@@ -358,12 +359,15 @@ class PrimaryService:
             held = self._authority.change(reign, wanted)
         except PeerLostError as error:
             with self._order:
-                self.lost_authority, self._closed = error, True
+                with self._changed:
+                    self.lost_authority, self._closed = error, True
                 self.service.fail(error)
             return
         with self._changed:
             self._core.ruled(held)
             self._changed.notify_all()
+        if held == wanted and held.backup is not None and held.epoch > _FIRST_PAIRED:
+            say(f"shard {self.server.index} has a backup again")
         self._go_on()
         if self.deposed:
             self.server.ended.set()

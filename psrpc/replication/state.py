@@ -6,15 +6,20 @@ import io
 import pickle
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import torch
 
 from psrpc.coordinator import Coordinator, Untrained
+from psrpc.desk import Call, Desk
 from psrpc.errors import ProtocolError
 from psrpc.planes.freight import as_bytes
-from psrpc.server import Call, Desk, ParameterServer
+from psrpc.replication.entries import Rows
+from psrpc.server import ParameterServer
 from psrpc.store.image import PieceImage, ShardImage
+from psrpc.store.shard import ShardStore
+from psrpc.store.state import Option
 
 Replicated = Coordinator | ParameterServer
 
@@ -29,23 +34,16 @@ def capture(service: Replicated) -> tuple[dict[str, Any], list[torch.Tensor], Ca
 
     Nothing may come to the service meanwhile.
     """
-    server = server_of(service)
-    image = server.store.image()
+    server, ahead = server_of(service), server_of(service).next
     tensors: list[torch.Tensor] = []
-
-    def beside(value: object) -> tuple[int | None, object]:
-        if not isinstance(value, torch.Tensor):
-            return None, value
-        tensors.append(value)
-        return len(tensors) - 1, None
-
+    beside = _beside(tensors)
+    image = server.store.image()
+    coming = None if ahead is None else ahead[2].image()
     state: dict[str, Any] = {
         "shard": pickle.dumps(server.core),
-        "pieces": [
-            (beside(piece.weights), {key: beside(value) for key, value in piece.state.items()})
-            for piece in image.pieces
-        ],
-        "options": image.options,
+        "layout": (server.layout, server.servers, server.left, server.fresh),
+        "store": _packed(image, beside),
+        "next": None if ahead is None or coming is None else (*ahead[:2], _packed(coming, beside)),
         "desk": _open_calls(server.desk, beside),
     }
     if isinstance(service, Coordinator):
@@ -58,22 +56,29 @@ def capture(service: Replicated) -> tuple[dict[str, Any], list[torch.Tensor], Ca
             [beside(tensor) for tensor in initial],
             {w: (n, [beside(tensor) for tensor in ts]) for w, (n, ts) in of_worker.items()},
         )
-    return state, tensors, image.release
+
+    def release() -> None:
+        image.release()
+        if coming is not None:
+            coming.release()
+
+    return state, tensors, release
 
 
 def restore(service: Replicated, state: dict[str, Any], tensors: Sequence[torch.Tensor]) -> None:
     """Be as the one whose state was captured; nobody waits for the open requests here."""
-
-    def back(place: tuple[int | None, object]) -> Any:
-        return place[1] if place[0] is None else tensors[place[0]]
-
+    back = _back(tensors)
     server = server_of(service)
-    server.core = _decisions(state["shard"])
-    pieces = [
-        PieceImage(back(weights), {key: back(value) for key, value in entries.items()})
-        for weights, entries in state["pieces"]
-    ]
-    server.store.restore(ShardImage(tuple(pieces), state["options"]))
+    layout, servers, left, fresh = state["layout"]
+    store = server.store if servers == server.servers else server.new_store(servers)
+    store.restore(_unpacked(state["store"], back))
+    server.begin_as(layout, servers, decisions(state["shard"]), store)
+    server.left, server.fresh, server.next = left, fresh, None
+    if state["next"] is not None:
+        layout, servers, packed = state["next"]
+        store = server.new_store(servers)
+        store.restore(_unpacked(packed, back))
+        server.prepare(layout, servers, store)
     _reopen(server.desk, state["desk"], back)
     if isinstance(service, Coordinator):
         frozen, initial, of_worker = state["untrained"]
@@ -82,9 +87,32 @@ def restore(service: Replicated, state: dict[str, Any], tensors: Sequence[torch.
             [back(place) for place in initial],
             {w: (n, [back(place) for place in places]) for w, (n, places) in of_worker.items()},
         )
-        service.take_over(_decisions(state["coordinator"]), untrained)
+        service.take_over(decisions(state["coordinator"]), untrained)
         service.meter.recount(state["meter"])
         _reopen(service.desk, state["words"], back)
+
+
+def rows_of(
+    layout: int, servers: int, store: ShardStore, core: bytes
+) -> tuple[Rows, list[torch.Tensor]]:
+    """A shard that was made for a new layout, as an entry; see `take_rows`."""
+    tensors: list[torch.Tensor] = []
+    beside = _beside(tensors)
+    return Rows(layout, servers, _packed(store.image(), beside), core), tensors
+
+
+def take_rows(service: Replicated, rows: Rows, tensors: Sequence[torch.Tensor]) -> None:
+    """Have the rows for a new layout, if one is still under way; a new server begins in it."""
+    back = _back(tensors)
+    server = server_of(service)
+    if not server.fresh and server.core.moving != rows.layout:
+        return  # it was given up
+    store = server.new_store(rows.servers)
+    store.restore(_unpacked(rows.shard, back))
+    if server.fresh:
+        server.begin_in(rows.layout, rows.servers, decisions(rows.decisions), store)
+    else:
+        server.prepare(rows.layout, rows.servers, store)
 
 
 class _Decisions(pickle.Unpickler):
@@ -102,7 +130,7 @@ class _Decisions(pickle.Unpickler):
 
 
 _OF_DECISIONS = ("psrpc.core.", "psrpc.counts", "psrpc.errors", "psrpc.messages", "psrpc.modes",
-                 "psrpc.orders")  # fmt: skip
+                 "psrpc.moves", "psrpc.orders")  # fmt: skip
 _PLAIN = {
     *(("builtins", name) for name in ("dict", "frozenset", "int", "list", "set", "tuple")),
     *(("collections", name) for name in ("Counter", "OrderedDict", "defaultdict", "deque")),
@@ -110,7 +138,8 @@ _PLAIN = {
 }
 
 
-def _decisions(data: bytes) -> Any:
+def decisions(data: bytes) -> Any:
+    """What decided elsewhere, of its bytes. Raises ProtocolError for what cannot be that."""
     return _Decisions(io.BytesIO(data)).load()
 
 
@@ -133,6 +162,41 @@ def _tensors(server: ParameterServer) -> Iterator[torch.Tensor]:
 
 
 Beside = Callable[[object], tuple[int | None, object]]
+Back = Callable[[tuple[int | None, object]], Any]
+
+
+def _beside(tensors: list[torch.Tensor]) -> Beside:
+    """What puts tensors into a list, and says where they are there."""
+
+    def beside(value: object) -> tuple[int | None, object]:
+        if not isinstance(value, torch.Tensor):
+            return None, value
+        tensors.append(value)
+        return len(tensors) - 1, None
+
+    return beside
+
+
+def _back(tensors: Sequence[torch.Tensor]) -> Back:
+    """What takes them out of it again."""
+    return lambda place: place[1] if place[0] is None else tensors[place[0]]
+
+
+def _packed(image: ShardImage, beside: Beside) -> tuple[Any, ...]:
+    pieces = [
+        (beside(piece.weights), {key: beside(value) for key, value in piece.state.items()})
+        for piece in image.pieces
+    ]
+    return pieces, [astuple(option) for option in image.options]
+
+
+def _unpacked(packed: tuple[Any, ...], back: Back) -> ShardImage:
+    pieces, options = packed
+    made = (
+        PieceImage(back(weights), {key: back(value) for key, value in entries.items()})
+        for weights, entries in pieces
+    )
+    return ShardImage(tuple(made), tuple(Option(*option) for option in options))
 
 
 def _open_calls(desk: Desk, beside: Beside) -> tuple[int, list[Any]]:
@@ -143,9 +207,7 @@ def _open_calls(desk: Desk, beside: Beside) -> tuple[int, list[Any]]:
     return desk.next_token, calls
 
 
-def _reopen(
-    desk: Desk, record: tuple[int, list[Any]], back: Callable[[tuple[int | None, object]], Any]
-) -> None:
+def _reopen(desk: Desk, record: tuple[int, list[Any]], back: Back) -> None:
     next_token, calls = record
     desk.reopen(
         next_token,

@@ -35,6 +35,7 @@ from psrpc.store.layout import torch_dtype
 DEEPEST = 32  # lists within lists
 _MOST_BITS = 4096
 _PLAIN = frozenset({type(None), bool, float, str})
+_COME = _PLAIN | {int}  # what is as it came
 _NUMPY_KINDS = frozenset("?biufcmMSU")
 _TYPES = {**TYPES, np.ndarray: "array", torch.Tensor: "tensor"}
 
@@ -129,12 +130,14 @@ def _pack_tensor(tensor: torch.Tensor, blobs: list[Blob]) -> list[Any]:
 
 def pack_pattern(fields: Sequence[Any], blobs: list[Blob]) -> list[Any]:
     """A pattern as JSON's values. Raises UsageError."""
-    return [_pack_match(field, blobs) for field in fields]
+    return [field if type(field) in _PLAIN else _pack_match(field, blobs) for field in fields]
 
 
 def _pack_match(field: Any, blobs: list[Blob]) -> Any:
     if field is ANY:
         return {"*": 0}
+    if type(field) is int:
+        return pack_value(field, blobs)
     if isinstance(field, type):
         if field not in _TYPES:
             known = ", ".join(kind.__name__ for kind in _TYPES)
@@ -184,13 +187,13 @@ def unpack_fields(wire: Wire, blobs: Blobs, make: Make) -> tuple[Any, ...]:
     if type(wire) is not list:
         raise ProtocolError("a tuple that is no list")
     return tuple(
-        [field if type(field) in _PLAIN else _unpack(field, blobs, make, 0) for field in wire]
+        [field if type(field) in _COME else _unpack(field, blobs, make, 0) for field in wire]
     )
 
 
 def _unpack(wire: Wire, blobs: Blobs, make: Make, depth: int) -> Any:
     kind = type(wire)
-    if kind in _PLAIN or kind is int:
+    if kind in _COME:
         return wire
     if depth > DEEPEST:
         raise ProtocolError("a field with too many lists within each other")
@@ -228,7 +231,9 @@ def unpack_pattern(wire: Wire, blobs: Blobs) -> Pattern:
     if type(wire) is not list:
         raise ProtocolError("a pattern that is no list")
     try:
-        return Pattern([_unpack_match(field, blobs) for field in wire])
+        return Pattern(
+            [field if type(field) in _COME else _unpack_match(field, blobs) for field in wire]
+        )
     except ValueError as error:
         raise ProtocolError(str(error)) from None
 
@@ -236,11 +241,11 @@ def unpack_pattern(wire: Wire, blobs: Blobs) -> Pattern:
 def _unpack_match(wire: Wire, blobs: Blobs) -> Any:
     if type(wire) is not dict:
         return _unpack(wire, blobs, make_block, 0)
+    if type(kind := wire.get("is")) is str and kind in TYPE_NAMES:
+        return OfType(kind)
     match wire:
         case {"*": _}:
             return ANY
-        case {"is": str(name)} if name in TYPE_NAMES:
-            return OfType(name)
         case {"op": _} | {"join": _}:
             return _unpack_test(wire, blobs, 0)
     return _unpack(wire, blobs, make_block, 0)

@@ -1,21 +1,25 @@
-"""A client's connection to one owner: requests in batches, replies as futures."""
+"""A client's connection to one owner: requests in batches, replies as futures.
+
+Whoever waits for an answer reads the connection, if nobody else does: to hand an answer from a
+thread that reads to the one that waits costs as much as all the rest of a request. A thread of the
+connection's own reads for futures that nobody waits for, for watchers, and when nobody asks.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 from psrpc.errors import PeerLostError, PsrpcError, decode
 from psrpc.forks import keep_from_children
+from psrpc.promises import Promise
 from psrpc.space import codec, frames, words
 from psrpc.space.codec import Blobs
 from psrpc.space.frames import Blob, Inbox, Outbox
@@ -24,8 +28,9 @@ from psrpc.space.words import Said, Word
 
 _PING_S = 10.0
 _SILENT_S = 30.0
+_IDLE_S = 0.1  # without a request: then the connection's own thread listens
 _BATCH = 64  # requests that do not wait for an answer to those before them
-_WAITS = (Word.READ, Word.TAKE)
+_LISTENED = (int(Said.SEEN), int(Said.BEHIND))
 
 
 class Reply(NamedTuple):
@@ -35,7 +40,42 @@ class Reply(NamedTuple):
     value: Any = None
     lease: int | None = None
     left_s: float | None = None
-    number: int = -1  # of the connection's question
+
+
+class Question(Promise):
+    """A request, and its reply as a future: what `of` makes of it, by default the reply itself."""
+
+    tag = 0  # by which it can be withdrawn
+    line: Connection | None = None  # over which it was asked
+    waits = False  # whether a thread waits for it, which may read that
+
+    def of(self, reply: Reply) -> Any:
+        """The result. May raise SpaceTimeoutError."""
+        return reply
+
+    def unwanted(self, reply: Reply) -> None:
+        """A reply came after the question was given up."""
+
+    def told(self, reply: Reply) -> None:
+        """The reply has come."""
+        try:
+            wanted = self.finish(self.of(reply))
+        except PsrpcError as error:
+            wanted = self.finish(None, error)
+        if not wanted:
+            self.unwanted(reply)
+
+
+class _Withdrawal(Question):
+    """Its owner answers no other way to what is withdrawn: with this answer that is over."""
+
+    def __init__(self, withdrawn: int) -> None:
+        self._withdrawn = withdrawn
+
+    def told(self, reply: Reply) -> None:
+        super().told(reply)
+        assert self.line is not None
+        self.line.forget(self._withdrawn)
 
 
 class Connection:
@@ -49,7 +89,7 @@ class Connection:
         self._sock: socket.socket | None = None
         self._lock = threading.Lock()
         self._tags = itertools.count(1)
-        self._pending: dict[int, Future[Reply]] = {}
+        self._pending: dict[int, Question] = {}
         self._listeners: dict[int, Callable[[Reply], None]] = {}
         self._quick: set[int] = set()  # what is answered soon, sent and not answered yet
         self._requests: list[list[Any]] = []
@@ -58,7 +98,13 @@ class Connection:
         self._sending = False
         self._lost: PsrpcError | None = None
         self._heard_s = time.monotonic()
-        self._thread = threading.Thread(target=self._read, name="psrpc-space-client", daemon=True)
+        self._reading = threading.Lock()  # held by the one who reads
+        self._reader = 0  # its thread
+        self._torn = False  # whether what has come is read and not yet told
+        self._bell = threading.Lock()
+        self._bell.acquire()
+        self._last = 0  # the latest tag
+        self._thread = threading.Thread(target=self._attend, name="psrpc-space-client", daemon=True)
 
     def start(self) -> Connection:
         """Connect. Raises AddressError, or ProtocolError where the secret is wrong."""
@@ -71,7 +117,7 @@ class Connection:
             inbox = Inbox(frames.MOST_HEADER_BYTES, frames.MOST_BLOB_BYTES)
             while not (came := inbox.take(sock)):
                 pass
-            _, said, *rest = json.loads(came[0].header)[0]
+            _, said, *rest = frames.unpack(came[0].header)[0]
         except (OSError, EOFError, ValueError, IndexError) as error:
             sock.close()
             raise PeerLostError(f"no tuple space at {self._address.shown}: {error}") from error
@@ -88,12 +134,12 @@ class Connection:
     @property
     def usable(self) -> bool:
         """Whether requests can be sent: it is not lost, and another process's."""
-        return self._lost is None and self._pid == os.getpid()
+        return self._lost is None and self._sock is not None and self._sock.fileno() >= 0
 
     @property
     def own_thread(self) -> bool:
         """Whether this is the thread that brings answers, and so must not wait for one."""
-        return threading.current_thread() is self._thread
+        return self._reader == threading.get_ident()
 
     def ask(
         self,
@@ -102,75 +148,151 @@ class Connection:
         *rest: Any,
         blobs: Sequence[Blob] = (),
         listener: Callable[[Reply], None] | None = None,
-    ) -> Future[Reply]:
-        """Send a request. The future has `tag`, by which the question can be withdrawn."""
-        future: Future[Reply] = Future()
+        question: Question | None = None,
+        waits: bool = False,
+    ) -> Question:
+        """Send a request; returns its question, which is `question` if that is given.
+
+        With `waits` this thread will call `wait` for it.
+        """
+        future = Question() if question is None else question
         with self._lock:
             if self._lost is not None:
                 raise self._lost
-            tag = next(self._tags)
-            future.tag = tag  # type: ignore[attr-defined]
+            tag = future.tag = self._last = next(self._tags)
+            future.line = self
             self._pending[tag] = future
             if listener is not None:
                 self._listeners[tag] = listener
-            if word not in _WAITS or rest[1] == 0:
-                soon = bool(self._quick)
-                self._quick.add(tag)
-            else:
-                soon = False
+            # In this order, for `_receive`: what it does not see here is sent at once.
             self._requests.append([tag, word, space, *rest])
-            self._blobs += blobs
-            if self._sending or (soon and len(self._requests) < _BATCH and not self._blobs):
-                return future
-            self._sending = True
-        self._dispatch()
+            if blobs:
+                self._blobs += blobs
+            soon = bool(self._quick)
+            self._quick.add(tag)
+            later = self._sending or (soon and len(self._requests) < _BATCH and not self._blobs)
+            if not later:
+                self._sending = True
+                batch = self._batch()
+        if waits:
+            future.waits = True
+        elif not self._reader:
+            self._ring()
+        if not later:
+            self._send(*batch)
         return future
 
-    def _dispatch(self) -> None:
-        """Send what is there, and what comes meanwhile; for who has set `_sending`."""
-        if self.own_thread:
-            self._send_on(socket.MSG_DONTWAIT)
-        else:
-            self._send_on(0)
+    def wait(self, question: Question) -> Any:
+        """The result of a question that was asked with `waits`. Blocks."""
+        if not question.over and self._reading.acquire(blocking=False):
+            self._read_until(question)
+        return question.result()
 
-    def _send_on(self, flags: int) -> None:
+    def withdraw(self, question: Question, space: str) -> None:
+        """No answer is wanted any more to a question that was asked here."""
+        if self.usable:  # else there is nobody to tell: all that was asked is void
+            with contextlib.suppress(PsrpcError):
+                self.ask(Word.WITHDRAW, space, question.tag, question=_Withdrawal(question.tag))
+
+    def _batch(self) -> tuple[list[list[Any]], list[Blob]]:
+        """What is to be sent, for who has the lock."""
+        batch = self._requests, self._blobs
+        self._requests, self._blobs = [], []
+        return batch
+
+    def _send(self, requests: list[list[Any]], blobs: list[Blob]) -> None:
+        """Send this, and what comes meanwhile; for who has set `_sending`."""
         assert self._sock is not None
+        # The thread that brings answers must go on; somebody else may wait for the kernel.
+        flags = socket.MSG_DONTWAIT if self.own_thread else 0
         while True:
-            with self._lock:
-                if not self._requests and not self._outbox.size_bytes:
-                    self._sending = False
-                    return
-                requests, self._requests = self._requests, []
-                blobs, self._blobs = self._blobs, []
             try:
-                if requests:
-                    self._outbox.put(frames.pack(requests, blobs))
-                done = self._outbox.flush(self._sock, flags)
+                if not self._outbox.send(self._sock, frames.pack(requests, blobs), flags):
+                    threading.Thread(target=self._send_rest, daemon=True).start()
+                    return
             except (OSError, ValueError) as error:
                 self._lose(error)
                 return
-            if not done:
-                # The thread that brings answers must go on; somebody else may wait for the kernel.
-                threading.Thread(target=self._send_on, args=(0,), daemon=True).start()
-                return
+            except BaseException as error:  # an interrupt: what of it was sent, nobody knows
+                self._lose(error)
+                raise
+            with self._lock:
+                if not self._requests:
+                    self._sending = False
+                    return
+                requests, blobs = self._batch()
 
-    def _read(self) -> None:
+    def _send_rest(self) -> None:
         assert self._sock is not None
         try:
+            self._outbox.flush(self._sock)
+        except (OSError, ValueError) as error:
+            self._lose(error)
+            return
+        with self._lock:
+            if not self._requests:
+                self._sending = False
+                return
+            batch = self._batch()
+        self._send(*batch)
+
+    def _ring(self) -> None:
+        """Let the connection's own thread read."""
+        with contextlib.suppress(RuntimeError):
+            self._bell.release()
+
+    def _attend(self) -> None:
+        """Read where nobody who waits does: when asked to, or when there was no request lately."""
+        last = -1
+        while self._lost is None:
+            if not self._bell.acquire(timeout=_IDLE_S) and last != self._last:
+                last = self._last
+            elif self._reading.acquire(blocking=False):
+                self._read_until(self)
+                last = self._last
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody is to be told anything."""
+        return not (self._pending or self._listeners)
+
+    def _read_until(self, matter: Question | Connection) -> None:
+        """Bring answers, once at least, until a matter is over; for who has acquired `_reading`."""
+        self._reader = threading.get_ident()
+        try:
             while True:
-                try:
-                    came = self._inbox.take(self._sock)
-                except BlockingIOError:
-                    self._look_for_life()
-                    continue
-                self._heard_s = time.monotonic()
-                for frame in came:
-                    blobs = Blobs(frame.blobs)
-                    for reply in json.loads(frame.header):
-                        self._hear(reply, blobs)
-                self._hurry()
+                self._receive()
+                if matter.over:
+                    return
         except Exception as error:  # whatever it is, nobody may wait any more
             self._lose(error)
+        except BaseException as error:
+            if self._torn:
+                self._lose(error)
+            raise
+        finally:
+            self._reader = 0
+            self._reading.release()
+            if not self.over:
+                self._ring()
+
+    def _receive(self) -> None:
+        """Take what has come, or wait for it. An interrupt while it waits does no harm."""
+        assert self._sock is not None
+        try:
+            self._inbox.fetch(self._sock)
+        except BlockingIOError:
+            self._look_for_life()
+            return
+        self._torn = True
+        self._heard_s = time.monotonic()
+        for frame in self._inbox.frames():
+            blobs = Blobs(frame.blobs)
+            for reply in frames.unpack(frame.header):
+                self._hear(reply, blobs)
+        self._torn = False
+        if self._requests:
+            self._hurry()
 
     def _hurry(self) -> None:
         """Send what has waited for an answer."""
@@ -178,7 +300,8 @@ class Connection:
             if self._sending or not self._requests:
                 return
             self._sending = True
-        self._dispatch()
+            batch = self._batch()
+        self._send(*batch)
 
     def _look_for_life(self) -> None:
         if not self._pending:
@@ -189,24 +312,24 @@ class Connection:
             self.ask(Word.ABOUT, "")
 
     def _hear(self, wire: list[Any], blobs: Blobs) -> None:
-        tag, said, *rest = wire
-        reply = _reply(Said(said), rest, blobs)
-        if reply.said in (Said.SEEN, Said.BEHIND):
+        tag, said = wire[0], wire[1]
+        if said in _LISTENED:
             if (listener := self._listeners.get(tag)) is not None:
-                listener(reply)
+                listener(_reply(said, wire, blobs))
             return
-        with self._lock:
-            future = self._pending.pop(tag, None)
-            self._quick.discard(tag)
-        if future is None:
+        self._quick.discard(tag)
+        if said == Said.HELD or (future := self._pending.get(tag)) is None:
             return
-        if reply.said is Said.FAILED:
-            future.set_exception(decode(*reply.value))
+        reply = _reply(said, wire, blobs)
+        if said == Said.FAILED:
+            future.finish(None, decode(*reply.value))
         else:
-            future.set_result(reply._replace(number=tag))
+            future.told(reply)
+        self._pending.pop(tag, None)  # at last: whatever interrupts this, it is not forgotten
 
     def forget(self, tag: int) -> None:
-        """Nobody listens to that any more."""
+        """Nobody waits for that, or listens to it, any more."""
+        self._pending.pop(tag, None)
         self._listeners.pop(tag, None)
 
     def _lose(self, error: BaseException) -> None:
@@ -219,36 +342,42 @@ class Connection:
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
             self._sock.close()
+            self._ring()
         for listener in listeners.values():
             listener(Reply(Said.FAILED, lost))
         for future in pending.values():
-            future.set_exception(lost)
+            future.finish(None, lost)
 
     def close(self) -> None:
-        """End it; who waits gets PeerLostError."""
-        if self._sock is None:
-            return
-        if self._pid != os.getpid():
-            return
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
-        if not self.own_thread:
+        """`end`, and return when its thread has."""
+        if self.end() and not self.own_thread:
             self._thread.join(_PING_S)
 
+    def end(self) -> bool:
+        """End it; who waits gets PeerLostError. False if it never began, or not in this process.
 
-def _reply(said: Said, rest: list[Any], blobs: Blobs) -> Reply:
-    match said:
-        case Said.GIVEN:
-            fields = codec.unpack_fields(rest[0], blobs, codec.make_array)
-            return Reply(said, fields, rest[1], rest[2])
-        case Said.ALL:
-            tuples = [codec.unpack_fields(wire, blobs, codec.make_array) for wire in rest[0]]
-            return Reply(said, tuples)
-        case Said.SEEN:
-            fields = codec.unpack_fields(rest[1], blobs, codec.make_array)
-            return Reply(said, (rest[0], fields))
-        case Said.FAILED:
-            return Reply(said, (str(rest[0]), str(rest[1])))
-        case Said.DONE:
-            return Reply(said, rest[0])
-    return Reply(said)
+        Takes no locks, and waits for nobody: the garbage collector calls it.
+        """
+        if self._sock is None or self._pid != os.getpid():
+            return False
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._ring()
+        return True
+
+
+def _reply(said: int, wire: list[Any], blobs: Blobs) -> Reply:
+    if said == Said.GIVEN:
+        fields = codec.unpack_fields(wire[2], blobs, codec.make_array)
+        return Reply(Said.GIVEN, fields, wire[3], wire[4])
+    if said == Said.DONE:
+        return Reply(Said.DONE, wire[2])
+    if said == Said.ALL:
+        tuples = [codec.unpack_fields(each, blobs, codec.make_array) for each in wire[2]]
+        return Reply(Said.ALL, tuples)
+    if said == Said.SEEN:
+        fields = codec.unpack_fields(wire[3], blobs, codec.make_array)
+        return Reply(Said.SEEN, (wire[2], fields))
+    if said == Said.FAILED:
+        return Reply(Said.FAILED, (str(wire[2]), str(wire[3])))
+    return Reply(Said(said))

@@ -16,6 +16,7 @@ from psrpc.space.words import Said, Word
 
 _FIELD_BYTES = 64  # about what a field costs its owner
 _MOST_SPACES = 4096
+_WRITE, _READ, _TAKE = int(Word.WRITE), int(Word.READ), int(Word.TAKE)
 
 
 class Parcel(NamedTuple):
@@ -51,26 +52,32 @@ class Desk:
     @property
     def next_s(self) -> float | None:
         """When `tick` may have something to do."""
-        moments = [space.next_s for space in self._spaces.values()]
-        return min((moment for moment in moments if moment is not None), default=None)
+        soonest = None
+        for space in self._spaces.values():
+            moment = space.next_s
+            if moment is not None and (soonest is None or moment < soonest):
+                soonest = moment
+        return soonest
 
     def tick(self, now: float) -> None:
         """Do what is due."""
         self._now = now
         for space in self._spaces.values():
-            self._carry_out(space.tick(now))
+            if effects := space.tick(now):
+                self._carry_out(effects)
 
     def handle(self, peer: Hashable, requests: Any, blobs: Blobs, now: float) -> None:
         """Do what a client asks; `tick` has been called. Raises ProtocolError for nonsense."""
         if type(requests) is not list:
             raise ProtocolError("a request that is no list")
         for request in requests:
-            match request:
-                case [int(tag), int(word), str(name), *rest]:
-                    self._requests += 1
-                    self._do(peer, tag, word, name, rest, blobs, now)
-                case _:
-                    raise ProtocolError("a request that is none")
+            if type(request) is not list or len(request) < 3:
+                raise ProtocolError("a request that is none")
+            tag, word, name = request[0], request[1], request[2]
+            if type(tag) is not int or type(word) is not int or type(name) is not str:
+                raise ProtocolError("a request that is none")
+            self._requests += 1
+            self._do(peer, tag, word, name, request[3:], blobs, now)
         blobs.end()
 
     def gone(self, peer: Hashable, now: float) -> None:
@@ -96,16 +103,33 @@ class Desk:
             if len(self._spaces) >= _MOST_SPACES:
                 raise ProtocolError(f"more than {_MOST_SPACES} spaces")
             space = self._spaces[name] = TupleStore(self._numbers)
+        count = len(rest)
+        if word == _WRITE and count == 3 and type(rest[2]) is bool:
+            self._write(peer, tag, space, rest[0], _time(rest[1]), rest[2], blobs, now)
+            return
+        if word == _READ and count == 2:
+            pattern = codec.unpack_pattern(rest[0], blobs)
+            self._ask(name, space, Ask(peer, tag, pattern, False, _endless(rest[1])), now)
+        elif word == _TAKE and count == 4 and type(rest[2]) is bool:
+            pattern = codec.unpack_pattern(rest[0], blobs)
+            lease = _endless(rest[3]) if rest[2] else None
+            self._ask(name, space, Ask(peer, tag, pattern, True, _endless(rest[1]), lease), now)
+        else:
+            self._seldom(peer, tag, word, name, space, rest, blobs, now)
+        self._forget(name)
+
+    def _seldom(
+        self,
+        peer: Hashable,
+        tag: int,
+        word: int,
+        name: str,
+        space: TupleStore,
+        rest: list[Any],
+        blobs: Blobs,
+        now: float,
+    ) -> None:
         match (word, *rest):
-            case (Word.WRITE, wire, ttl_s, bool(first)):
-                self._write(peer, tag, space, wire, _time(ttl_s), first, blobs, now)
-            case (Word.READ, wire, wait_s):
-                pattern = codec.unpack_pattern(wire, blobs)
-                self._ask(name, space, Ask(peer, tag, pattern, False, _endless(wait_s)), now)
-            case (Word.TAKE, wire, wait_s, bool(leased), lease_s):
-                pattern = codec.unpack_pattern(wire, blobs)
-                lease = _endless(lease_s) if leased else None
-                self._ask(name, space, Ask(peer, tag, pattern, True, _endless(wait_s), lease), now)
             case (Word.ALL, wire, most):
                 self._all(peer, tag, space, codec.unpack_pattern(wire, blobs), most)
             case (Word.COUNT, wire):
@@ -128,8 +152,6 @@ class Desk:
                 self._done(peer, tag, self._about(space))
             case _:
                 raise ProtocolError(f"no request that an owner knows: {word!r}")
-        if word != Word.WRITE:
-            self._forget(name)
 
     def _write(
         self,
@@ -161,6 +183,8 @@ class Desk:
 
     def _ask(self, name: str, space: TupleStore, ask: Ask, now: float) -> None:
         effects = space.ask(ask, now)
+        if not effects:
+            self._say(ask.peer, [ask.tag, Said.HELD])
         if not effects or ask.lease_s is not None:
             self._busy.setdefault(ask.peer, set()).add(name)
         self._carry_out(effects)
@@ -258,5 +282,8 @@ def _endless(value: Any) -> float:
 
 def _size(parcel: Parcel) -> int:
     """About what a tuple costs its owner: text and blobs are counted, the rest is a sum a field."""
-    text = sum(len(field) for field in parcel.wire if type(field) is str)
-    return _FIELD_BYTES * (1 + len(parcel.wire)) + text + sum(map(len, parcel.blobs))
+    size_bytes = _FIELD_BYTES * (1 + len(parcel.wire)) + sum(map(len, parcel.blobs))
+    for field in parcel.wire:
+        if type(field) is str:
+            size_bytes += len(field)
+    return size_bytes

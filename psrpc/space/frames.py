@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 Blob = bytes | bytearray | memoryview
 
 _HEAD = struct.Struct("<IQ")  # the bytes of the header, and of all blobs
-_CHUNK_BYTES = 1 << 18
+_CHUNK_BYTES = 1 << 15
 _MOST_VIEWS = 512  # of one call of the kernel, which takes 1024
 MOST_HEADER_BYTES = 1 << 28
 MOST_BLOB_BYTES = 1 << 34
 
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+_decode = json.JSONDecoder().raw_decode
+_NOTHING = memoryview(b"")
 
 
 class Frame(NamedTuple):
@@ -32,12 +34,22 @@ class Frame(NamedTuple):
     blobs: memoryview
 
 
-def pack(header: Any, blobs: Sequence[Blob] = ()) -> list[memoryview]:
-    """A frame as the pieces of memory that are sent one after the other."""
+def pack(header: Any, blobs: Sequence[Blob] = ()) -> list[Blob]:
+    """A frame as the pieces of memory, of bytes, that are sent one after the other."""
     text = _encode(header).encode()
+    if not blobs:
+        return [_HEAD.pack(len(text), 0) + text]
     views = [memoryview(blob).cast("B") for blob in blobs if len(blob)]
-    head = memoryview(_HEAD.pack(len(text), sum(view.nbytes for view in views)) + text)
-    return [head, *views]
+    return [_HEAD.pack(len(text), sum(view.nbytes for view in views)) + text, *views]
+
+
+def unpack(header: bytes) -> Any:
+    """What a header says. Raises ValueError or RecursionError if it is no JSON."""
+    text = header.decode()
+    value, end = _decode(text)
+    if end != len(text):
+        raise ValueError("more than one JSON value")
+    return value
 
 
 def pack_raw(header: bytes) -> list[bytes]:
@@ -57,6 +69,7 @@ class Inbox:
         self._header = b""
         self._large: bytearray | None = None  # the blobs of a frame whose header has come
         self._filled = 0
+        self._came: list[bytes | int] = []
 
     def allow(self, most_header: int, most_blobs: int) -> None:
         """From the next frame on those may be larger."""
@@ -67,16 +80,44 @@ class Inbox:
 
         Raises EOFError at the stream's end and for a frame that is too large, else OSError.
         """
-        if self._large is not None:
-            came = sock.recv_into(memoryview(self._large)[self._filled :])
-            if not came:
-                raise EOFError("the stream has ended")
-            self._filled += came
-            return self._finish_large()
-        data = sock.recv(_CHUNK_BYTES)
-        if not data:
+        if self._large is None and not self._came:
+            return self._of(sock.recv(_CHUNK_BYTES))
+        self.fetch(sock)
+        return self.frames()
+
+    def fetch(self, sock: socket.socket) -> None:
+        """Call the kernel once, unless `frames` was not called since. Raises as `take`.
+
+        What has come is kept, even if an interrupt (Ctrl-C) hits this thread at the same moment.
+        """
+        came = self._came
+        if not came:
+            # One step for the interpreter, in which no handler of a signal can come between.
+            if self._large is None:
+                came.extend(map(sock.recv, (_CHUNK_BYTES,)))
+            else:
+                came.extend(map(sock.recv_into, (memoryview(self._large)[self._filled :],)))
+
+    def frames(self) -> list[Frame]:
+        """The frames that are complete with what was fetched. Raises EOFError as `take`."""
+        came = self._came.pop()
+        if isinstance(came, bytes):
+            return self._of(came)
+        if not came:
             raise EOFError("the stream has ended")
-        self._buffer += data
+        self._filled += came
+        return self._finish_large()
+
+    def _of(self, came: bytes) -> list[Frame]:
+        if not came:
+            raise EOFError("the stream has ended")
+        if not self._buffer and len(came) >= _HEAD.size:
+            header_bytes, blob_bytes = _HEAD.unpack_from(came)
+            if not blob_bytes and len(came) == _HEAD.size + header_bytes:
+                if header_bytes > self._limits[0]:
+                    raise EOFError(f"a frame of {header_bytes} bytes")
+                return [Frame(came[_HEAD.size :], _NOTHING)]
+        self._buffer += came
         return self._parse()
 
     def _parse(self) -> list[Frame]:
@@ -126,10 +167,25 @@ class Outbox:
         self.size_bytes = 0
         self._views: deque[memoryview] = deque()
 
-    def put(self, views: Sequence[memoryview]) -> None:
-        """Send these after what is there."""
+    def put(self, pieces: Sequence[Blob]) -> None:
+        """Send these, of bytes, after what is there."""
+        views = [memoryview(piece) for piece in pieces]
         self._views.extend(views)
         self.size_bytes += sum(view.nbytes for view in views)
+
+    def send(self, sock: socket.socket, pieces: Sequence[Blob], flags: int = 0) -> bool:
+        """`put` and `flush`, in one call of the kernel where that is enough."""
+        if len(pieces) == 1 and not self._views:
+            (piece,) = pieces
+            try:
+                sent = sock.send(piece, flags)
+            except BlockingIOError:
+                sent = 0
+            if sent == len(piece):
+                return True
+            pieces = [memoryview(piece)[sent:]]
+        self.put(pieces)
+        return self.flush(sock, flags)
 
     def flush(self, sock: socket.socket, flags: int = 0) -> bool:
         """Send what the kernel takes; whether that was all. Raises OSError."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hmac
-import json
 import secrets
-import selectors
+import select
 import socket
 import threading
 from typing import Any
@@ -24,6 +22,7 @@ from psrpc.space.words import Said
 _TOKEN_S = 30.0
 _FULL_BYTES = 1 << 26  # who has so much unread is not read from, and watches no more
 _STRANGER_BYTES = 1 << 10
+_MOST_EVENTS = 256
 
 
 class _Client:
@@ -62,10 +61,13 @@ class SpaceServer:
         self._clock = SystemClock() if clock is None else clock
         self._desk = Desk(limit_bytes)
         self._clients: dict[int, _Client] = {}
+        self._strangers: set[int] = set()  # who has not said who they are
         self._numbers = 0
-        self._selector = selectors.DefaultSelector()
+        self._poll = select.epoll()
+        self._numbered: dict[int, int] = {}  # clients by descriptor
         self._listener: socket.socket | None = None
         self._wake: socket.socket | None = None
+        self._woken: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, name="psrpc-space", daemon=True)
 
     @property
@@ -87,8 +89,9 @@ class SpaceServer:
         keep_from_children(self._listener)
         self._listener.setblocking(False)
         wake, self._wake = socket.socketpair()
-        self._selector.register(self._listener, selectors.EVENT_READ, None)
-        self._selector.register(wake, selectors.EVENT_READ, wake)
+        self._woken = wake
+        self._poll.register(self._listener, select.EPOLLIN)
+        self._poll.register(wake, select.EPOLLIN)
         self._thread.start()
         return self
 
@@ -98,6 +101,7 @@ class SpaceServer:
             self._wake.close()
             self._wake = None
             self._thread.join()
+            self._listener = None
 
     def __enter__(self) -> SpaceServer:
         return self.start()
@@ -112,31 +116,41 @@ class SpaceServer:
         finally:
             for number in list(self._clients):
                 self._drop(number)
-            for key in list(self._selector.get_map().values()):
-                assert isinstance(key.fileobj, socket.socket)
-                key.fileobj.close()
-            self._selector.close()
+            self._poll.close()
+            for sock in (self._listener, self._woken):
+                if sock is not None:
+                    sock.close()
 
     def _turn(self) -> bool:
         """Serve whoever has said something, and do what is due; False when it shall end."""
-        ready = self._selector.select(self._patience())
+        ready = self._poll.poll(self._patience(), _MOST_EVENTS)
         now = self._clock.now()
         self._desk.tick(now)
         going = True
-        for key, events in ready:
-            if key.data is None:
+        for descriptor, events in ready:
+            number = self._numbered.get(descriptor)
+            if number is not None:
+                self._serve(number, events, now)
+            elif self._listener is not None and descriptor == self._listener.fileno():
                 self._accept(now)
-            elif isinstance(key.data, int):
-                self._serve(key.data, events, now)
-            else:
+            elif self._woken is not None and descriptor == self._woken.fileno():
                 going = False
-        self._see_out(now)
+        if self._strangers:
+            self._see_out(now)
         self._post()
         return going
 
     def _patience(self) -> float | None:
-        strangers = [c.until_s for c in self._clients.values() if c.until_s is not None]
-        moments = strangers if self._desk.next_s is None else [self._desk.next_s, *strangers]
+        next_s = self._desk.next_s
+        if next_s is None and not self._strangers:
+            return None
+        moments = [
+            until_s
+            for number in self._strangers
+            if (until_s := self._clients[number].until_s) is not None
+        ]
+        if next_s is not None:
+            moments.append(next_s)
         return max(min(moments) - self._clock.now(), 0.0) if moments else None
 
     def _accept(self, now: float) -> None:
@@ -150,8 +164,10 @@ class SpaceServer:
         self._numbers += 1
         client = _Client(keep_from_children(sock), now + _TOKEN_S)
         self._clients[self._numbers] = client
-        client.events = selectors.EVENT_READ
-        self._selector.register(sock, client.events, self._numbers)
+        self._strangers.add(self._numbers)
+        client.events = select.EPOLLIN
+        self._numbered[sock.fileno()] = self._numbers
+        self._poll.register(sock, client.events)
         client.outbox.put([memoryview(client.nonce)])
         self._flush(self._numbers, client)
 
@@ -159,9 +175,10 @@ class SpaceServer:
         client = self._clients.get(number)
         if client is None:
             return
-        if events & selectors.EVENT_WRITE:
+        if events & ~select.EPOLLIN and client.outbox.size_bytes:
             self._flush(number, client)
-        if not events & selectors.EVENT_READ or number not in self._clients:
+        reads = events & ~select.EPOLLOUT and client.events & select.EPOLLIN
+        if not reads or number not in self._clients:
             return
         try:
             for frame in client.inbox.take(client.sock):
@@ -182,11 +199,12 @@ class SpaceServer:
             if not hmac.compare_digest(frame.header, words.proof(self._secret, client.nonce)):
                 raise ProtocolError("this tuple space does not know who you are: a wrong secret")
             client.until_s = None
+            self._strangers.discard(number)
             client.inbox.allow(frames.MOST_HEADER_BYTES, frames.MOST_BLOB_BYTES)
             self._send(number, client, [[-1, Said.DONE, None]], [])
             return
         try:
-            requests = json.loads(frame.header)
+            requests = frames.unpack(frame.header)
         except (ValueError, RecursionError) as error:
             raise ProtocolError(f"a request that is no JSON: {error}") from None
         self._desk.handle(number, requests, Blobs(frame.blobs), now)
@@ -204,7 +222,13 @@ class SpaceServer:
                     self._send(number, client, letter.replies, letter.blobs)
 
     def _send(self, number: int, client: _Client, replies: Any, blobs: list[memoryview]) -> None:
-        client.outbox.put(frames.pack(replies, blobs))
+        views = frames.pack(replies, blobs)
+        try:
+            if client.outbox.send(client.sock, views) and client.events == select.EPOLLIN:
+                return
+        except OSError:
+            self._drop(number)
+            return
         self._flush(number, client)
 
     def _flush(self, number: int, client: _Client) -> None:
@@ -213,19 +237,20 @@ class SpaceServer:
         except OSError:
             self._drop(number)
             return
-        events = selectors.EVENT_WRITE if client.outbox.size_bytes else 0
+        events = select.EPOLLOUT if client.outbox.size_bytes else 0
         if client.outbox.size_bytes <= _FULL_BYTES:
-            events |= selectors.EVENT_READ
+            events |= select.EPOLLIN
         else:
             self._desk.unwatch_all(number)
         if events != client.events:
             client.events = events
-            self._selector.modify(client.sock, events, number)
+            self._poll.modify(client.sock, events)
 
     def _see_out(self, now: float) -> None:
         """Strangers who do not say who they are do not stay."""
-        for number, client in list(self._clients.items()):
-            if client.until_s is not None and client.until_s <= now:
+        for number in list(self._strangers):
+            until_s = self._clients[number].until_s
+            if until_s is not None and until_s <= now:
                 self._drop(number, now)
 
     def _drop(self, number: int, now: float | None = None) -> None:
@@ -233,7 +258,8 @@ class SpaceServer:
         client = self._clients.pop(number, None)
         if client is None:
             return
-        with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(client.sock)
+        self._strangers.discard(number)
+        del self._numbered[client.sock.fileno()]
+        self._poll.unregister(client.sock)  # a child that was forked just now may have it still
         client.sock.close()
         self._desk.gone(number, self._clock.now() if now is None else now)

@@ -5,16 +5,9 @@ from __future__ import annotations
 import socket
 from typing import NamedTuple
 
+from psrpc import addresses
 from psrpc.errors import AddressError, UsageError
 
-# As for the streams of gradients: a peer whose kernel is silent for 60 s is gone.
-_OPTIONS = {
-    socket.TCP_NODELAY: 1,
-    socket.TCP_KEEPIDLE: 20,
-    socket.TCP_KEEPINTVL: 10,
-    socket.TCP_KEEPCNT: 4,
-    socket.TCP_USER_TIMEOUT: 60_000,
-}
 _CONNECT_S = 10.0
 
 
@@ -42,9 +35,8 @@ def parse(text: str) -> Address:
 
 def keep_alive(sock: socket.socket) -> None:
     """Small frames go at once, and a peer that the network cuts off is noticed."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _OPTIONS.items():
-        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    addresses.keep_alive(sock)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def connect(address: Address) -> socket.socket:

@@ -24,10 +24,8 @@ class Watch:
         self._close = close
         self._events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
         self._closed = False
-
-    def tell(self, event: Event | Exception) -> None:
-        """Something happened."""
-        self._events.put(event)
+        # Something happened. Whoever tells that has no hold on the watch, which ends with its user.
+        self.tell: Callable[[Event | Exception], None] = self._events.put
 
     def next(self, timeout: float | None = None) -> Event:
         """The next event. Raises SpaceTimeoutError if none comes within `timeout` seconds.

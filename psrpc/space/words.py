@@ -39,8 +39,9 @@ class Said(IntEnum):
     """What an owner answers, and what comes behind it.
 
     DONE a value; GIVEN fields, lease, its time that is left; MISSED; ALL tuples; FAILED an
-    error's name and text; and not only once: SEEN a change and fields, BEHIND (a watcher who
-    does not read, and is told no more).
+    error's name and text. Besides: HELD (a question that has to wait), so that a client need not
+    wait with its next ones; SEEN a change and fields; BEHIND (a watcher who does not read, and is
+    told no more).
     """
 
     DONE = 0
@@ -50,6 +51,7 @@ class Said(IntEnum):
     FAILED = 4
     SEEN = 5
     BEHIND = 6
+    HELD = 7
 
 
 def proof(secret: str, nonce: bytes) -> bytes:

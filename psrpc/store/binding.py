@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import cmath
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from psrpc.errors import GradientError, NonFiniteGradientError
 from psrpc.store.blueprint import Blueprint
+from psrpc.store.dealing import deal
 from psrpc.store.flats import Buffers
-from psrpc.store.gradients import Flats, Gradients
+from psrpc.store.gradients import Flats, Gradients, pieces_of
 from psrpc.store.layout import Piece, ShardLayout
 
 
@@ -32,27 +34,91 @@ class Binding:
         buffers: Sequence[Buffers],
     ) -> None:
         self._blueprint = blueprint
-        self._layouts = layouts
-        self._buffers = buffers
         named = dict(model.named_parameters())
         self._parameters = [named[spec.name] for spec in blueprint.specs]
         self._frozen = [
             (name, parameter) for name, parameter in named.items() if not parameter.requires_grad
         ]
-        device = self._parameters[0].device
-        self._staged = device.type != "cpu"
-        self._weights = [_on(device, shard.weights) for shard in buffers]
+        self._device = self._parameters[0].device
+        self._staged = _is_apart(self._device)
+        self._settle(layouts, buffers)
+        flats = [self._own(shard.gradients) for shard in buffers]
+        self._gradients = Gradients(blueprint, layouts, self._parameters, flats)
+
+    def _settle(self, layouts: Sequence[ShardLayout], buffers: Sequence[Buffers]) -> None:
+        """Let the weights live in these buffers, with the values that they have."""
+        self._layouts, self._buffers = layouts, buffers
+        if self._device.type == "cuda":
+            for shard in buffers:
+                shard.lock_pages()
+        self._weights = [self._own(shard.weights) for shard in buffers]
         self._resident, self._cut = _places(layouts, self._weights, self._parameters)
         self._adopt_memory()
-        flats = [_on(device, shard.gradients) for shard in buffers]
-        self._gradients = Gradients(blueprint, layouts, self._parameters, flats)
+
+    def move(
+        self,
+        layouts: Sequence[ShardLayout],
+        buffers: Sequence[Buffers],
+        sent: Sequence[list[torch.Tensor]] | None,
+    ) -> None:
+        """Live in the buffers of another layout from now on, with all that is held.
+
+        `sent` are flat gradients of the present layout that are under way, if there are some: those
+        in use, or those that were left by `turn`. They are in the first set of the new buffers
+        then, and those in use in the same set or in the second one.
+        """
+        before, turned = self._layouts, sent is not None and not self._in_use(sent)
+        self._settle(layouts, buffers)
+        if sent is not None:
+            deal(before, sent, layouts, [shard.gradients for shard in buffers])
+        if turned:
+            for shard in buffers:
+                shard.turn()
+        flats = [self._own(shard.gradients) for shard in buffers]
+        self._gradients.move(layouts, flats)
+
+    def _in_use(self, sent: Sequence[list[torch.Tensor]]) -> bool:
+        """Whether these are the gradients that a step in the making is added to."""
+        return all(
+            flat is used
+            for flats, shard in zip(sent, self._buffers, strict=True)
+            for flat, used in zip(flats, shard.gradients, strict=True)
+        )
+
+    def in_use(self) -> list[list[torch.Tensor]]:
+        """The flat gradients that leave next, by shard."""
+        return [shard.gradients for shard in self._buffers]
+
+    @contextmanager
+    def sending(self, side: int) -> Iterator[None]:
+        """Let what is sent in this block be the first (0) or the second (1) set of gradients."""
+        sides = [shard.side for shard in self._buffers]
+        for shard in self._buffers:
+            shard.side = side
+        try:
+            yield
+        finally:
+            for shard, before in zip(self._buffers, sides, strict=True):
+                shard.side = before
+
+    def parameters_of(self, pieces: Sequence[tuple[int, ...]]) -> frozenset[int]:
+        """The parameters of some pieces of each shard."""
+        return frozenset(
+            layout.pieces[index].parameter
+            for layout, indices in zip(self._layouts, pieces, strict=True)
+            for index in indices
+        )
+
+    def pieces_of(self, parameters: Collection[int]) -> list[tuple[int, ...]]:
+        """The pieces of some parameters on each shard."""
+        return pieces_of(self._layouts, parameters)
 
     def gather(self) -> list[tuple[int, ...]]:
         """Make the buffers hold this step's gradients; see `Gradients.gather`."""
         self._refuse_frozen()
         absent = self._gradients.gather()
         if self._staged:
-            _copy_all([shard.gradients for shard in self._buffers], self._gradients.flats)
+            self._copy_all([shard.gradients for shard in self._buffers], self._gradients.flats)
         return absent
 
     def empty(self) -> bool:
@@ -77,7 +143,7 @@ class Binding:
     def scatter(self) -> None:
         """Let the model see the weights that have landed."""
         if self._staged:
-            _copy_all(self._weights, [shard.weights for shard in self._buffers])
+            self._copy_all(self._weights, [shard.weights for shard in self._buffers])
         for parameter, view, address in self._resident:
             if parameter.data_ptr() != address:
                 parameter.data = view
@@ -117,8 +183,22 @@ class Binding:
             for parameter, piece, view in self._cut:
                 view.copy_(piece.rows(parameter))
             if self._staged:
-                _copy_all([shard.weights for shard in self._buffers], self._weights)
+                self._copy_all([shard.weights for shard in self._buffers], self._weights)
         self.scatter()
+
+    def _own(self, flats: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Where the model has what these tensors are to others: the same memory, or its GPU's."""
+        if not self._staged:
+            return flats
+        return [torch.zeros_like(flat, device=self._device) for flat in flats]
+
+    def _copy_all(self, targets: Flats, sources: Flats) -> None:
+        """Copy between GPU and CPU, all segments at once, and wait: others are to use them."""
+        for target, source in zip(targets, sources, strict=True):
+            for to, have in zip(target, source, strict=True):
+                to.copy_(have, non_blocking=True)
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
 
 
 def _sums_up(flat: torch.Tensor) -> bool:
@@ -153,11 +233,6 @@ def _places(
     return resident, cut
 
 
-def _on(device: torch.device, flats: list[torch.Tensor]) -> list[torch.Tensor]:
-    return flats if device.type == "cpu" else [torch.zeros_like(f, device=device) for f in flats]
-
-
-def _copy_all(targets: Flats, sources: Flats) -> None:
-    for target, source in zip(targets, sources, strict=True):
-        for to, have in zip(target, source, strict=True):
-            to.copy_(have)
+def _is_apart(device: torch.device) -> bool:
+    """Whether a model there needs memory of its own beside the buffers, which are the CPU's."""
+    return device.type != "cpu"

@@ -126,9 +126,17 @@ def _say(parameter: tuple[str, tuple[int, ...], str]) -> str:
     return f"{name!r} {list(shape)} {dtype}"
 
 
+_WANTED = (
+    "optimizer= must be a torch.optim class or a function that makes one from parameters "
+    "(functools.partial(torch.optim.SGD, lr=0.1))"
+)
+
+
 def _template(
     model: nn.Module, factory: OptimizerFactory, param_groups: GroupsFactory | None
 ) -> optim.Optimizer:
+    if not callable(factory):
+        raise OptimizerError(f"{_WANTED}; this one is made already: {type(factory).__name__}")
     spare_dynamo()
     given = model.parameters() if param_groups is None else list(param_groups(model))
     try:
@@ -136,10 +144,7 @@ def _template(
     except Exception as error:
         raise OptimizerError(f"the optimizer cannot be made: {error}") from error
     if not isinstance(template, optim.Optimizer):
-        raise OptimizerError(
-            "optimizer= must be a torch.optim class or a function that makes one from "
-            f"parameters (functools.partial(torch.optim.SGD, lr=0.1)), it made {template!r}"
-        )
+        raise OptimizerError(f"{_WANTED}; it made {template!r}")
     closure = inspect.signature(type(template).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise OptimizerError(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from psrpc.store.layout import ShardLayout
+from psrpc.store.locked import locked_like
 
 
 class Buffers:
@@ -18,11 +19,15 @@ class Buffers:
     """
 
     def __init__(
-        self, weights: list[torch.Tensor], make: Callable[[int], list[torch.Tensor]]
+        self,
+        weights: list[torch.Tensor],
+        make: Callable[[int], list[torch.Tensor]],
+        lock_pages: Callable[[], None] | None = None,
     ) -> None:
         self.weights = weights
         self.side = 0
         self._make = make
+        self._lock_pages = lock_pages
         self._sets: list[list[torch.Tensor] | None] = [make(0), None]
 
     @classmethod
@@ -47,3 +52,16 @@ class Buffers:
         self.side = 1 - self.side
         if self._sets[self.side] is None:
             self._sets[self.side] = self._make(self.side)
+
+    def lock_pages(self) -> None:
+        """Let a GPU copy from and to this memory by itself; before anybody has its tensors.
+
+        Memory of this process's own is replaced by page-locked memory.
+        """
+        if self._lock_pages is not None:
+            self._lock_pages()
+            return
+        make = self._make
+        self._make = lambda side: locked_like(make(side))
+        self.weights = locked_like(self.weights)
+        self._sets = [None if flats is None else locked_like(flats) for flats in self._sets]

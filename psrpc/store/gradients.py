@@ -9,17 +9,19 @@ is told by a hook that autograd calls when it has added one.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import nn
 
 from psrpc.errors import GradientError
 from psrpc.store.blueprint import Blueprint
+from psrpc.store.bulk import clear
 from psrpc.store.layout import Piece, ShardLayout, dtype_name
 
 Flats = Sequence[list[torch.Tensor]]  # by shard, then by segment
 
+_FIRST = 1 << 10
 _GRADIENT = operator.attrgetter("grad")
 
 
@@ -55,7 +57,7 @@ class GradientSet:
         """Fill with zeros, and let every parameter's `.grad` be its home."""
         for shard in self.flats:
             for flat in shard:
-                flat.zero_()
+                clear(flat)
         for index in self.cut:
             self.homes[index].zero_()
         for index, parameter in enumerate(parameters):
@@ -109,12 +111,7 @@ class Gradients:
         for index, pieces in self._current.cut.items():
             for piece, view in pieces:
                 view.copy_(piece.rows(self._current.homes[index]))
-        if not absent:
-            return [()] * len(self._layouts)
-        return [
-            tuple(i for i, piece in enumerate(layout.pieces) if piece.parameter in absent)
-            for layout in self._layouts
-        ]
+        return pieces_of(self._layouts, absent)
 
     def clear(self) -> None:
         """Begin a step: its gradients are added to zeros."""
@@ -130,6 +127,17 @@ class Gradients:
             self._sets.append(known)
         self._current = known
         self.clear()
+
+    def move(self, layouts: Sequence[ShardLayout], flats: Flats) -> None:
+        """Live in the flat buffers of another layout, with what is in those of the present one."""
+        self._layouts, before = layouts, self._current
+        self._current = GradientSet(layouts, flats, self._parameters)
+        self._sets = [self._current]
+        for index, parameter in enumerate(self._parameters):
+            home = self._current.homes[index]
+            home.copy_(before.homes[index])
+            if parameter.grad is before.homes[index]:
+                parameter.grad = home
 
     def release(self) -> None:
         """Let go of the model."""
@@ -161,7 +169,7 @@ class Gradients:
             return False
         # What autograd did not add to is zeros, whatever clipping did to it, unless a loop
         # wrote a gradient of its own there.
-        present = gradient is not home or id(parameter) in self._present or bool(gradient.any())
+        present = gradient is not home or id(parameter) in self._present or _any(gradient)
         if gradient is not home or gradient.data_ptr() != current.addresses[index]:
             self._check(index, gradient)
             gradient = gradient.detach()
@@ -178,3 +186,19 @@ class Gradients:
                 f"{dtype_name(gradient.dtype)}, the servers keep it as {list(spec.shape)} "
                 f"{spec.dtype}; do not change a model's shape or dtype after the start"
             )
+
+
+def _any(gradient: torch.Tensor) -> bool:
+    """Whether there is anything but zeros; the first elements tell of most, at no cost."""
+    flat = gradient.reshape(-1)
+    return bool(flat[:_FIRST].any()) or bool(flat.any())
+
+
+def pieces_of(layouts: Sequence[ShardLayout], parameters: Collection[int]) -> list[tuple[int, ...]]:
+    """The pieces of some parameters on each shard."""
+    if not parameters:
+        return [()] * len(layouts)
+    return [
+        tuple(i for i, piece in enumerate(layout.pieces) if piece.parameter in parameters)
+        for layout in layouts
+    ]

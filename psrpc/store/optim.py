@@ -119,18 +119,19 @@ class ShardOptimizer:
         parts = {key: v for key, v in state.items() if _is_elementwise(v, numel)}
         counts = {key: v for key, v in state.items() if key not in parts}
 
-        def step(low: int, high: int) -> dict[str, Any]:
-            # Each stretch counts the step by itself; one's count is kept.
+        def step(low: int, high: int) -> None:
+            # Each stretch counts the step by itself; the first one's count is kept. Nothing else
+            # is: it would lie between what stretches take for a moment, so that the next ones could
+            # not use that again.
             part = {key: value[low:high] for key, value in parts.items()}
             part |= {key: own(value) for key, value in counts.items()}
             kernel(weights[low:high], gradient.stretch(low, high), part, options)
             if written is not None:
                 written(segment, low, high)
-            return part
+            if low == 0:
+                state.update((key, part[key]) for key in counts)
 
-        part = spread(step, spans(numel, _STRETCH))[0]
-        for key in counts:
-            state[key] = part[key]
+        spread(step, spans(numel, _STRETCH))
         return True
 
     def tensors(self) -> list[torch.Tensor]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from psrpc.errors import GradientError
-from psrpc.messages import Override
+from psrpc.messages import Override, StateReply
 from psrpc.modes import Reduction
 from psrpc.store.blueprint import Blueprint
 from psrpc.store.copies import Copies
@@ -19,27 +18,11 @@ from psrpc.store.image import Frame, PieceImage, ShardImage, room_for
 from psrpc.store.layout import ShardLayout
 from psrpc.store.mixture import Mixture
 from psrpc.store.optim import ShardOptimizer, Written
-from psrpc.store.state import own
+from psrpc.store.state import Option, described, own
 
 
-class Awaited(Sequence[torch.Tensor]):
-    """Gradients that are still with their worker, and come added up when they are needed.
-
-    Until then there is nothing here: an empty sequence.
-    """
-
-    @abstractmethod
-    def sum(self, shares: Sequence[tuple[Sequence[torch.Tensor], float]]) -> list[torch.Tensor]:
-        """The sum of `shares`, each times its weight: all that one step is made of.
-
-        This is one of them; some may be tensors. Blocks; raises PeerLostError.
-        """
-
-    def __len__(self) -> int:
-        return 0
-
-    def __getitem__(self, index: Any) -> Any:
-        raise IndexError("these gradients have not come")
+class Joint(list[torch.Tensor]):
+    """Gradients of some of a step's workers, added up as their share: all of them send this."""
 
 
 class Contribution(NamedTuple):
@@ -58,6 +41,7 @@ class ShardStore:
         self, blueprint: Blueprint, layout: ShardLayout, model: nn.Module, reduction: Reduction
     ) -> None:
         self.layout = layout
+        self._blueprint = blueprint
         self.reduction = reduction
         self.flats = layout.empty()
         fill(self.flats, layout, blueprint, model)
@@ -68,8 +52,6 @@ class ShardStore:
 
     def check(self, gradients: Sequence[torch.Tensor], who: str) -> None:
         """Raise GradientError unless `gradients` fit the segments in number, size and dtype."""
-        if isinstance(gradients, Awaited):
-            return
         if len(gradients) != len(self.flats):
             raise GradientError(
                 f"{who} sent {len(gradients)} gradient tensors, this shard has {len(self.flats)}"
@@ -102,6 +84,10 @@ class ShardStore:
         """Each piece's optimizer state, see `ShardOptimizer.state`."""
         return self._optimizer.state()
 
+    def described_state(self) -> tuple[StateReply, list[torch.Tensor]]:
+        """The optimizer's state by piece, as it is told; its tensors are copies."""
+        return described(self.layout, self._optimizer.state(), self._blueprint)
+
     def image(self) -> ShardImage:
         """A copy of the weights, the optimizer's state and its changed options.
 
@@ -133,12 +119,20 @@ class ShardStore:
             frame.touch()
             self._frame = frame
 
+    def options(self) -> tuple[Option, ...]:
+        """The optimizer's options that differ from the job's start."""
+        return tuple(self._optimizer.options())
+
+    def load(self, states: Sequence[Mapping[str, Any]], options: Sequence[Option]) -> None:
+        """Let the optimizer go on, before the first step, from each piece's state."""
+        self._snapshot = None
+        self._optimizer.load(states, options)
+
     def restore(self, image: ShardImage) -> None:
         """Go on, before the first step, from an image of the same pieces."""
         for view, piece in zip(self.layout.views(self.flats), image.pieces, strict=True):
             view.copy_(piece.weights)
-        self._snapshot = None
-        self._optimizer.load([piece.state for piece in image.pieces], image.options)
+        self.load([piece.state for piece in image.pieces], image.options)
 
     def _frame_for(self, size_bytes: int) -> Frame:
         frame = self._frame
@@ -150,18 +144,25 @@ class ShardStore:
 
 def reduce(contributions: Sequence[Contribution], reduction: Reduction) -> list[Mixture]:
     """The sum, or the mean weighted by samples, of the contributions' gradients, by segment."""
-    if len(contributions) == 1 and not isinstance(contributions[0].gradients, Awaited):
-        return [Mixture((gradient,), (1.0,)) for gradient in contributions[0].gradients]
-    awaited = next((g for c in contributions if isinstance(g := c.gradients, Awaited)), None)
-    total = sum(c.samples for c in contributions)
-    weights = [1.0] * len(contributions)
-    if reduction is Reduction.MEAN:
-        weights = [c.samples / total if total else 1 / len(contributions) for c in contributions]
-    if awaited is not None:
-        shares = [(c.gradients, weight) for c, weight in zip(contributions, weights, strict=True)]
-        return [Mixture([total], [1.0]) for total in awaited.sum(shares)]
-    columns = zip(*(c.gradients for c in contributions), strict=True)
-    return [Mixture(column, weights) for column in columns]
+    joint = next((g for c in contributions if isinstance(g := c.gradients, Joint)), None)
+    weights = shares([c.samples for c in contributions], reduction)
+    parts = [(c.gradients, w) for c, w in zip(contributions, weights, strict=True)]
+    if joint is not None:
+        apart = [part for part in parts if part[0] is not joint]
+        theirs = sum(weight for gradients, weight in parts if gradients is joint)
+        parts = [(joint, theirs if reduction is Reduction.MEAN else 1.0), *apart]
+    if len(parts) == 1:
+        return [Mixture((gradient,), (1.0,)) for gradient in parts[0][0]]
+    columns = zip(*(gradients for gradients, _ in parts), strict=True)
+    return [Mixture(column, [weight for _, weight in parts]) for column in columns]
+
+
+def shares(samples: Sequence[int], reduction: Reduction) -> list[float]:
+    """By what each of several gradients is multiplied, which are means of so many samples."""
+    if reduction is Reduction.SUM:
+        return [1.0] * len(samples)
+    total = sum(samples)
+    return [each / total if total else 1 / len(samples) for each in samples]
 
 
 def fill(

@@ -11,7 +11,7 @@ import torch
 
 from psrpc.messages import StateReply
 from psrpc.store.blueprint import Blueprint
-from psrpc.store.layout import Piece
+from psrpc.store.layout import Piece, ShardLayout
 
 # What classes that treat every element by itself keep once for all elements. Where the
 # parameter is a single number without a dimension, shapes do not tell.
@@ -111,3 +111,22 @@ def _join(parts: Sequence[PieceState], shape: tuple[int, ...]) -> dict[str, Any]
         cut = len(values) > 1 and isinstance(value, torch.Tensor) and value.dim() == len(shape) > 0
         joined[key] = torch.cat(values) if cut else value
     return joined
+
+
+def described(
+    layout: ShardLayout, states: Sequence[Mapping[str, object]], blueprint: Blueprint
+) -> tuple[StateReply, list[torch.Tensor]]:
+    """A shard's optimizer state by piece, as it is told; with copies of its tensors."""
+    pieces: list[tuple[str, int, tuple[tuple[str, int | None, object], ...]]] = []
+    tensors: list[torch.Tensor] = []
+    for piece, state in zip(layout.pieces, states, strict=True):
+        entries: list[tuple[str, int | None, object]] = []
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor):
+                entries.append((key, len(tensors), None))
+                tensors.append(value.clone())
+            else:
+                entries.append((key, None, value))
+        name = blueprint.specs[piece.parameter].name
+        pieces.append((name, piece.first_row, tuple(entries)))
+    return StateReply(tuple(pieces)), tensors

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from psrpc.errors import FencedError, JobOverError
+from psrpc.errors import FencedError, JobFailedError, JobOverError, ScaleError
 from psrpc.messages import (
     Acquire,
     Failure,
@@ -19,6 +19,7 @@ from psrpc.messages import (
     StreamKind,
     Welcome,
 )
+from psrpc.moves import Moved
 from psrpc.testing.events import EventHeap
 from psrpc.testing.network import Network
 
@@ -28,6 +29,31 @@ LONGEST_PATIENCE_S = 5.0
 
 class CheckError(AssertionError):
     """A simulated job did what no job may do."""
+
+
+@dataclass(frozen=True)
+class Lost(Reply):
+    """No server's answer: the connection to it has ended."""
+
+
+# The errors that a server may answer with; any other one is a mistake.
+_EXPECTED = {error.__name__ for error in (FencedError, JobFailedError, JobOverError, ScaleError)}
+
+
+class TakenForDeadError(Exception):
+    """A worker is taken for dead."""
+
+
+class NoJobError(Exception):
+    """There is no job any more, or not for this worker."""
+
+
+class ElsewhereError(Exception):
+    """A server is of another layout, or (`lost`) gone."""
+
+    def __init__(self, *, lost: bool) -> None:
+        super().__init__(lost)
+        self.lost = lost
 
 
 @dataclass(eq=False, slots=True)
@@ -70,10 +96,12 @@ class Caller:
         self._trace = trace
         self._cut = cut
         self._calls: list[Call] = []
+        self._gone = False
 
     def ask(self, server: int, request: Request) -> Call:
         """Send `request`; its reply comes into the call some time."""
         call = Call(server, request, self._answered, partial(self._cut, server))
+        call.abandoned = self._gone
         self._calls = [each for each in self._calls if each.open]
         self._calls.append(call)
         self._say(call, self._retry_s)
@@ -86,6 +114,7 @@ class Caller:
 
     def abandon(self) -> None:
         """The process is gone: it says nothing again, and hears nothing."""
+        self._gone = True
         for call in self._calls:
             call.abandoned = True
         self.waits_for.clear()
@@ -100,8 +129,7 @@ class Caller:
     def _answered(self, call: Call, reply: Reply) -> None:
         if not call.open:
             return
-        expected = (FencedError.__name__, JobOverError.__name__)
-        if isinstance(reply, Failure) and reply.error[0] not in expected:
+        if isinstance(reply, Failure) and reply.error[0] not in _EXPECTED:
             raise CheckError(f"{describe(call.request)} was refused: {reply.error[1]}")
         if self._trace is not None:
             worker, words = call.request.worker, describe(reply)
@@ -109,8 +137,25 @@ class Caller:
         call.reply = reply
         if call in self.waits_for:
             self.waits_for.remove(call)
+            if isinstance(reply, Lost):
+                self._lose()
             if not self.waits_for:
                 self._wake()
+
+    def _lose(self) -> None:
+        """A server is gone: whoever waits need not wait for the others."""
+        self.waits_for.clear()
+
+
+def heed(calls: Sequence[Call]) -> None:
+    """Raise what a worker's answers say that are none to what it asked, if any do."""
+    errors = {call.reply.error[0] for call in calls if isinstance(call.reply, Failure)}
+    if errors & {JobFailedError.__name__, JobOverError.__name__}:
+        raise NoJobError
+    if errors:
+        raise TakenForDeadError
+    if any(isinstance(call.reply, Moved | Lost) for call in calls):
+        raise ElsewhereError(lost=not any(isinstance(call.reply, Moved) for call in calls))
 
 
 def describe(message: Request | Reply) -> str:

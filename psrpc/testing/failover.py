@@ -8,9 +8,9 @@ process computes from the same updates in the same order.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from psrpc.core.coordinator import CoordinatorCore
 from psrpc.core.replication import Reign
@@ -18,11 +18,12 @@ from psrpc.core.shard import ShardCore
 from psrpc.messages import Push, Reply, Stepped, UpdateKey
 from psrpc.testing.calls import Call, Caller, CheckError
 from psrpc.testing.cuts import Cuts
-from psrpc.testing.machines import OPTIMIZERS, Machine, replay
+from psrpc.testing.machines import Machine, replay
 from psrpc.testing.ordeal import Blow, Moment, Ordeal, Strike, draw_ordeal
+from psrpc.testing.program import replay_command, run, run_seeds
 from psrpc.testing.replicas import BEATS_A_LIFE, SimReplica
-from psrpc.testing.schedule import MODES, Fate, Mishap
-from psrpc.testing.simulator import Simulation, SimulationError
+from psrpc.testing.schedule import Fate, Mishap
+from psrpc.testing.simulator import Simulation
 from psrpc.testing.witness import Witness
 from psrpc.testing.workers import SimWorker
 
@@ -95,7 +96,7 @@ class Failover(Simulation):
         if not (self.struck or self.schedule.mishaps or self.schedule.departure):
             self.cuts.check_even()
         for index, key in self.oath.applied:
-            if not last[index].machine.shard.applied(key):
+            if key not in last[index].machine.shard.ledger:
                 raise CheckError(f"shard {index} has lost {key}, which a worker was told of")
         for replica in last:
             weights = replica.machine.weights
@@ -188,7 +189,7 @@ class Failover(Simulation):
     def strike(self, replica: SimReplica, moment: Moment) -> None:
         """A moment has come for a server, at which something may happen."""
         for strike in list(self._strikes):
-            if (strike.shard, strike.moment) != (replica.index, moment):
+            if (strike.shard, strike.moment) != (replica.machine.shard_index, moment):
                 continue
             self._strikes[strike] -= 1
             if self._strikes[strike] > 0:
@@ -350,50 +351,25 @@ def endure(
     ordeal = draw_ordeal(mode, seed, churn=churn, optimizer=optimizer)
     lines: list[str] = []
     job = Failover(ordeal, lines.append if trace else None)
-    try:
-        job.run()
-    except Exception as error:
-        command = replay_command(mode, seed, churn=churn, optimizer=optimizer)
-        text = "\n".join([*lines, f"{type(error).__name__}: {error}", f"replay with: {command}"])
-        raise SimulationError(text) from error
+    run(job, lines, replay_command("failover", mode, seed, churn=churn, optimizer=optimizer))
     job.trace = lines
     return job
 
 
-def replay_command(mode: str, seed: int, *, churn: bool, optimizer: str | None) -> str:
-    """The command that shows one job event by event."""
-    more = " --churn" if churn else ""
-    more += f" --optimizer {optimizer}" if optimizer else ""
-    return f"python -m psrpc.testing.failover --mode {mode} --seed {seed}{more} --trace"
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Run one job, or `--seeds` of them; exit code 1 where one fails."""
-    parser = argparse.ArgumentParser(prog="python -m psrpc.testing.failover")
-    parser.add_argument("--mode", choices=MODES, required=True)
-    parser.add_argument("--seed", type=int, default=0, help="the first seed")
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
-    parser.add_argument("--churn", action="store_true", help="workers die, return and join too")
-    parser.add_argument("--optimizer", choices=sorted(OPTIMIZERS), help="compute real weights")
-    parser.add_argument("--trace", action="store_true", help="print every event with its reason")
-    options = parser.parse_args(arguments)
+    """See `run_seeds`."""
     struck = 0
-    for seed in range(options.seed, options.seed + options.seeds):
-        try:
-            job = endure(
-                options.mode,
-                seed,
-                churn=options.churn,
-                optimizer=options.optimizer,
-                trace=options.trace,
-            )
-        except SimulationError as error:
-            print(error)
-            return 1
-        print(*job.trace, sep="\n", end="\n" if job.trace else "")
+
+    def simulate(mode: str, seed: int, **options: Any) -> list[str]:
+        nonlocal struck
+        job = endure(mode, seed, **options)
         struck += len(job.struck)
-    print(f"{options.seeds} jobs held their promises; {struck} times a server was struck")
-    return 0
+        return job.trace
+
+    def summary() -> str:
+        return f"{struck} times a server was struck"
+
+    return run_seeds("failover", simulate, arguments, summary, computes=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from psrpc.coordinator import Coordinator
 from psrpc.crew import stats_of
 from psrpc.errors import JobFailedError, JobOverError, encode
 from psrpc.job import Job
-from psrpc.messages import GetStats
 from psrpc.planes.base import Link, Service
 from psrpc.planes.loopback import LoopbackLink
 from psrpc.report import Report, summarize
@@ -78,7 +77,7 @@ class LocalJob:
                 (e for e in self.errors if not isinstance(e, JobFailedError)), self.errors[0]
             )
         links = [LoopbackLink(service) for service in self.services]
-        self.report = summarize(stats_of(links, 0, GetStats))
+        self.report = summarize(stats_of(links, 0))
         return self.report
 
     def _model(self) -> nn.Module:

@@ -16,7 +16,8 @@ from psrpc.core.decisions import Apply, Decision, Image, Token
 from psrpc.core.shard import ShardCore
 from psrpc.messages import Push, Reply, Request, UpdateKey, View
 from psrpc.modes import Reduction
-from psrpc.orders import Closed, Cut, Halt
+from psrpc.moves import Retire, Settled
+from psrpc.orders import Closed, Cut, Halt, Watch
 from psrpc.store.blueprint import OptimizerFactory, draw
 from psrpc.store.image import ShardImage
 from psrpc.store.shard import Contribution, ShardStore
@@ -39,14 +40,16 @@ _SIZE = 3
 class Entry:
     """What a primary forwards: a request, the coordinator's news, or a worker's death.
 
-    Or the number of a checkpoint that is to be made, or given up.
+    Or the number of a checkpoint that is to be made, or given up; or what belongs to a new
+    `layout`: that it is to begin, or comes to nothing, or this server's rows of it.
     """
 
     request: Request | None = None
-    news: View | Closed | Halt | Cut | None = None
+    news: View | Closed | Halt | Cut | Settled | Retire | None = None
     lost: tuple[int, str] | None = None
     wanted: int | None = None
     given_up: bool = False
+    layout: object = None
 
 
 class Weights:
@@ -122,6 +125,7 @@ class Machine(SimServer):
         super().__init__(index, shard, coordinator, network, witness, None)
         self.keep: Callable[[Call, Reply], None] = lambda call, reply: None
         self.pictured: Callable[[Image], None] = lambda image: None
+        self.shard_index = index  # in the present layout
         self.history: list[Step] = []
         self.weights = Weights(optimizer) if optimizer is not None else None
         self._all_traces = trace
@@ -130,6 +134,12 @@ class Machine(SimServer):
     def witness(self) -> Witness:
         """What it is held to."""
         return self._witness
+
+    listens = True  # to the coordinator, if it is not beside it
+
+    def watch(self, rounds: int, number: int) -> Watch:
+        """What it asks the coordinator when it is the process `number`."""
+        return self.shard.watches(self.index, rounds)
 
     def speak(self) -> None:
         """Let its decisions be traced from now on."""
@@ -145,7 +155,7 @@ class Machine(SimServer):
             self.halt(entry.news.number)
         elif isinstance(entry.news, Cut):
             self.cut(entry.news)
-        elif entry.news is not None:
+        elif isinstance(entry.news, View):
             self.adopt(entry.news)
         elif entry.lost is not None:
             self.lose(*entry.lost)
@@ -175,7 +185,7 @@ class Machine(SimServer):
 
     def _carry_out(self, decision: Decision) -> None:
         super()._carry_out(decision)
-        if isinstance(decision, Image):
+        if isinstance(decision, Image) and not decision.cut.layout:
             self.pictured(decision)
         if isinstance(decision, Apply):
             pushes = [self._calls[token].request for token in decision.tokens]

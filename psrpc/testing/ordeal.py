@@ -23,6 +23,23 @@ class Moment(Enum):
     PROMOTE = "the backup reigns"
     COPY = "a copy is on its way"
     NAME = "a newcomer is to be named"
+    HALT = "it has halted for a new layout"
+    STAND = "it stands at the cut for that"
+    GIVE = "another one takes its rows"
+    ROWS = "it has its own"
+    READY = "it says so"
+    COMMIT = "the new layout is in force"
+
+
+OF_LAYOUTS = (
+    Moment.HALT,
+    Moment.STAND,
+    Moment.GIVE,
+    Moment.ROWS,
+    Moment.READY,
+    Moment.COMMIT,
+)
+OF_PAIRS = tuple(moment for moment in Moment if moment not in OF_LAYOUTS)
 
 
 class Blow(Enum):
@@ -62,16 +79,23 @@ class Ordeal:
 
 
 def draw_ordeal(
-    mode: str, seed: int, *, churn: bool, optimizer: str | None = None, epochs: int = 2
+    mode: str,
+    seed: int,
+    *,
+    churn: bool,
+    optimizer: str | None = None,
+    epochs: int = 2,
+    reshards: bool = False,
 ) -> Ordeal:
-    """Draw a job for `mode`; with `churn` workers die as well."""
-    schedule = draw(mode, seed, epochs=epochs, churn=churn)
+    """Draw a job for `mode`; with `churn` workers die as well, with `reshards` servers change."""
+    schedule = draw(mode, seed, epochs=epochs, churn=churn, reshards=reshards)
     random = Random(f"strikes {mode} {seed} {churn}")
+    moments = (*OF_PAIRS, *OF_LAYOUTS, *OF_LAYOUTS) if reshards else OF_PAIRS
     dead_after_s = max(random.choice((0.2, 1.0)), 10 * schedule.weather.delay_s)
     strikes = tuple(
         Strike(
-            shard=random.randrange(schedule.servers),
-            moment=random.choice(tuple(Moment)),
+            shard=random.randrange(4 if reshards else schedule.servers),
+            moment=random.choice(moments),
             after=random.choice((1, 1, 2, random.randint(1, 40))),
             blow=random.choice(tuple(Blow)),
             other=random.random() < 0.4,

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from psrpc.core.replication import Backup, Primary, Reign
 from psrpc.errors import ProtocolError
 from psrpc.messages import Granted, Reply
+from psrpc.moves import Retire, Settled
 from psrpc.orders import Closed, Cut, Halt
 from psrpc.testing.calls import Call, Caller
 from psrpc.testing.cuts import Cuts
@@ -140,7 +141,12 @@ class SimReplica:
             self._world.cut_soon()  # nobody else writes what the one before has not
         if latest is not None and not self.index:
             self._enter(Entry(wanted=latest, given_up=True), None)
-        if self.index and not self._world.over:
+        if self.index and self.machine.listens:
+            self.listen()
+
+    def listen(self) -> None:
+        """Begin to hear what the coordinator says."""
+        if not self._world.over:
             self._asks = self._world.caller_of(self, lambda: self.when_awake(self._watch))
             self._watch()
 
@@ -150,15 +156,23 @@ class SimReplica:
             return
         reply = self._question.reply if self._question is not None else None
         self._question = None
-        if isinstance(reply, Granted | Closed | Halt | Cut):
+        if isinstance(reply, Granted | Closed | Halt | Cut | Settled | Retire):
             self._enter(Entry(news=reply.view if isinstance(reply, Granted) else reply), None)
         if isinstance(reply, Closed):
             self._rounds = reply.clock + 1
-        if self.serves:
-            shard = self.machine.shard
-            self._rounds = max(self._rounds, shard.gate.floor)
-            self._question = self._asks.ask(0, shard.watches(self.index, self._rounds))
+        # When that is taken in: one that stands still in the midst of it asks nothing.
+        self.when_awake(self._ask_for_news)
+
+    def _ask_for_news(self) -> None:
+        if self._asks is not None and self._listens:
+            self._rounds = max(self._rounds, self.machine.shard.gate.floor)
+            watch = self.machine.watch(self._rounds, self.number)
+            self._question = self._asks.ask(0, watch)
             self._asks.wait_for([self._question])
+
+    @property
+    def _listens(self) -> bool:
+        return self.serves and self.machine.listens and not self._world.over
 
     def begin_cut(self) -> None:
         """A checkpoint is due; the one before is given up if it is not made yet."""

@@ -63,6 +63,20 @@ class Mishap:
 
 
 @dataclass(frozen=True)
+class Reshard:
+    """At `at_s` somebody asks for so many `servers`.
+
+    A new one may die when it has offered itself, or the command that asked (`dies`: its server's
+    index, or -1), as much as `dies_after_s` later.
+    """
+
+    at_s: float
+    servers: int
+    dies: int | None = None
+    dies_after_s: float = 0.0
+
+
+@dataclass(frozen=True)
 class Pause:
     """Worker `worker` stands still for `seconds` when it has made `after_steps` steps."""
 
@@ -81,7 +95,8 @@ class Schedule:
     the next batch's update, `blind` that a push takes no fresh weights back. With
     `overlap` workers compute while their last push is on its way. More workers come at
     `joins`, in seconds. A worker that is silent for `dead_after_s` is taken for dead. At
-    `checkpoints` the job is cut, if it has begun.
+    `checkpoints` the job is cut, if it has begun. At the times of `reshards` it is asked to have
+    another number of servers.
     """
 
     name: str
@@ -106,6 +121,7 @@ class Schedule:
     joins: tuple[float, ...] = ()
     dead_after_s: float = 10.0
     checkpoints: tuple[float, ...] = ()
+    reshards: tuple[Reshard, ...] = ()
 
 
 def draw(
@@ -116,10 +132,12 @@ def draw(
     servers: int | None = None,
     epochs: int = 2,
     churn: bool = False,
+    reshards: bool = False,
 ) -> Schedule:
     """Draw a schedule for the mode called `name`; sizes that are given are not drawn.
 
-    With `churn` workers are killed, stopped and cut off, come back and join.
+    With `churn` workers are killed, stopped and cut off, come back and join. With `reshards`
+    servers are added and removed.
     """
     random = Random(f"{name} {seed}")
     staleness, backups = random.randint(0, 4), random.random()
@@ -153,7 +171,20 @@ def draw(
         overlap=mode.bound != 0 and random.random() < 0.4,
         checkpoints=tuple(random.uniform(0.0, 2.0) for _ in range(random.choice((0, 0, 1, 3)))),
     )
-    return _disturbed(random, schedule) if churn else schedule
+    schedule = _disturbed(random, schedule) if churn else schedule
+    return replace(schedule, reshards=_reshards(random, churn=churn)) if reshards else schedule
+
+
+def _reshards(random: Random, *, churn: bool) -> tuple[Reshard, ...]:
+    return tuple(
+        Reshard(
+            random.uniform(0.0, 2.5),
+            random.randint(1, 4),
+            random.choice((None, None, -1, 1, 2, 3)) if churn else None,
+            random.uniform(0.0, 0.3),
+        )
+        for _ in range(random.randint(1, 5))
+    )
 
 
 def _disturbed(random: Random, schedule: Schedule) -> Schedule:

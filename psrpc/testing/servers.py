@@ -21,10 +21,13 @@ from psrpc.messages import (
     Request,
     View,
 )
+from psrpc.moves import ABOUT_SERVERS
 from psrpc.orders import Closed, Cut, Halt, Watch
 from psrpc.testing.calls import Call, Caller, Trace, describe
 from psrpc.testing.network import Network
 from psrpc.testing.witness import Witness
+
+_COORDINATED = (Register, Acquire, Idle, Leave, Watch, *ABOUT_SERVERS)
 
 
 class SimServer:
@@ -58,7 +61,7 @@ class SimServer:
             what = describe(call.request)
             self._trace(f"server {self.index} <- worker {call.request.worker}: {what} [{token}]")
         self._witness.received(self.index, token, call.request)
-        if isinstance(call.request, Register | Acquire | Idle | Leave | Watch):
+        if isinstance(call.request, _COORDINATED):
             assert self.coordinator is not None, f"server {self.index} coordinates nothing"
             self._convene(self._coordinate(self.coordinator, call.request, token), token)
             return
@@ -107,7 +110,7 @@ class SimServer:
     def cut(self, cut: Cut) -> None:
         """The coordinator says where the checkpoint cuts."""
         decisions = self.shard.cut(cut)
-        self._witness.halted(self.index, bool(cut.folder))
+        self._witness.halted(self.index, not cut.given_up)
         self._witness.adopted(self.index, cut.view or View(), decisions, self.shard)
         for decision in decisions:
             self._carry_out(decision)
@@ -172,6 +175,8 @@ class SimServer:
                 return coordinator.leave(request, token, self.shard)
             case Watch():
                 return coordinator.watch(request, token, self.shard)
+            case _ if isinstance(request, ABOUT_SERVERS):
+                return coordinator.reshard(request, token, self.shard)
             case _:
                 raise AssertionError(f"no server knows {request}")
 
@@ -222,6 +227,10 @@ class SimWatcher:
         self.caller = caller_of(self.go_on)
         self._call: Call | None = None
         self._rounds = 0
+
+    def watches(self, server: SimServer) -> bool:
+        """Whether it does so for this one."""
+        return self._server is server
 
     def go_on(self) -> None:
         """Take in the news that has come, and ask for more."""

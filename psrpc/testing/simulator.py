@@ -61,6 +61,7 @@ class Simulation:
         self._network = Network(schedule.weather, self._random, self.events)
         self._trace = None if trace is None else self._timed(trace)
         self.servers = [self._server(s) for s in range(schedule.servers)]
+        self._deliver: list[Callable[[Call], None]] = [s.receive for s in self.servers]
         self._watchers = [SimWatcher(s, self._caller_of) for s in self.servers[1:]]
         self.workers: list[SimWorker] = []
         self._mishaps = {
@@ -103,7 +104,7 @@ class Simulation:
             virtual_s=self.clock.now(),
             holds=sum(shard.holds for shard in self.witness.shards),
             stats=tuple(shard.stats() for shard in shards),
-            ledger_sizes=tuple(shard.ledger_size for shard in shards),
+            ledger_sizes=tuple(shard.ledger.size for shard in shards),
             trace=tuple(trace),
         )
 
@@ -175,9 +176,8 @@ class Simulation:
     def _caller_of(
         self, wake: Callable[[], None], cut: Callable[[int], bool] = lambda server: False
     ) -> Caller:
-        deliver: list[Callable[[Call], None]] = [server.receive for server in self.servers]
         retry_s = self.schedule.retry_s
-        return Caller(deliver, self._network, self.events, retry_s, wake, self._trace, cut)
+        return Caller(self._deliver, self._network, self.events, retry_s, wake, self._trace, cut)
 
     def _ended(self) -> None:
         """A worker's life has ended; with the last one's, servers stop watching."""

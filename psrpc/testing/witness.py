@@ -48,6 +48,7 @@ class Witness:
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         self.shards = [ShardWitness(s, schedule) for s in range(schedule.servers)]
+        self.present = list(range(schedule.servers))  # those that keep rows now
         self._epochs: dict[int, _Epoch] = {}
         self._words: dict[Token, Request] = {}
         self._said: set[tuple[int, int]] = set()
@@ -55,6 +56,10 @@ class Witness:
         self._gone: set[int] = set()
         self._checkpoints: set[int] = set()
         self._gone_early: set[int] = set()  # with a push under way
+
+    @property
+    def _present(self) -> list[ShardWitness]:
+        return [self.shards[server] for server in self.present]
 
     def received(self, server: int, token: Token, request: Request) -> None:
         """`server` has received a request."""
@@ -97,7 +102,7 @@ class Witness:
 
     def made(self, number: int) -> bool:
         """Whether all shards have made their images for a checkpoint, or (0) there is none."""
-        return not number or all(number in shard.images for shard in self.shards)
+        return not number or all(number in shard.images for shard in self._present)
 
     def cut_begun(self, number: int) -> None:
         """A checkpoint is wanted; the one before is given up if it is not made."""
@@ -113,9 +118,11 @@ class Witness:
     def job_ended(self, cores: list[ShardCore]) -> None:
         """Everybody has left and nothing is on its way any more."""
         calm = self.schedule.departure is None and not self.schedule.mishaps
-        for shard, core in zip(self.shards, cores, strict=True):
+        for shard, core in zip(self._present, cores, strict=True):
             shard.ended(core)
-            if self.schedule.own_steps:
+            if self.schedule.own_steps and (self.schedule.mishaps or self.schedule.joins):
+                self._check_streams(shard)
+            elif self.schedule.own_steps:
                 self._check_own_steps(shard)
             else:
                 self._check_samples(shard)
@@ -207,6 +214,12 @@ class Witness:
     def _nobody_left(self) -> bool:
         """Whether nobody was left to do the samples that its one worker left."""
         return self.schedule.departure is not None and self.schedule.workers == 1
+
+    def _check_streams(self, shard: ShardWitness) -> None:
+        """Own steps are on all shards, but for those under way when their worker went."""
+        for key in shard.applied ^ self._present[0].applied:
+            if key.stream.major not in self._gone_early:
+                raise CheckError(f"{key} is on one of shards 0 and {shard.index} alone")
 
     def _check_own_steps(self, shard: ShardWitness) -> None:
         found = {(key.stream.major, key.sequence) for key in shard.applied}

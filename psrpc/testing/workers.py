@@ -12,10 +12,8 @@ from random import Random
 
 from psrpc.core.progress import Progress
 from psrpc.counts import WorkerStats
-from psrpc.errors import JobOverError
 from psrpc.messages import (
     Adopt,
-    Failure,
     Granted,
     Lease,
     Pull,
@@ -25,7 +23,16 @@ from psrpc.messages import (
     UpdateKey,
     Welcome,
 )
-from psrpc.testing.calls import Call, Caller, CheckError
+from psrpc.moves import Arrived, FindServers, Servers
+from psrpc.testing.calls import (
+    Call,
+    Caller,
+    CheckError,
+    ElsewhereError,
+    NoJobError,
+    TakenForDeadError,
+    heed,
+)
 from psrpc.testing.events import EventHeap
 from psrpc.testing.schedule import Fate, Manner, Mishap, Point, Schedule
 
@@ -39,17 +46,10 @@ class _Flight:
     """A push whose answers are not taken yet."""
 
     key: UpdateKey
+    request: Callable[[int], Push]
     calls: list[Call]
     samples: int
     pull: bool
-
-
-class _FencedError(Exception):
-    """The job took this worker for dead."""
-
-
-class _OverError(Exception):
-    """There is no job any more."""
 
 
 class SimWorker:
@@ -70,10 +70,13 @@ class SimWorker:
         self.progress = Progress(process)
         self.steps = 0
         self.samples = 0
+        self.layout = 0
+        self.seats = list(range(schedule.servers))  # the servers by their shards
         # By server; None: from all of them.
         self.cut_until: defaultdict[int | None, float] = defaultdict(float)
         self.finished = False
         self.ended: Callable[[], None] = lambda: None
+        self.stranded: Callable[[], None] = self._astray
         self._gathered = 0
         self._flight: _Flight | None = None
         self._read: int | None = None
@@ -114,6 +117,9 @@ class SimWorker:
         self.caller.abandon()
         self.ended()
 
+    def _astray(self) -> None:
+        raise CheckError(f"a worker was sent on from layout {self.layout}")
+
     # Its life, as a real worker's.
 
     def _live(self) -> Life:
@@ -122,14 +128,16 @@ class SimWorker:
                 yield from self._come()
                 yield from self._work()
                 return
-            except _OverError:
+            except NoJobError:
                 return
-            except _FencedError:
+            except TakenForDeadError:
                 self._flight, self._gathered = None, 0
 
     def _come(self) -> Life:
         rank = self.rank if self._comings == 0 else None
-        words = Register(self.process, 1, (), rank=rank, serial=self._comings)
+        if self._schedule.reshards:
+            yield from self._find()
+        words = Register(self.process, 1, (), rank=rank, serial=self._comings, layout=self.layout)
         self._comings += 1
         call = self.caller.ask(COORDINATOR, words)
         yield from self._hear([call])
@@ -155,11 +163,37 @@ class SimWorker:
     def _hear(self, calls: list[Call]) -> Life:
         """Wait for answers; one may say that this worker is taken for dead."""
         yield calls
-        errors = {call.reply.error[0] for call in calls if isinstance(call.reply, Failure)}
-        if JobOverError.__name__ in errors:
-            raise _OverError
-        if errors:
-            raise _FencedError
+        heed(calls)
+
+    def _through(self, request: Callable[[int], Request], calls: list[Call]) -> Life:
+        """Wait for all shards' answers, those of a new layout if these send it on: in `calls`."""
+        while True:
+            try:
+                yield from self._hear(calls)
+                return
+            except ElsewhereError as why:
+                for call in calls:
+                    call.abandoned = True
+                yield from self._follow(lost=why.lost)
+                calls[:] = self._ask_all(request)
+
+    def _find(self, *, lost: bool = False) -> Life:
+        call = self.caller.ask(COORDINATOR, FindServers(self.progress.worker, lost))
+        yield from self._hear([call])
+        assert isinstance(call.reply, Servers)
+        self.layout = call.reply.layout
+        if self.layout:
+            self.seats = [seat.number for seat in call.reply.seats]
+        self.progress.tell_anew()
+
+    def _follow(self, *, lost: bool) -> Life:
+        before = self.layout
+        yield from self._find(lost=lost)
+        if self.layout <= before:
+            self.stranded()
+            raise NoJobError
+        arrived = self.caller.ask(COORDINATOR, Arrived(self.progress.worker, self.layout))
+        yield from self._hear([arrived])
 
     def _feed_itself(self, steps: int) -> Life:
         call = self.caller.ask(COORDINATOR, self.progress.acquire(None))
@@ -224,7 +258,7 @@ class SimWorker:
         return self.caller.ask(COORDINATOR, words)
 
     def _ask_all(self, request: Callable[[int], Request]) -> list[Call]:
-        return [self.caller.ask(s, request(s)) for s in range(self._schedule.servers)]
+        return [self.caller.ask(seat, request(s)) for s, seat in enumerate(self.seats)]
 
     def _take(self, call: Call) -> Life:
         """Wait for the coordinator's answer; who begins to step takes weights to start from."""
@@ -242,12 +276,13 @@ class SimWorker:
     def _pull(self) -> Life:
         """Ask for weights; all must be of one round, and one shard may have begun the next."""
         progress = self.progress
-        calls = self._ask_all(
-            lambda server: Pull(
-                progress.worker, progress.clock, progress.news_for(server), self._ahead
-            )
-        )
-        yield from self._hear(calls)
+
+        def request(server: int) -> Pull:
+            news = progress.news_for(server)
+            return Pull(progress.worker, progress.clock, news, self._ahead, self.layout)
+
+        calls = self._ask_all(request)
+        yield from self._through(request, calls)
         progress.pulled([call.reply for call in calls])
 
     def _step(self) -> Life:
@@ -258,24 +293,30 @@ class SimWorker:
         samples, self._gathered = self._gathered, 0
         key, void = self.progress.next_key(), self._random.random() < self._schedule.voids
         pull = self._random.random() >= self._schedule.blind
-        calls: list[Call] = []
-        for server in range(self._schedule.servers):
-            if server and server == self._schedule.servers // 2 + 1 - self._schedule.servers % 2:
-                yield from self._suffer(Point.BETWEEN)
-            push = Push(
+        also = self.progress.folded
+
+        def request(server: int) -> Push:
+            return Push(
                 self.progress.worker,
                 self.progress.clock,
                 key,
                 samples,
                 pull=pull,
                 void=void,
-                also=self.progress.folded,
+                also=also,
                 view=self.progress.news_for(server),
                 ahead=self._ahead,
                 read=read,
+                layout=self.layout,
             )
-            calls.append(self.caller.ask(server, push))
-        self._flight = _Flight(key, calls, samples, pull)
+
+        calls: list[Call] = []
+        servers = len(self.seats)
+        for server, seat in enumerate(self.seats):
+            if server and server == servers // 2 + 1 - servers % 2:
+                yield from self._suffer(Point.BETWEEN)
+            calls.append(self.caller.ask(seat, request(server)))
+        self._flight = _Flight(key, request, calls, samples, pull)
         self.steps += 1
         yield from self._suffer(Point.AFTER)
         if self._departs(Manner.ABRUPT):
@@ -291,7 +332,7 @@ class SimWorker:
         flight, self._flight = self._flight, None
         if flight is None:
             return
-        yield from self._hear(flight.calls)
+        yield from self._through(flight.request, flight.calls)
         late = self.progress.answered(flight.key, [call.reply for call in flight.calls])
         self.samples += 0 if late else flight.samples
         while self.progress.apart:
@@ -306,12 +347,18 @@ class SimWorker:
             return
         call = self.caller.ask(COORDINATOR, self.progress.idle())
         yield from self._take(call)
-        calls = []
-        for server in range(self._schedule.servers):
-            news = self.progress.news_for(server)
-            if news is not None:
-                calls.append(self.caller.ask(server, Adopt(self.progress.worker, news)))
-        yield from self._hear(calls)
+        while True:
+            calls = []
+            for server, seat in enumerate(self.seats):
+                news = self.progress.news_for(server)
+                if news is not None:
+                    adopt = Adopt(self.progress.worker, news, self.layout)
+                    calls.append(self.caller.ask(seat, adopt))
+            try:
+                yield from self._hear(calls)
+                return
+            except ElsewhereError as why:
+                yield from self._follow(lost=why.lost)
 
     # What its schedule says.
 

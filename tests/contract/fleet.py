@@ -92,12 +92,13 @@ class Order:
     prefix: str
 
     def conductor(self, service: Service) -> Conductor:
-        staging = Staging(
-            self.plan.layouts()[self.index], self.plan.job.workers, torch.device("cpu")
-        )
+        job, server = self.plan.job, getattr(service, "server", service)
+        staging = Staging(self.plan.layouts()[self.index], torch.device("cpu"))
         store = way_to_store(self.store_port, f"{self.prefix}/{self.index}")
-        timeout_s = self.plan.job.collective_timeout_s
-        return Conductor(service, staging, Groups(f"server{self.index}", store, fabric(timeout_s)))
+        groups = Groups(f"server{self.index}", store, fabric(job.collective_timeout_s))
+        conductor = Conductor(service, server, service.fail, staging, groups, job.reduction)
+        server.stirred = conductor.stir
+        return conductor
 
 
 def serve_plans(pipe: Connection, name: str, number: int) -> None:
@@ -266,7 +267,7 @@ class Dock:
             if plane == "collective":
                 store = way_to_store(port, f"{prefix}/{index}")
                 groups = Groups(f"server{index}", store, fabric(plan.job.collective_timeout_s))
-                return CollectiveLink(control, groups, torch.device("cpu"), plan.job.workers)
+                return CollectiveLink(control, groups, torch.device("cpu"))
             door, berth = doors[index]
             way = StreamLink(control, berth) if plane == "stream" else ShmLink(control, door)
             way.connect()

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import socket
 from collections.abc import Sequence
+from typing import cast
 
 import pytest
 import torch
 
+from psrpc.errors import SecretError
 from psrpc.messages import Done, Ping, Request
 from psrpc.planes import wire
+from psrpc.planes.agent import Agent
 from psrpc.planes.base import Answer, Landing
 from psrpc.planes.doorman import Doorman
+from psrpc.planes.rpc import Address, RpcLink
+from psrpc.planes.shm import ShmLink
 from psrpc.store.layout import Segment, ShardLayout
+
+NOBODY = 65534
 
 
 class Echo:
@@ -49,3 +57,18 @@ def test_a_garbled_message_ends_its_connection_alone(message: bytes) -> None:
         worker.close()
         stranger.close()
         doorman.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_a_socket_of_another_user_is_not_believed() -> None:
+    name = f"psrpc-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as theirs:
+        os.seteuid(NOBODY)
+        try:
+            theirs.bind(f"\0{name}")
+            theirs.listen()
+        finally:
+            os.seteuid(0)
+        link = ShmLink(RpcLink(cast(Agent, None), Address("server0", 0, "")), name)
+        with pytest.raises(SecretError, match=r"another user .* the place of server0"):
+            link.connect()

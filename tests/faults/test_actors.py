@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 import signal
 from pathlib import Path
 
@@ -92,7 +92,11 @@ def test_what_was_on_a_killed_node_goes_to_another_that_can(bench: Bench) -> Non
     assert "second: 0 CPUs, 0 GPUs" in ended.out or "second: 0.5 CPUs" in ended.out
     assert "zone=b in use" not in ended.out
     assert "Where: lives on second" in ended.out
-    assert Path(f"/proc/{os.getpid()}").exists()
+    assert ended.out.splitlines()[-1].startswith(("lost Where was lost", "Where: "))
+    pids = re.findall(r"lives on \w+, process (\d+)", ended.out)
+    assert pids
+    for pid in pids:  # those of the killed node, and the driver's own
+        wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), PATIENCE_S, lambda: ended.out)  # type: ignore[misc]
 
 
 UNABLE = """
@@ -127,3 +131,8 @@ def test_status_without_a_cluster(bench: Bench) -> None:
     assert (ended.code, ended.out) == (1, "")
     assert len(ended.lines) == 1
     assert "nobody answers at unix:psrpc-head-none" in ended.lines[0]
+    ended = bench.run("-m", "psrpc", "status", "somewhere")
+    assert ended.code == 1
+    assert ended.lines == [
+        "Error: 'somewhere' is no address of a cluster: give what psrpc.init(...).address shows"
+    ]

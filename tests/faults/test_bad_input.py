@@ -119,21 +119,6 @@ def test_options_that_do_not_go_together(shell: Shell, options: str, reason: str
     assert shell.train(options) == (2, [f"Error: {reason}"])
 
 
-@pytest.mark.parametrize(
-    "option", ["min-workers 1", "dead-after 10", "rejoin-timeout 9", "on-worker-failure stop",
-               "on-poison stop"],
-)  # fmt: skip
-def test_options_of_workers_that_come_and_go_with_process_groups(shell: Shell, option: str) -> None:
-    name = option.split()[0]
-    assert shell.train(f"--mode sync --plane collective --{option}") == (
-        2,
-        [
-            f"Error: --{name} does nothing with --plane collective, where a worker's death ends "
-            "the job: leave it out, or choose another plane"
-        ],
-    )
-
-
 def test_restarts_without_a_launcher_of_its_own(shell: Shell) -> None:
     assert shell.train("--max-restarts 3") == (
         2,
@@ -184,6 +169,13 @@ def test_nccl_without_a_gpu(shell: Shell) -> None:
         "Error: backend nccl needs a GPU of its own for every process, servers included: 3 "
         "processes run here and torch finds 0 GPUs; use backend gloo"
     ]
+
+
+@pytest.mark.parametrize("folder", ["/dev/null", "/dev/null/more"])
+def test_a_folder_that_cannot_be_made_is_reported_at_once(shell: Shell, folder: str) -> None:
+    code, lines = shell.train(f"--checkpoint-dir {folder}")
+    assert (code, len(lines)) == (2, 1)
+    assert lines[0].startswith(f"Error: --checkpoint-dir {folder} is no folder (")
 
 
 def test_unknown_names_and_missing_folders_are_reported_at_once(shell: Shell) -> None:

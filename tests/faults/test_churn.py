@@ -58,7 +58,7 @@ SCRIPT = """
         # Something happens to this process in its fifth push: before it, between two shards
         # (or the only one and the answer), or when all of it is sent.
         point, number = at.split("-")
-        link = worker._links[0 if point == "before" else -1]
+        link = worker.follower.links[0 if point == "before" else -1]
         original, calls = link.exchange, []
 
         def exchange(request, *, send, **more):
@@ -197,6 +197,7 @@ def until_steps(bench: Bench, ranks: Ranks, rank: int, steps: int) -> None:
 @pytest.mark.parametrize(
     ("mode", "plane", "point", "servers"),
     [("sync", "shm", "between", 2), ("sync", "rpc", "after", 1), ("backup", "rpc", "between", 2),
+     ("sync", "collective", "between", 2), ("sync", "collective", "after", 1),
      ("backup", "shm", "after", 1), ("bounded", "rpc", "between", 2),
      ("bounded", "shm", "before", 1), ("async", "shm", "between", 2), ("async", "rpc", "after", 1)],
 )  # fmt: skip
@@ -207,6 +208,7 @@ def test_kill_9_within_a_push(
     ended = ranks.finish()
     assert [each.code for each in ended] == [0, 0, -9, 0, 0][: 1 + servers + 2]
     assert counts_once(ended)["workers_lost"] == 1
+    assert ended[0].err.count("is lost (its connection was closed): nobody waits for it") == 1
 
 
 @pytest.mark.parametrize(("mode", "plane"), [("sync", "shm"), ("bounded", "rpc"), ("async", "shm")])
@@ -220,9 +222,12 @@ def test_one_that_stood_still_comes_back(bench: Bench, mode: str, plane: str) ->
     assert counts_once(ended)["workers_lost"] == 1
 
 
-@pytest.mark.parametrize("mode", ["sync", "bounded", "async"])
-def test_a_killed_worker_is_replaced_and_another_joins(bench: Bench, mode: str) -> None:
-    ranks = begin(bench, mode, seconds=0.02, epochs=4)
+@pytest.mark.parametrize(
+    ("mode", "plane"),
+    [("sync", "auto"), ("sync", "collective"), ("bounded", "auto"), ("async", "auto")],
+)
+def test_a_killed_worker_is_replaced_and_another_joins(bench: Bench, mode: str, plane: str) -> None:
+    ranks = begin(bench, mode, plane, seconds=0.02, epochs=4)
     until_steps(bench, ranks, 2, 5)
     os.kill(ranks.pid(2), signal.SIGKILL)
     again, joiner = bench.again(ranks, 2), bench.joiner(ranks)
@@ -241,7 +246,7 @@ def began(bench: Bench, rank: str, command: Command) -> bool:
     return (bench.folder / f"began-{rank}-{command.process.pid}").exists()
 
 
-@pytest.mark.parametrize("plane", ["shm", "rpc"])
+@pytest.mark.parametrize("plane", ["shm", "rpc", "collective"])
 def test_the_children_of_a_dead_worker_keep_nothing_alive(bench: Bench, plane: str) -> None:
     """Its data loader lives on; nobody waits for as long as silence may last."""
     slowly = {"LOADER": "1", "DEAD_AFTER": str(2 * PATIENCE_S)}
@@ -292,8 +297,9 @@ def test_many_kills_in_one_run(bench: Bench) -> None:
     assert report["workers_lost"] == kills == 20
 
 
-def test_two_at_once_and_one_that_comes(bench: Bench) -> None:
-    ranks = begin(bench, "sync", seconds=0.02, workers=4)
+@pytest.mark.parametrize("plane", ["auto", "collective"])
+def test_two_at_once_and_one_that_comes(bench: Bench, plane: str) -> None:
+    ranks = begin(bench, "sync", plane, seconds=0.02, workers=4)
     until_steps(bench, ranks, 3, 5)
     joiner = bench.joiner(ranks, DIES="when registered")
     for rank in (2, 3):
@@ -330,10 +336,17 @@ def test_without_workers_a_job_waits_for_one(bench: Bench) -> None:
     assert counts_once(ended)["workers_lost"] == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_a_worker_leave(bench: Bench, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("mode", "plane", "number"),
+    [("bounded", "auto", signal.SIGTERM), ("bounded", "auto", signal.SIGINT),
+     ("sync", "collective", signal.SIGTERM)],
+)  # fmt: skip
+def test_a_signal_lets_a_worker_leave(
+    bench: Bench, mode: str, plane: str, number: signal.Signals
+) -> None:
     """However long its step takes: longer here than what is hung gets after Ctrl-C."""
-    ranks = begin(bench, "bounded", at=f"before-{number.value}", seconds=0.02, slow=GRACE_S + 0.5)
+    at, slow = f"before-{number.value}", GRACE_S + 0.5
+    ranks = begin(bench, mode, plane, at=at, seconds=0.02, slow=slow)
     ended = ranks.finish()
     assert [(each.code, ours(each)) for each in ended] == [(0, [])] * 4
     report = counts_once(ended)

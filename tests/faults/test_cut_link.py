@@ -85,7 +85,7 @@ def test_a_worker_that_is_cut_off_comes_back(bench: Bench, hosts: Hosts, mode: s
     wait_until(lambda: steps(bench, 1) > before + 5, PATIENCE_S, ranks.shown)
     hosts.heal()
     ended = ranks.finish()
-    assert [each.code for each in ended] == [0, 0, 0]
+    assert [each.code for each in ended] == [0, 0, 0], ranks.shown()
     assert counts_once(ended, epochs=6)["workers_lost"] == 1
 
 

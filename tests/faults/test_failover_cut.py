@@ -21,7 +21,9 @@ STORE = """
     reigns = PrefixStore("psrpc/job/0/replicas", store)
     while not pathlib.Path("done").exists():
         if reigns.check(["reign/0"]):
-            pathlib.Path("reign").write_text(reigns.get("reign/0").decode()[64:])
+            new = pathlib.Path("reign.new")
+            new.write_text(reigns.get("reign/0").decode()[64:])
+            new.rename("reign")  # whoever reads it sees one or the other
         time.sleep(0.05)
 """
 

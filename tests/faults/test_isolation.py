@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,23 +24,22 @@ from tests.processes import PATIENCE_S, PSRPC, SOON_S, Bench, Command, free_port
 
 
 def isolated_rank(command: Command, rank: int) -> int:
-    """The process id of an isolated role itself, not of its agent, whose fork it is."""
-    found = [
-        pid
-        for pid, env in command.pids().items()
-        if json.loads(env.get("PSRPC_PLACE", "{}")).get("rank") == rank
-    ]
-    (role,) = [pid for pid in found if parent(pid) in found]
+    """The process id of an isolated role itself, not of its agent."""
+    (role,) = [pid for pid, name in names(command).items() if name == f"psrpc rank {rank}"]
     return role
 
 
-def parent(pid: int) -> int:
-    """The process that started another one."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+def names(command: Command) -> dict[int, str]:
+    """What the processes of a command call themselves."""
+    found = {}
+    for pid in command.pids():
+        with suppress(OSError):
+            found[pid] = Path(f"/proc/{pid}/comm").read_text().strip()
+    return found
 
 
 SLOW = """
-    import os, pathlib, time, torch
+    import os, pathlib, socket, time, torch
 
     class Slow(torch.utils.data.Dataset):
         classes = ("a", "b")
@@ -50,7 +50,7 @@ SLOW = """
 
         def __getitem__(self, index):
             if self.looked_at:  # the first look is at what a sample is, before training
-                pathlib.Path(f"reads-{os.getpid()}").touch()
+                pathlib.Path(f"reads-{socket.gethostname()}-{os.getpid()}").touch()
                 if not pathlib.Path("hurry").exists():
                     time.sleep(0.1)
             self.looked_at += 1
@@ -80,7 +80,10 @@ def test_a_crashed_worker_comes_back_and_another_joins(bench: Bench) -> None:
     )
     (bench.folder / "hurry").touch()
     ended = command.finish()
-    assert (ended.code, joined.finish().code) == (0, 0), ended.err + joined.shown()
+    there = joined.finish()
+    assert (ended.code, there.code) == (0, 0), ended.err + there.err
+    (rank,) = re.findall(r"^psrpc: joined as worker (\d)$", there.err, re.MULTILINE)
+    assert f"psrpc: worker {rank} has come" in ended.lines
     results = json.loads((bench.folder / "results.json").read_text())
     assert results["workers_lost"] == 1
     assert results["samples_counted_once"] is True
@@ -99,13 +102,18 @@ def test_a_server_that_dies_ends_the_job(bench: Bench) -> None:
     os.kill(isolated_rank(command, 0), signal.SIGKILL)
     ended = command.finish()
     assert ended.code == 1
+    assert ended.lines[-1].startswith("Error: server 0 died, so the job was ended: it would have")
     assert ended.took_s < 2 * SOON_S
     command.leaves_nothing()
 
 
-def test_a_server_that_dies_comes_back_as_backup(bench: Bench) -> None:
+PLANES = ["", "--mode sync --plane collective "]
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_a_server_that_dies_comes_back_as_backup(bench: Bench, plane: str) -> None:
     bench.write("slow.py", SLOW)
-    options = "--isolate --replicas 1 --dataset slow:Slow --model slow:model --epochs 2"
+    options = f"{plane}--isolate --replicas 1 --dataset slow:Slow --model slow:model --epochs 2"
     more = ["--batch-size", "4", "--json", "results.json"]
     command = bench.start(*PSRPC, "train", *options.split(), *more)
     wait_until(lambda: "step " in command.shown(), PATIENCE_S, command.shown)
@@ -119,16 +127,19 @@ def test_a_server_that_dies_comes_back_as_backup(bench: Bench) -> None:
     (bench.folder / "hurry").touch()
     ended = command.finish()
     assert ended.code == 0, ended.err
+    assert "psrpc: shard 0 has a backup again" in ended.lines
     results = json.loads((bench.folder / "results.json").read_text())
     assert (results["replicas"], results["workers_lost"]) == (1, 0)
     assert results["samples_counted_once"] is True
     command.leaves_nothing()
 
 
-def test_without_backups_servers_go_back_to_a_checkpoint(bench: Bench) -> None:
+@pytest.mark.parametrize("plane", PLANES)
+def test_without_backups_servers_go_back_to_a_checkpoint(bench: Bench, plane: str) -> None:
     """The workers stay; what the checkpoint lacks is done again, after either server's death."""
     bench.write("slow.py", SLOW)
-    options = "--isolate --servers 2 --workers 2 --dataset slow:Slow --model slow:model --epochs 2"
+    options = "--isolate --servers 2 --workers 2 --dataset slow:Slow --model slow:model --epochs 2 "
+    options += plane
     more = "--batch-size 1 --checkpoint-dir kept --checkpoint-every 20 --json results.json"
     command = bench.start(*PSRPC, "train", *options.split(), *more.split())
     wait_until(lambda: "step " in command.shown(), PATIENCE_S, command.shown)
@@ -197,11 +208,8 @@ def test_a_worker_that_is_asked_to_leave_stays_away(bench: Bench) -> None:
     command = endless.start(bench, "--isolate", workers=2)
     os.kill(isolated_rank(command, 2), signal.SIGINT)
 
-    def left() -> bool:
-        places = [json.loads(env.get("PSRPC_PLACE", "{}")) for env in command.pids().values()]
-        return not any(place.get("rank") == 2 for place in places)
-
-    wait_until(left, SOON_S, command.shown)
+    gone = {"psrpc agent 2", "psrpc rank 2"}
+    wait_until(lambda: not gone & set(names(command).values()), SOON_S, command.shown)
     before = endless.read(bench, 1)
     wait_until(lambda: endless.read(bench, 1) > before, SOON_S, command.shown)
     command.process.send_signal(signal.SIGINT)
@@ -240,11 +248,11 @@ def test_one_that_a_signal_ended_before_it_could_leave_stays_away(
     [
         ("nonsense", 2, "a job's address is HOST:PORT"),
         ("127.0.0.1:0", 2, "a job's address is HOST:PORT"),
-        (f"127.0.0.1:{free_port()}", 1, "nobody answers for a job at 127.0.0.1:"),
+        ("127.0.0.1:free", 1, "nobody answers for a job at 127.0.0.1:"),
     ],
 )
 def test_a_join_to_nowhere(bench: Bench, address: str, code: int, reason: str) -> None:
-    ended = bench.run(*PSRPC, "join", address)
+    ended = bench.run(*PSRPC, "join", address.replace("free", str(free_port())))
     assert ended.code == code
     (line,) = ended.lines
     assert line.startswith("Error: ")

@@ -86,7 +86,8 @@ def test_a_killed_job_goes_on_with_other_numbers(
 ) -> None:
     kill_when_there_are(bench, 3, mode, before)
     newest = checkpoints(bench)[-1]
-    epochs = updates_in(newest) * 5 // 400 + 2
+    had = updates_in(newest) * 5
+    epochs = had // 400 + 2
     ended = go_on(bench, mode, after, 3, epochs)
     assert [each.code for each in ended] == [0] * (after + 3)
     assert f"going on from checkpoints/{newest.name}" in ended[0].err
@@ -97,6 +98,7 @@ def test_a_killed_job_goes_on_with_other_numbers(
     assert [each["samples"] for each in report["epoch_accounts"]] == [400] * epochs
     assert all(each["over"] for each in report["epoch_accounts"])
     assert report["worker_steps"] < epochs * 80, "what the checkpoint has is not made again"
+    assert report["samples_before"] == had
 
 
 @pytest.mark.parametrize("told", [(0, 1, 2, 3), (1,)])
@@ -119,6 +121,18 @@ def test_a_job_that_is_told_to_stop_is_cut_first(bench: Bench, told: tuple[int, 
     assert report["samples_counted_once"] is True
     assert [each["samples"] for each in report["epoch_accounts"]] == [400] * epochs
     assert report["worker_steps"] < epochs * 80
+
+
+def test_a_job_keeps_what_it_has_at_its_end(bench: Bench) -> None:
+    bench.write("script.py", SCRIPT.replace("every_updates=30", "every_updates=10**9"))
+    first = go_on(bench, "bounded", 2, 2, epochs=2)
+    assert [each.code for each in first] == [0] * 4
+    assert "no checkpoint in checkpoints yet: training begins anew" in first[0].err
+    (last,) = checkpoints(bench)
+    assert updates_in(last) == 160
+    reports = [json.loads(each.out) for each in go_on(bench, "async", 1, 2, 3) if each.out]
+    assert [each["samples"] for each in reports[0]["epoch_accounts"]] == [400] * 3
+    assert reports[0]["worker_steps"] == 80, "only the third epoch is new"
 
 
 def test_a_damaged_checkpoint_is_passed_over(bench: Bench) -> None:

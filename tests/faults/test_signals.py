@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,10 +16,18 @@ import pytest
 from tests.faults import endless
 from tests.processes import SOON_S, Bench, wait_until
 
+_WAKES = """
+import time
+
+print("begun", flush=True)
+while True:
+    time.sleep(0.05)
+"""
+
 
 @pytest.mark.parametrize("options", ["", "--mode sync --plane collective"])
 def test_ctrl_c_at_a_terminal(bench: Bench, options: str) -> None:
-    command = endless.start(bench, *options.split(), workers=2)
+    command = endless.start(bench, *options.split())
     os.killpg(command.process.pid, signal.SIGINT)
     ended = command.finish()
     assert (ended.code, ended.lines) == (130, [])
@@ -41,15 +51,25 @@ def test_waiting_over_rpc_costs_no_processor_time(bench: Bench) -> None:
 
 
 def _waits_without_processor_time(bench: Bench, pids: Sequence[int]) -> None:
-    """Stop worker 1: a held worker and a server with nothing to do use under 1% of a core each."""
+    """Stop worker 1: a held worker and a server with nothing to do use under 1% of a core each.
+
+    Where virtual cores are put to sleep by their host, waking alone may cost more than that: then
+    they use no more than a process that does nothing but wake 20 times a second.
+    """
     *waiting, stopped = pids
     os.kill(stopped, signal.SIGSTOP)
     _wait_for_a_standstill(bench, rank=1)
-    began_s, before = time.monotonic(), [_cpu_s(pid) for pid in waiting]
-    time.sleep(2.0)
-    took_s = time.monotonic() - began_s
-    used = [_cpu_s(pid) - earlier for pid, earlier in zip(waiting, before, strict=True)]
-    assert max(used) < 0.01 * took_s, used
+    with subprocess.Popen([sys.executable, "-c", _WAKES], stdout=subprocess.PIPE) as wakes:
+        assert wakes.stdout is not None
+        wakes.stdout.readline()
+        pids = [*waiting, wakes.pid]
+        before = [_cpu_s(pid) for pid in pids]
+        began_s = time.monotonic()
+        time.sleep(2.0)
+        took_s = time.monotonic() - began_s
+        *used, price = (_cpu_s(pid) - earlier for pid, earlier in zip(pids, before, strict=True))
+        wakes.kill()
+    assert max(used) < max(0.01 * took_s, price), (used, price)
 
 
 def _cpu_s(pid: int) -> float:
@@ -103,7 +123,9 @@ def test_kill_9_of_everything_leaves_no_shared_memory(bench: Bench) -> None:
     command.leaves_nothing()
     # The kernel closes a process's files a moment after its memory is gone.
     wait_until(lambda: not ours & set(_doors().values()), SOON_S, lambda: f"left: {ours}")
-    assert set(os.listdir("/dev/shm")) <= files
+    # Other tests have files there for a moment.
+    new = lambda: set(os.listdir("/dev/shm")) - files  # noqa: E731
+    wait_until(lambda: not new(), SOON_S, lambda: f"left: {new()}")
 
 
 def _doors() -> dict[str, str]:
@@ -118,7 +140,8 @@ def test_kill_9_of_a_node(bench: Bench, rank: int, who: str) -> None:
     os.kill(command.rank(rank), signal.SIGKILL)
     ended = command.finish()
     assert ended.code == 1
-    assert len(ended.lines) == 1
-    assert who in ended.lines[0]
+    *more, line = ended.lines
+    assert who in line
+    assert [each.partition(" (")[0] for each in more] == [f"psrpc: {who} is lost"] * len(more)
     assert ended.took_s < SOON_S
     command.leaves_nothing()

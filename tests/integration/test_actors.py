@@ -52,6 +52,13 @@ class Counter:
         wait_until(lambda: Path(path).exists(), PATIENCE_S, lambda: "no file")
         return self.value
 
+    def hold(self, begun: str, gate: str) -> int:
+        Path(begun).touch()
+        return self.await_file(gate)
+
+    def hold_at(self, other: Any, begun: str, gate: str) -> int:
+        return int(other.hold.remote(begun, gate).result(PATIENCE_S))
+
     def double(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         array *= 2
         return array
@@ -181,6 +188,25 @@ def test_a_killed_actor_begins_again_from_its_saved_state() -> None:
         actor.add.remote().result(PATIENCE_S)
 
 
+def test_what_was_answered_is_in_the_state_of_an_actor_that_is_killed_at_once() -> None:
+    """Though the state is large, and takes longer to the head than the answer to the caller."""
+
+    class Large(Saving):
+        def save_state(self) -> Any:
+            return self.value, bytes(3_000_000)
+
+        def load_state(self, state: Any) -> None:
+            self.value, _ = state
+
+    actor = psrpc.actor(Large, own_process=True, max_restarts=10, max_retries=10).remote()
+    for value in range(0, 20, 2):
+        pid = actor.pid.remote().result(PATIENCE_S)
+        assert actor.add.remote().result(PATIENCE_S) == value + 1
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda pid=pid: not alive(pid), PATIENCE_S, lambda: "it lives")  # type: ignore[misc]
+        assert actor.add.remote().result(PATIENCE_S) == value + 2
+
+
 def test_calls_are_made_again_as_often_as_is_asked(tmp_path: Path) -> None:
     log = tmp_path / "log"
 
@@ -201,6 +227,34 @@ def test_calls_are_made_again_as_often_as_is_asked(tmp_path: Path) -> None:
     with pytest.raises(ActorLostError):
         kind.remote().note.remote(4).result(PATIENCE_S)
     assert log.read_text() == "xxx"
+
+
+@pytest.mark.parametrize("own_process", [False, True])
+def test_a_killed_actors_running_call_is_lost_at_once(tmp_path: Path, own_process: bool) -> None:
+    kind = Actor.options(own_process=own_process, max_restarts=1, max_retries=1)
+    actor, other = kind.remote(), Actor.options(own_process=True).remote()
+    begun, gate = tmp_path / "begun", tmp_path / "gate"
+    psrpc.ready(other, PATIENCE_S)
+    running = actor.hold.remote(str(begun), str(gate))
+    wait_until(begun.exists, PATIENCE_S, lambda: "it has not begun")
+    queued = [actor.add.remote() for _ in range(10)]
+    psrpc.kill(actor)
+    for future in [running, *queued]:
+        with pytest.raises(ActorLostError, match="killed"):
+            future.result(PATIENCE_S / 2)
+    gate.touch()
+    assert other.add.remote().result(PATIENCE_S) == 1
+
+
+def test_who_else_calls_a_killed_actor_hears_of_it(tmp_path: Path) -> None:
+    actor, other = Actor.remote(), Actor.options(own_process=True).remote()
+    begun, gate = tmp_path / "begun", tmp_path / "gate"
+    running = other.hold_at.remote(actor, str(begun), str(gate))
+    wait_until(begun.exists, PATIENCE_S, lambda: "it has not begun")
+    psrpc.kill(actor)
+    with pytest.raises(ActorLostError, match="no more"):
+        running.result(PATIENCE_S / 2)
+    gate.touch()
 
 
 def test_placement_refuses_and_waits_visibly(cluster: Cluster) -> None:
@@ -282,7 +336,7 @@ def test_a_pool_of_a_class_calls_its_methods_and_fails_with_its_constructor() ->
 def test_a_dead_members_jobs_are_done_by_others_and_a_deadly_one_fails(tmp_path: Path) -> None:
     def job(number: int) -> int:
         mark = tmp_path / f"killed-{number}"
-        if number % 40 == 7 and not mark.exists():
+        if number % 10 == 7 and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return number
@@ -293,7 +347,80 @@ def test_a_dead_members_jobs_are_done_by_others_and_a_deadly_one_fails(tmp_path:
         with pytest.raises(ActorLostError):
             futures[0].result(PATIENCE_S)
         assert futures[1].result(PATIENCE_S) == 1
-    assert len(list(tmp_path.iterdir())) == 5
+    assert len(list(tmp_path.iterdir())) == 20
+
+
+def test_a_pool_outlives_its_idle_members(cluster: Cluster) -> None:
+    """Four die at once, twice, and each time new ones are made."""
+    before: set[int] = {0}  # one that has not come yet
+
+    def runners() -> set[int]:
+        return {pid for node in cluster.status()["nodes"] for pid in node["runners"]} - before
+
+    before |= runners()
+    with psrpc.Pool(Counter, size=4, own_process=True) as pool:
+        for _ in range(2):
+            wait_until(lambda: len(runners()) == 4, PATIENCE_S, lambda: "there are fewer")
+            assert sum(pool.map("add", [0] * 8)) == 0
+            lives = sorted(runners())
+            for pid in lives:
+                os.kill(pid, signal.SIGKILL)
+            for pid in lives:
+                wait_until(lambda pid=pid: not alive(pid), PATIENCE_S, lambda: "it lives")  # type: ignore[misc]
+            before |= set(lives)
+        assert pool.submit("add", 1).result(PATIENCE_S) == 1
+
+
+def test_a_pool_whose_members_cannot_be_made_fails(tmp_path: Path) -> None:
+    class Deadly:
+        def __init__(self) -> None:
+            (tmp_path / str(os.getpid())).touch()
+            os._exit(3)
+
+    with psrpc.Pool(Deadly, size=2) as pool:
+        wait_until(lambda: pool._error is not None, PATIENCE_S, lambda: "it tries on")
+        with pytest.raises(ActorLostError, match="exit code 3"):
+            pool.submit("add")
+    assert 4 <= len(list(tmp_path.iterdir())) <= 10
+
+
+def test_jobs_that_died_with_another_of_their_process_are_done_again(tmp_path: Path) -> None:
+    """Though none may have been alone at a death."""
+
+    def hold(number: int) -> int:
+        (tmp_path / f"{number}-{os.getpid()}").touch()
+        wait_until((tmp_path / "gate").exists, PATIENCE_S, lambda: "no gate")
+        return number
+
+    def begun() -> list[tuple[str, ...]]:
+        return [tuple(path.name.split("-")) for path in tmp_path.iterdir()]
+
+    with psrpc.Pool(size=8, own_process=False, max_retries=0) as pool:
+        futures = [pool.submit(hold, number) for number in range(8)]
+        wait_until(lambda: len(begun()) == 8, PATIENCE_S, lambda: str(begun()))
+        pids = [int(pid) for _, pid in begun()]
+        (pid,) = [pid for pid in set(pids) if pids.count(pid) > 1][:1]  # of at most four
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: len(begun()) > 8, PATIENCE_S, lambda: str(begun()))
+        (tmp_path / "gate").touch()
+        assert psrpc.get(futures, timeout=PATIENCE_S) == list(range(8))
+
+
+def test_a_pool_ends_whose_jobs_were_given_up_before_it_was_there(tmp_path: Path) -> None:
+    class Slow:
+        def __init__(self) -> None:
+            deadline = time.monotonic() + PATIENCE_S
+            while not gate.exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+
+        def add(self, amount: int) -> int:
+            return amount
+
+    for members in (1, 3):
+        gate = tmp_path / str(members)
+        with psrpc.Pool(Slow, size=members, own_process=False) as pool:
+            assert pool.submit("add", 1).cancel()
+            threading.Timer(0.2, gate.touch).start()  # it is waited for by then, or sooner
 
 
 def test_a_pool_grows_while_jobs_wait_and_nobody_waits_behind_a_long_one(tmp_path: Path) -> None:
@@ -313,3 +440,28 @@ def test_a_pool_grows_while_jobs_wait_and_nobody_waits_behind_a_long_one(tmp_pat
         for gate in gates:
             gate.touch()
         assert [future.result(PATIENCE_S) for future in held] == [1, 1, 1]
+
+
+def test_usual_slips_are_said() -> None:
+    counter = psrpc.actor(Counter).remote()
+    slips: list[tuple[Any, str]] = [
+        (lambda: counter.add(1), r"add\.remote\(\.\.\.\)"),
+        (lambda: psrpc.get([counter.add.remote(), 5]), "takes futures.* not 5"),
+        (lambda: psrpc.get(5), "takes futures.* not 5"),
+        (lambda: psrpc.kill("counter"), "an actor's handle"),
+        (lambda: psrpc.ready("counter"), "an actor's handle"),
+    ]
+    for slip, said in slips:
+        with pytest.raises(UsageError, match=said):
+            slip()
+
+
+def test_jobs_of_a_decorated_class_are_named_by_its_methods() -> None:
+    kind = psrpc.actor(Counter)
+    with psrpc.Pool(kind, size=1, own_process=False) as pool:
+        assert pool.submit(kind.add, 2).result(PATIENCE_S) == 2
+    named = pytest.raises(UsageError, match="does functions, not 'add'")
+    with psrpc.Pool(size=1, own_process=False) as pool, named:
+        pool.submit("add", 2).result(PATIENCE_S)
+    with pytest.raises(AttributeError):
+        _ = kind.nothing

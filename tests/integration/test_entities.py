@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,12 +13,17 @@ from typing import Any
 
 import pytest
 
+import psrpc
+from psrpc.actors.cluster import Cluster
 from psrpc.entities import documents, pipeline, score
+from psrpc.entities.gathering import Gathering
 from psrpc.entities.llm import Endpoint, LlmProcessor
 from psrpc.entities.patience import Backoff, RateLimit
+from psrpc.entities.processor import Done, Processor
 from psrpc.entities.rules import recognise
 from psrpc.entities.words import Aggregate, Document, Entity, Kind, Result
 from psrpc.errors import UsageError
+from psrpc.examples import gathered, returned
 from tests.processes import PATIENCE_S, PSRPC, Bench
 
 TEXT = "Maria Keller of Siemens lives in Munich."
@@ -126,7 +133,15 @@ class Asked:
         base = f"http://127.0.0.1:{server.server_address[1]}/v1"
         settings = {"timeout_s": PATIENCE_S, "retries": 2, "price_in": 2.0, "price_out": 10.0}
         endpoint = Endpoint("m", "secret-key", base, **{**settings, **options})
-        self.processor = LlmProcessor(endpoint, sleep=self.waits.append)
+        self.now_s = 0.0
+        self.processor = LlmProcessor(endpoint, sleep=self.sleep, clock=self)
+
+    def now(self) -> float:
+        return self.now_s
+
+    def sleep(self, wait_s: float) -> None:
+        self.waits.append(wait_s)
+        self.now_s += wait_s
 
     def extract(self, text: str = TEXT) -> Result:
         try:
@@ -213,6 +228,9 @@ def test_patience() -> None:
     assert backoff.wait_s(0, 0.0, 1e9) == 60
     limit = RateLimit(60)
     assert [limit.book(now) for now in (0, 0, 0.5, 9)] == [0, 1, 1.5, 0]
+    limit.hold(9, 5)
+    limit.hold(9, 2)
+    assert [limit.book(now) for now in (9, 15, 15)] == [5, 0, 1]
     assert [RateLimit(None).book(0) for _ in range(3)] == [0, 0, 0]
 
 
@@ -221,7 +239,7 @@ def test_a_rate_limit_spreads_calls(server: Endpoint_) -> None:
     for _ in range(3):
         asked.processor.extract(Document("d", TEXT))
     asked.processor.close()
-    assert [round(wait / 60_000) for wait in asked.waits] == [1, 2]
+    assert [round(wait / 60_000) for wait in asked.waits] == [1, 1]
 
 
 def test_the_built_in_recogniser_is_as_good_as_the_readme_says() -> None:
@@ -251,20 +269,43 @@ def test_each_document_counts_once() -> None:
     assert counts["entities"] == {"person": 2, "organization": 0, "location": 0}
 
 
-def test_a_document_that_fails_is_reported() -> None:
-    def extract(document: Document) -> Result:
-        if document.name == "3":
-            raise ZeroDivisionError("by three")
-        return pipeline.offline(document)
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with psrpc.init(num_cpus=2, num_gpus=0, imports=["torch", "wave", "no_such_module"]) as cluster:
+        yield cluster
 
+
+class Seen:
+    def has(self, name: str) -> bool:
+        return name in sys.modules
+
+
+def test_a_node_imports_what_it_is_told(cluster: Cluster) -> None:
+    actor = psrpc.actor(Seen).remote()
+    assert psrpc.get([actor.has.remote("wave"), actor.has.remote("tabnanny")]) == [True, False]
+
+
+class Failing(Processor):
+    def extract(self, name: str, text: str) -> Done:
+        if name == "3":
+            raise ZeroDivisionError("by three")
+        return super().extract(name, text)
+
+
+def failing(workers: int) -> psrpc.Pool:
+    return psrpc.Pool(Failing, workers, own_process=False)
+
+
+def test_a_document_that_fails_is_reported(cluster: Cluster) -> None:
     many = [Document(str(number), TEXT) for number in range(50)]
-    results = {result.document: result for result in pipeline.run(many, extract, 4)}
+    with failing(4) as pool:
+        results = {d.result.document: d.result for d in pipeline.run(many, pool, 4)}
     assert len(results) == 50
     assert results.pop("3").error == "ZeroDivisionError: by three"
     assert {result.entities for result in results.values()} == {tuple(recognise(TEXT))}
 
 
-def test_documents_are_read_no_faster_than_they_are_done() -> None:
+def test_documents_are_read_no_faster_than_they_are_done(cluster: Cluster) -> None:
     read: list[int] = []
 
     def many() -> Iterator[Document]:
@@ -272,10 +313,41 @@ def test_documents_are_read_no_faster_than_they_are_done() -> None:
             read.append(number)
             yield Document(str(number), "")
 
-    results = pipeline.run(many(), pipeline.offline, 2)
-    next(results)
-    assert len(read) <= 6
-    assert len(list(results)) == 99
+    with failing(2) as pool:
+        results = pipeline.run(many(), pool, 2)
+        next(results)
+        assert len(read) <= 6
+        assert len(list(results)) == 99
+    read.clear()
+    with Gathering(None, 2) as gathering:
+        lines = gathering.run(many())
+        next(lines)
+        assert len(read) <= 12
+        assert len(list(lines)) == 99
+        assert len(gathering.counts()[0]) == 100
+
+
+def test_processors_share_a_rate_limit(cluster: Cluster, server: Endpoint_) -> None:
+    base = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    server.answers = [fails(429, Retry_After="0.5")]
+    endpoint = Endpoint("m", "k", base, PATIENCE_S, 2, 1200.0)
+    began_s = time.monotonic()
+    with pipeline.processors(endpoint, 4) as pool:
+        many = [Document(str(number), TEXT) for number in range(12)]
+        done = list(pipeline.run(many, pool, 4))
+    assert [each.result.error for each in done] == [None] * 12
+    assert sum(each.usage.calls for each in done) == len(server.bodies) == 13
+    assert sum(each.usage.retries for each in done) == 1
+    # Twelve calls after the first, 0.05 s apart for all members together; one of them is held up.
+    assert time.monotonic() - began_s > 0.5 + 11 * 0.05 - 0.2
+
+
+@pytest.mark.parametrize("example", [returned, gathered])
+def test_the_examples(cluster: Cluster, example: Any) -> None:
+    expected = Aggregate()
+    for place, (text, _) in enumerate(score.labelled()):
+        expected.add(Result(str(place), tuple(recognise(text))))
+    assert example.main([]).as_json() == expected.as_json()
 
 
 def test_the_command(bench: Bench, server: Endpoint_) -> None:
@@ -289,6 +361,15 @@ def test_the_command(bench: Bench, server: Endpoint_) -> None:
     assert counts["counts"]["documents"] == 3
     assert counts["counts"]["frequent"]["location"] == {"Munich": 2}
     assert "x came twice" in ended.err
+    assert counts["counts"]["recogniser"] == "built-in rules"
+    ended = bench.run(*PSRPC, "entities", "a.txt", "b.jsonl", "--gather")
+    assert ended.code == 0, ended.err
+    *lines, again = map(json.loads, ended.out.splitlines())
+    assert sorted(map(str, lines)) == sorted(map(str, results))
+    assert again == counts
+    ended = bench.run(*PSRPC, "entities", "a.txt", "/nope.txt")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.lines == ["Error: cannot read /nope.txt: No such file or directory"]
 
     base = f"http://127.0.0.1:{server.server_address[1]}/v1"
     server.answers = [fails(400)]
@@ -297,7 +378,7 @@ def test_the_command(bench: Bench, server: Endpoint_) -> None:
     assert ended.code == 1
     *results, counts = map(json.loads, ended.out.splitlines())
     assert results[0]["error"].startswith("HTTP 400")
-    assert counts["counts"]["usage"]["tokens_in"] == 300
+    assert counts["counts"]["usage"]["tokens_in"] == 200  # x once
     assert "a.txt failed: HTTP 400" in ended.err
 
 

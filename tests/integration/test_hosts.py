@@ -18,6 +18,7 @@ from tests.processes import (
     TORCHRUN,
     Bench,
     Finished,
+    Forks,
     Ranks,
     free_port,
     wait_until,
@@ -93,22 +94,44 @@ def test_torchrun_on_hosts_whose_names_are_loopback(bench: Bench, lab: Lab) -> N
         agent.leaves_nothing()
 
 
-def test_slow_and_lossy_links_give_what_one_host_gives(bench: Bench, lab: Lab) -> None:
-    options = "--mode sync --epochs 2 --batch-size 120"
-    alone = train(bench, lab, options, hosts=1, each=4)
-    expected = results(bench, alone.finish())["test_accuracy"]
-    lab.set("delay", "node2", 50)
+# Which samples make up a round is not the same in every run, nor the order in which gradients are
+# added; with these the accuracy differs by 0.003 at most, between runs on one host.
+WORKERS = 3
+SAME = "--mode sync --epochs 3 --batch-size 60 --optimizer sgd --lr 0.1"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, forks: Forks, made: Lab) -> Iterator[float]:
+    """The accuracy on one host."""
+    bench = Bench(tmp_path_factory.mktemp("alone"), forks)
+    yield results(bench, train(bench, made, SAME, hosts=1, each=1 + WORKERS).finish())[
+        "test_accuracy"
+    ]
+    bench.clear()
+
+
+@pytest.mark.parametrize("hosts", [2, 3])
+def test_more_hosts_give_what_one_gives(bench: Bench, lab: Lab, alone: float, hosts: int) -> None:
+    options = f"{SAME} --servers {2 * hosts - WORKERS} --server-placement spread"
+    found = results(bench, train(bench, lab, options, hosts=hosts, each=2).finish())
+    assert found["workers"] == WORKERS
+    assert found["test_accuracy"] == pytest.approx(alone, abs=0.015)
+
+
+def test_slow_and_lossy_links_give_what_one_host_gives(
+    bench: Bench, lab: Lab, alone: float
+) -> None:
+    lab.set("delay", "node2", 20)
     lab.set("loss", "node2", 1)
-    apart = train(bench, lab, options, hosts=2, each=2)
-    # Whose samples are whose in a round is not the same, nor is the order in which they are added.
-    assert results(bench, apart.finish())["test_accuracy"] == pytest.approx(expected, abs=0.01)
+    ranks = train(bench, lab, SAME, hosts=2, each=2)
+    assert results(bench, ranks.finish())["test_accuracy"] == pytest.approx(alone, abs=0.015)
 
 
-def test_process_groups_of_several_hosts(bench: Bench, lab: Lab) -> None:
-    options = "--mode sync --plane collective --servers 2 --epochs 2"
-    ranks = train(bench, lab, options, hosts=3, each=2)
-    found = results(bench, ranks.finish())
-    assert (found["plane"], found["workers"]) == ("collective", 4)
+def test_process_groups_of_several_hosts(bench: Bench, lab: Lab, alone: float) -> None:
+    options = f"{SAME} --plane collective --servers {6 - WORKERS}"
+    found = results(bench, train(bench, lab, options, hosts=3, each=2).finish())
+    assert (found["plane"], found["workers"]) == ("collective", WORKERS)
+    assert found["test_accuracy"] == pytest.approx(alone, abs=0.015)
 
 
 def test_who_is_missing_is_said_and_named_in_the_end(bench: Bench, lab: Lab) -> None:
@@ -127,11 +150,12 @@ def test_who_is_missing_is_said_and_named_in_the_end(bench: Bench, lab: Lab) -> 
     assert not any("have come in" in each.err for each in ended[1:]), "one speaks for all"
 
 
-def test_a_host_dies_and_another_is_cut_off_for_20_s(bench: Bench, lab: Lab) -> None:
+def test_a_host_dies_and_another_is_cut_off_until_it_is_missed(bench: Bench, lab: Lab) -> None:
     """Every role has a launcher of its own: lost are those hosts' workers, nobody else."""
     bench.write("slow.py", SLOW)
     options = "--isolate --interface eth0 --workers 1 --dataset slow:Slow --model slow:model"
-    words = [*PSRPC, "train", *options.split(), *["--epochs", "4", "--batch-size", "8"]]
+    options += " --epochs 4 --batch-size 8 --dead-after 6"
+    words = [*PSRPC, "train", *options.split()]
     first = bench.start(*words, "--json", "result.json", **lab.host(1), **QUIET)
     wait_until(lambda: readers(bench), PATIENCE_S, first.shown)
     (address,) = re.findall(r"psrpc join (\S+)", first.shown())
@@ -144,7 +168,7 @@ def test_a_host_dies_and_another_is_cut_off_for_20_s(bench: Bench, lab: Lab) -> 
     lab.set("cut", "node3")
     dead.kill()  # of which nobody is told
     lab.set("cut", "node2")
-    time.sleep(20.0)  # the fault itself
+    wait_until(lambda: first.shown().count("is lost (") == 2, PATIENCE_S, first.shown)
     lab.set("heal", "node2")
     healed_s = time.time()
     wait_until(lambda: last_read.stat().st_mtime > healed_s + 1.0, PATIENCE_S, cut.shown)

@@ -45,8 +45,30 @@ def test_a_fork_ends_as_an_interpreter_does(bench: Bench) -> None:
     bench.write("theirs.py", THEIRS)
     ended = bench.run("forks.py", "draw", "draw", "raise", "interrupt", "0", "7")
     assert ended.code == 0, ended.err
-    assert json.loads(ended.out) == [0, 0, 1, 130, 0, 7]
+    assert json.loads(ended.out) == [99, 99, 1, 130, 99, 7]
     assert ended.err.count("Traceback") == 1
     assert "ValueError: it is the user's own" in ended.err
     one, other = (bench.folder / "drawn").read_text().split()
     assert one != other, "they would draw the same random numbers"
+
+
+TOLD = """
+    import os, runpy, signal, sys
+    from psrpc.launch import run_agent
+
+    def work(*_, **__):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        os.kill(os.getppid(), signal.SIGTERM)
+        signal.sigwait({signal.SIGTERM})  # which the agent has passed on
+
+    runpy.run_module = work
+    sys.exit(run_agent(["-m", "psrpc"], restarts=0, patience_s=1000.0))
+"""
+
+
+def test_a_fork_that_leaves_in_order_does_not_wait_for_an_agent_that_is_told_to_end(
+    bench: Bench,
+) -> None:
+    bench.write("told.py", TOLD)
+    ended = bench.run("told.py")
+    assert (ended.code, ended.err) == (143, "")

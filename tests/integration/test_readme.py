@@ -62,7 +62,7 @@ def test_the_actors(bench: Bench) -> None:
     bench.write("actors.py", script("actors.py"))
     ended = bench.run("actors.py")
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out == "[10, 11, 13, 16, 20]\n[1, 2, 3]\n"
+    assert ended.out == "[10, 11, 13, 16, 20]\n[1, 2, 3]\n5\n"
 
 
 def test_the_commands_have_options_that_exist() -> None:

@@ -11,13 +11,14 @@ NET = """
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
 """
 SCRIPT = """
-    import functools, torch, psrpc
+    import functools, os, torch, psrpc
     from psrpc import datasets
     from net import net
 
     splits = datasets.load("digits", data_root=None, seed=0)
 
     def train(worker):
+        assert os.sched_getscheduler(0) == os.SCHED_BATCH
         for _ in range(4):
             for images, labels in worker.batches(splits.train, 32):
                 loss = torch.nn.functional.cross_entropy(worker.model(images), labels)
@@ -25,6 +26,7 @@ SCRIPT = """
                 worker.step(loss)
 
     result = psrpc.run(train, model=net, optimizer=functools.partial(torch.optim.SGD, lr=0.1))
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
     if result.is_main:
         right = (result.model(splits.test[:][0]).argmax(1) == splits.test[:][1]).float().mean()
         print(f"main: {right:.2f} {result.report.samples} {result.report.worker_steps}")

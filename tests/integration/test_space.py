@@ -9,7 +9,6 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -30,22 +29,9 @@ from psrpc.errors import (
 )
 from psrpc.space import ANY, FIELD, Change, Space, SpaceServer
 from tests.processes import PATIENCE_S, Bench, wait_until
-
-
-@pytest.fixture
-def owner() -> Iterator[SpaceServer]:
-    with SpaceServer() as server:
-        yield server
-
-
-@pytest.fixture
-def space(owner: SpaceServer) -> Iterator[Space]:
-    with Space(owner.address) as space:
-        yield space
-
-
-def result(future: Future[Any]) -> Any:
-    return future.result(PATIENCE_S)
+from tests.spaces import owner as owner
+from tests.spaces import result
+from tests.spaces import space as space
 
 
 def test_values_come_out_as_they_went_in(space: Space) -> None:
@@ -97,6 +83,20 @@ def test_what_cannot_be_in_a_tuple_is_refused(space: Space, bad: Any) -> None:
     with pytest.raises(UsageError):
         space.read(bad)
     assert space.about()["tuples"] == 0
+
+
+def test_usual_slips_are_said(owner: SpaceServer, space: Space) -> None:
+    slips: list[Any] = [
+        lambda: space.read(("x", 0 < FIELD < 3)),
+        lambda: space.read(("x", FIELD > 0 and FIELD < 3)),
+        lambda: space.read(("x", not (FIELD > 0) & (FIELD < 3))),
+    ]
+    for slip in slips:
+        with pytest.raises(UsageError, match=r"joined by & \| ~"):
+            slip()
+    for addresses in (owner, [owner], 3):
+        with pytest.raises(UsageError, match="owners' addresses as text"):
+            Space(addresses)  # type: ignore[arg-type]
 
 
 def test_waiting_ends_with_a_tuple_or_with_its_time(space: Space) -> None:
@@ -182,8 +182,6 @@ def test_several_owners(owner: SpaceServer) -> None:
             assert sorted(taken) == list("abcdefgh")
             with pytest.raises(SpaceTimeoutError):
                 other.take((ANY, int), 0.01)
-            with pytest.raises(UsageError, match="first field"):
-                other.take_async((ANY, int))
             takers = [
                 threading.Thread(target=lambda: taken.append(other.take((ANY,))[0]))
                 for _ in range(4)
@@ -196,6 +194,31 @@ def test_several_owners(owner: SpaceServer) -> None:
             assert sorted(taken[8:]) == list("ijkl")
             assert space.about()["tuples"] == 0
             wait_until(lambda: space.about()["waiting"] == 0, PATIENCE_S, lambda: "still asked")
+
+
+def test_futures_of_several_owners(owner: SpaceServer) -> None:
+    with SpaceServer() as second, Space([owner.address, second.address]) as space:
+        late = space.read_async((ANY, int), 0.01)
+        with pytest.raises(SpaceTimeoutError, match=r"within 0\.01 s"):
+            result(late)
+        reader = space.read_async((ANY, int))
+        takers = [space.take_async((ANY, FIELD > 0)) for _ in range(6)]
+        space.write_all((name, place) for place, name in enumerate("abcdefg"))
+        assert sorted(map(result, takers)) == [(n, p) for p, n in enumerate("abcdefg") if p]
+        assert result(reader)[0] in "abcdefg"
+        assert space.read_all((ANY, ANY)) == [("a", 0)]
+        leased = result(space.take_async((ANY, 0), lease_s=math.inf))
+        leased.give_back()
+        for _ in range(20):  # so that some are cancelled while their answers are on the way
+            future = space.take_async((ANY, int))
+            if not future.cancel():
+                space.write(result(future))
+        wait_until(lambda: space.count((ANY, int)) == 1, PATIENCE_S, lambda: "it is lost")
+        wait_until(lambda: space.about()["waiting"] == 0, PATIENCE_S, lambda: "still asked")
+        future = space.take_async((ANY, "never"))
+        second.close()
+        with pytest.raises(PeerLostError):
+            result(future)
 
 
 def test_many_threads_share_a_connection(space: Space) -> None:
@@ -250,6 +273,76 @@ def test_a_lost_owner_is_an_error_and_its_heir_is_found() -> None:
         space.count(("job",))
 
 
+def test_an_owner_that_nobody_asks_may_be_lost_unnoticed() -> None:
+    owner = SpaceServer().start()
+    secret, _, place = owner.address.rpartition("@")
+    with Space(owner.address) as space:
+        space.write(("x",))  # this thread reads its answer, and then nobody does
+        connection = space._connection(0)
+        owner.close()
+        wait_until(lambda: not connection.usable, PATIENCE_S, lambda: "its end was not seen")
+        with SpaceServer(port=int(place.split(":")[1]), secret=secret):
+            assert space.count(("x",)) == 0
+
+
+def test_an_interrupt_while_answers_are_told_leaves_nobody_waiting(
+    space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space.write(("x",))
+    connection = space._connection(0)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(connection, "_hear", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            space.write(("y",))
+    assert not connection.usable
+    assert space.count(("x",)) == 1
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+import psrpc
+
+space = psrpc.Space(sys.argv[1])
+space.write(("begun",))
+connection = space._connection(0)
+taken = []
+
+def take():
+    while connection._reader != threading.main_thread().ident:
+        time.sleep(0.001)
+    taken.append(space.take(("other", int), 60))
+
+def interrupt():
+    while len(connection._pending) < 2:
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGINT)
+
+threads = [threading.Thread(target=each) for each in (take, interrupt)]
+for thread in threads:
+    thread.start()
+try:
+    space.take(("never", int))
+except KeyboardInterrupt:
+    print("interrupted")
+assert connection.usable and space._connection(0) is connection
+space.write(("never", 1))
+assert space.count(("never", int)) == 1  # nobody waits for it any more
+space.write(("other", 2))
+threads[0].join()
+print(taken)
+"""
+
+
+def test_ctrl_c_ends_a_wait_and_nothing_else(owner: SpaceServer, bench: Bench) -> None:
+    bench.write("interrupted.py", INTERRUPTED)
+    ended = bench.run("interrupted.py", owner.address)
+    assert (ended.code, ended.out, ended.err) == (0, "interrupted\n[('other', 2)]\n", "")
+
+
 def test_strangers_and_garbage_do_not_disturb(owner: SpaceServer, space: Space) -> None:
     place = owner.address.rpartition("@")[2]
     with pytest.raises(ProtocolError, match="wrong secret"):
@@ -289,9 +382,8 @@ REQUESTS: list[Any] = [
 def test_a_client_that_talks_nonsense_is_shown_out(space: Space, requests: Any) -> None:
     connection = space._connection(0)
     with connection._lock:
-        connection._requests += requests if isinstance(requests, list) else [requests]
         connection._sending = True
-    connection._dispatch()
+    connection._send(requests if isinstance(requests, list) else [requests], [])
     if requests == []:
         assert space.count(("x",)) == 0
         return
@@ -343,12 +435,25 @@ def test_killed_takers_lose_nothing(owner: SpaceServer, space: Space, bench: Ben
     assert space.count(("job", int)) == 0
 
 
+def test_an_owner_that_was_closed_has_no_address() -> None:
+    with SpaceServer() as server:
+        assert server.address
+    with pytest.raises(ClosedError):
+        _ = server.address
+
+
 def test_nothing_is_left(owner: SpaceServer) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
+
+    def left() -> list[threading.Thread]:
+        new = set(threading.enumerate()) - before
+        return [thread for thread in new if thread.name.startswith("psrpc-space")]
+
     for _ in range(3):
         with Space(owner.address) as space:
             space.write(("x",))
             space.take(("x",))
+            assert left()
     gc.collect()
-    wait_until(lambda: threading.active_count() == before, PATIENCE_S, lambda: "a thread is left")
+    wait_until(lambda: not left(), PATIENCE_S, lambda: f"left: {left()}")
     assert psrpc.Space is Space

@@ -121,6 +121,54 @@ def test_a_nodes_death_moves_its_actors_to_another() -> None:
     assert [message.actor for _, message in of(said, m.Embody)] == [1]
 
 
+def test_a_runner_that_is_silent_is_lost_when_its_node_says_so() -> None:
+    town = Town()
+    town.create(1, replace(SPEC, max_restarts=1))
+    assert town.roster.runner_silent(1) == []
+    town.create(2)  # in another runner
+    assert [message.runner for _, message in of(town.said, m.Fork)] == [1, 2]
+    town.hear(town.roster.runner_lost(1, "killed"))
+    assert (town.roster.actors[1].restarts, town.roster.actors[1].incarnation) == (1, 2)
+    assert town.roster.runner_silent(1) == []
+
+
+def test_a_node_that_dies_with_its_runners_costs_one_restart() -> None:
+    town = Town()
+    town.create(1, replace(SPEC, max_restarts=1))
+    assert of(town.roster.runner_silent(1), m.Embody) == []  # the node's death is seen later
+    town.roster.create(CLIENT, m.Create(2, APART))  # a runner that never comes
+    town.hear(town.roster.node_came(11, "second", Resources(2, 0, 0), {}))
+    said = town.hear(town.roster.connection_lost(NODE))
+    assert sorted(message.actor for _, message in of(said, m.Embody)) == [1, 2]
+    assert [town.roster.actors[number].restarts for number in (1, 2)] == [1, 0]
+    assert gone(said) == []
+
+
+def test_a_runner_is_forked_once_though_its_first_actor_ends_before_it_comes() -> None:
+    roster = Roster()
+    roster.node_came(NODE, "node", Resources(1, 0, 0), {})
+    assert roster.create(CLIENT, m.Create(1, SPEC)) == [(NODE, m.Fork(1))]
+    roster.end(1, "it was killed")
+    assert roster.create(CLIENT, m.Create(2, SPEC)) == []
+    said = roster.runner_came(RUNNER, 1, "at-1", 5)
+    assert [message.actor for _, message in of(said, m.Embody)] == [2]
+    assert [key for key, _ in of(roster.create(CLIENT, m.Create(3, SPEC)), m.Embody)] == [RUNNER]
+
+
+def test_a_node_of_a_taken_name_gets_one_that_is_free() -> None:
+    roster = Roster()
+    for key in range(3):
+        roster.node_came(key, "host", Resources(1, 0, 0), {})
+    assert list(roster.nodes) == ["host", "host-2", "host-3"]
+    roster.connection_lost(1)
+    roster.node_came(5, "host", Resources(1, 0, 0), {})
+    assert {name: node.key for name, node in roster.nodes.items()} == {
+        "host": 0,
+        "host-2": 5,
+        "host-3": 2,
+    }
+
+
 def test_actors_end_with_who_made_them_unless_detached() -> None:
     town = Town()
     town.create(1)

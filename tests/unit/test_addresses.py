@@ -31,6 +31,9 @@ def test_an_interface_is_chosen_by_name_or_address() -> None:
     assert chosen("10.1.0.1", found) == IB
     with pytest.raises(ConfigError, match=r"neither .*there are: lo \(127\.0\.0\.1\), eth0"):
         chosen("eth1", found)
+    for address in ("::1", "fe80::1%eth0", "[2001:db8::1]"):
+        with pytest.raises(ConfigError, match=r"is an IPv6 address, and psrpc uses IPv4 only"):
+            chosen(address, found)
     with pytest.raises(ConfigError, match=r"second address of eth0.*10\.0\.0\.1"):
         chosen("10.0.0.2", found)
 

@@ -21,6 +21,7 @@ LONGEST_FUNCTION = 60
 LONGEST_FILE = 400
 PACKAGE = "psrpc"
 FACES = frozenset({"__init__", "__main__"})  # they import anything, nothing imports them
+USERS = {"examples"}  # who use the package as others do
 OUTSIDE_ROOMS = FACES | {"_version"}
 PURE_ROOMS = frozenset({"core"})
 IMPURE_IMPORTS = frozenset({"torch", "socket", "threading", "time", "asyncio", "os", "random"})
@@ -99,6 +100,8 @@ def imports_go_up(sources: Sources) -> list[str]:
             top, _, below = name.partition(".")
             target = below.partition(".")[0]
             if top != PACKAGE or target == room or target in unlisted - FACES:
+                continue
+            if target not in order and room in USERS:
                 continue
             if target not in order:
                 problems.append(f"{path}:{line} imports {name} from the package's own face")
@@ -289,6 +292,7 @@ def state():
 
 before = state()
 import psrpc
+assert not [name for name in psrpc.__all__ if getattr(psrpc, name) is None]
 json.dump([before, state(), "torchvision" in sys.modules], sys.stdout)
 """
 
@@ -305,3 +309,25 @@ def test_importing_does_nothing() -> None:
     before, after, torchvision_imported = json.loads(probe.stdout)
     assert after == before
     assert not torchvision_imported
+
+
+TORCHLESS = """
+import sys
+import psrpc, psrpc.cli, psrpc.entities.command
+psrpc.init, psrpc.Pool, psrpc.errors.UsageError
+assert "torch" not in sys.modules
+assert "Pool" in dir(psrpc)
+psrpc.Worker
+assert "torch" in sys.modules
+try:
+    psrpc.nothing
+except AttributeError as error:
+    print(error)
+"""
+
+
+def test_torch_is_imported_when_it_is_needed() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", TORCHLESS]
+    said = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert said.stdout == "module 'psrpc' has no attribute 'nothing'\n"

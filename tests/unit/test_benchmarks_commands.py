@@ -35,7 +35,7 @@ def test_every_benchmark_has_help_and_the_shared_options(name: str) -> None:
 
 def test_all_benchmarks_are_there() -> None:
     names = {"convnet", "loader", "large", "startup", "memory", "latency", "checkpoint", "hosts"}
-    names |= {"actors", "chaos", "churn", "cycles"}
+    names |= {"actors", "chaos", "churn", "cycles", "reshard", "replicas", "refill"}
     assert set(cli.commands) == names
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from psrpc.core.decisions import Answer, Hold, Same, some_workers
 from psrpc.core.ledger import Ledger
+from psrpc.core.progress import Progress
 from psrpc.counts import EpochLeases, WorkerStats
 from psrpc.messages import (
     Done,
@@ -302,3 +303,30 @@ def test_work_that_nobody_is_left_to_do_again_ends_the_job() -> None:
     office.register(0, 10, rank=0)
     office.leave(Leave(1000, 1, 0, 0), 11)
     assert "lacks of epochs [0]: start the job again" in str(office.core.verdict)
+
+
+@pytest.mark.parametrize(("epochs", "lacking"), [(0, None), (1, None), (3, [1, 2])])
+def test_and_so_do_epochs_of_which_the_checkpoint_knows_nothing(
+    epochs: int, lacking: list[int] | None
+) -> None:
+    """Who leaves had come further than the checkpoint, and others may not have come back yet."""
+    office = Office(Asynchronous(), 1)
+    office.core.go_back(1000)
+    over = EpochLeases(0, 4, 0, 0, 2, (4,), True, ())
+    office.core.leases.restore([over], [Ledger()])
+    office.register(0, 10, rank=0)
+    office.leave(Leave(1000, 1, 0, 0, epochs=epochs), 11)
+    if lacking is None:
+        assert office.core.verdict is None
+    else:
+        assert f"lacks of epochs {lacking}: start" in str(office.core.verdict)
+
+
+def test_a_worker_says_at_the_end_to_how_many_epochs_it_has_come() -> None:
+    progress = Progress(0)
+    progress.acquire(None)
+    assert progress.leave(WorkerStats()).epochs == 0, "data of its own"
+    progress.epoch = 2
+    progress.acquire(12)
+    progress.begin_anew(5)
+    assert progress.leave(WorkerStats()).epochs == 3

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from psrpc.core.crowd import MOST_AHEAD, next_window, wanted_members
+from psrpc.core.crowd import MOST_AHEAD, bounds, next_window, wanted_members
+from psrpc.errors import ConfigError
 
 
 def test_long_jobs_are_given_out_alone() -> None:
@@ -44,3 +47,11 @@ def test_members_follow_the_queue(
     now: int, queued: int, waited: bool, idle: int, expected: int
 ) -> None:
     assert wanted_members(now, 2, 4, queued, waited, idle) == expected
+
+
+@pytest.mark.parametrize("size", [0, (3, 1), (0, 1), "a", (1, 2, 3), 1.5])
+def test_a_size_is_a_number_or_two(size: Any) -> None:
+    assert bounds(4) == (4, 4)
+    assert bounds((1, 3)) == (1, 3)
+    with pytest.raises(ConfigError, match="from 1 or"):
+        bounds(size)

@@ -81,8 +81,8 @@ def test_the_record_is_of_the_image_and_not_of_what_waited_for_it() -> None:
     assert (steps(image), image.record["updates"]) == (2, 2)
     restored = ShardCore(Asynchronous())
     restored.restore(image.record)
-    assert restored.applied(push(0, 0).key)
-    assert not restored.applied(push(0, 1).key)
+    assert push(0, 0).key in restored.ledger
+    assert push(0, 1).key not in restored.ledger
 
 
 def test_what_waited_and_comes_before_the_cut_is_applied_before_it() -> None:
@@ -185,7 +185,7 @@ def test_records_of_equal_ledgers_are_equal() -> None:
 def test_the_cut_is_at_the_most_that_any_shard_has() -> None:
     room, view = Newsroom(3), View(4, ((0, 0),))
     room.watch(Watch(1, 4), 10)
-    room.begin_cut(7, "folder", ((0, 3), (1, 1)))
+    room.begin_cut(Cut(7, folder="folder"), ((0, 3), (1, 1)))
     assert [d.reply for d in room.news(view, {}) if isinstance(d, Answer)] == [Halt(7)]
     room.watch(Watch(1, 4, 1, 0, 7, ((0, 2), (1, 2))), 11)
     assert room.cut(view) is None, "server 2 has not said how far it is"
@@ -201,18 +201,18 @@ def test_the_cut_is_at_the_most_that_any_shard_has() -> None:
 
 def test_one_server_is_cut_at_once() -> None:
     room = Newsroom(1)
-    room.begin_cut(1, "folder", ((0, 3),))
+    room.begin_cut(Cut(1, folder="folder"), ((0, 3),))
     assert room.cut(View(1)) == Cut(1, ((0, 3),), "folder", View(1))
 
 
 def test_what_was_said_for_a_cut_that_was_given_up_counts_no_more() -> None:
     room = Newsroom(2)
-    room.begin_cut(1, "folder", ())
+    room.begin_cut(Cut(1, folder="folder"), ())
     room.give_up_cut(1)
     room.watch(Watch(1, 0, 1, 0, 1, ((0, 9),)), 10)
     assert room.cut(View()) is None
     assert [d.reply for d in room.news(View(), {}) if isinstance(d, Answer)] == [Cut(1)]
-    room.begin_cut(2, "folder", ((0, 3),))
+    room.begin_cut(Cut(2, folder="folder"), ((0, 3),))
     room.watch(Watch(1, 0, 2), 11)
     assert room.cut(View()) is None
     room.watch(Watch(1, 0, 3, 0, 2, ((0, 4),)), 12)

@@ -241,6 +241,44 @@ def test_what_is_given_up_is_what_was_left_of_it() -> None:
     assert book.closed(0)
 
 
+def test_what_nobody_has_again_and_what_somebody_may() -> None:
+    book = LeaseBook()
+    first, second = (book.acquire(worker, 0, 20, 1, 1) for worker in (0, 1))
+    assert first is not None
+    assert second is not None
+    assert (book.skipped, book.unsettled) == ((), ())
+    (freed,) = book.give_back(0, done(4))
+    book.skip(freed)
+    given_up = replace(first, first_step=4, again=True, until=first.steps)
+    assert book.skipped == book.unsettled == (given_up,)
+    (left,) = book.give_back(1, done(second.first_step + 1))
+    assert book.skipped == (given_up,)
+    assert book.unsettled == (given_up, left)
+    assert book.acquire(2, 0, 20, 1, 1) == left
+    assert book.unsettled == (given_up, left), "it is not made again yet"
+    book.finish(2, (left.id,))
+    assert book.unsettled == (given_up,)
+
+
+def test_what_is_left_of_an_epoch_that_was_broken_off_may_be_given_up() -> None:
+    book = LeaseBook()
+    for worker, epoch in enumerate((0, 0, 1)):
+        assert book.acquire(worker, epoch, 20, 1, 1) is not None
+    book.give_back(0, done(2))
+    book.skip_broken_off()
+    assert book.skipped == (), "others have that"
+    book.give_back(1, done(0), before=1)
+    book.give_back(2, done(0))
+    book.skip_broken_off()
+    assert {lease.epoch for lease in book.skipped} == {0}
+    assert len(book.skipped) == 2
+    again = book.acquire(3, 0, 20, 1, 1)
+    assert again is not None
+    assert not again.again
+    (left,) = (lease for lease in book.unsettled if lease not in book.skipped)
+    assert left.epoch == 1
+
+
 # After a checkpoint.
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -166,6 +167,39 @@ def test_a_ledger_goes_through_json_and_goes_on(seed: int) -> None:
                 each.record(key)
     assert restored.to_json() == ledger.to_json()
     assert len(text) < 2_000
+
+
+def test_a_digest_is_of_what_may_come_again() -> None:
+    lease = Lease(0, 1, 8, 20, 2)
+    one, other = Ledger(), Ledger()
+    for ledger in (one, other):
+        ledger.record(own_key(0, worker=3))
+        ledger.record(lease.key(0))
+    one.record(own_key(0, worker=4))
+    assert one.digest((3,), ()) == other.digest((3,), ())
+    assert one.digest((3, 4), ()) != other.digest((3, 4), ())
+    other.record(own_key(1, worker=3))
+    assert one.digest((3,), ()) != other.digest((3,), ())
+    assert one.digest((), ()) == other.digest((), ())
+    one.record(lease.key(1))
+    one.record(lease.key(2))
+    given_up = replace(lease, first_step=1, until=4)
+    assert one.digest((), ()) != other.digest((), ())
+    assert one.digest((), [given_up]) == other.digest((), [given_up])
+    for step in range(3, 6):
+        one.record(lease.key(step))
+    assert one.digest((), [given_up]) != other.digest((), [given_up]), "the last steps count"
+    rest = replace(given_up, until=0)
+    assert one.digest((), [rest]) == other.digest((), [rest]), "it is closed on one"
+    assert (lease.key(5) in one, lease.key(5) in other) == (True, False), "they stay as they are"
+
+
+def test_what_workers_have_made_of_their_own_data_is_dropped_with_them() -> None:
+    ledger, _ = filled_ledger(0)
+    assert ledger.only_of((0, 3)).to_json() == ledger.to_json()
+    kept = ledger.only_of(()).to_json()
+    assert [kind for kind, *_ in kept["open"]] == ["lease"] * len(kept["open"])
+    assert kept["closed"] == ledger.to_json()["closed"]
 
 
 @pytest.mark.parametrize(

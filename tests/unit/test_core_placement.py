@@ -48,6 +48,18 @@ def test_guests_that_asked_for_nothing_are_counted_too(strategy: Strategy) -> No
     assert node_of(*offers, want=Want(strategy=strategy)) == expected
 
 
+def test_even_counts_guests_and_not_how_large_a_node_is() -> None:
+    offers = (replace(used(SMALL, cpus=1), guests=1), replace(used(LARGE, cpus=2), guests=2))
+    assert node_of(*offers, want=replace(ONE_CPU, strategy=Strategy.SPREAD)) == "large"
+    assert node_of(*offers, want=replace(ONE_CPU, strategy=Strategy.EVEN)) == "small"
+
+
+def test_what_is_to_be_apart_is_where_there_is_room() -> None:
+    apart = replace(ONE_CPU, apart_from=frozenset({"large"}))
+    assert node_of(SMALL, LARGE, want=apart) == "small"
+    assert node_of(used(SMALL, cpus=2), LARGE, want=apart) == "large"
+
+
 def test_what_only_one_node_has_decides() -> None:
     assert node_of(SMALL, LARGE, want=Want(Resources(gpus=1))) == "large"
     assert node_of(SMALL, LARGE, want=Want(labels={"zone": "a"})) == "small"
@@ -75,7 +87,10 @@ def test_what_is_in_use_is_waited_for_and_the_reason_names_it() -> None:
         (Want(Resources(gpus=4, cpus=1)), "the nearest is large"),
         (Want(labels={"zone": "c"}), "zone=c; the nearest is small, which has zone=a"),
         (Want(Resources(gpus=1), {"zone": "a"}), "the nearest is small"),
-        (Want(strategy=Strategy.AFFINITY, near="gone"), "the place gone"),
+        (
+            Want(strategy=Strategy.AFFINITY, near="gone"),
+            "no node is named gone; there are small, large",
+        ),
         (Want(labels={"disk": "ssd"}), "has no label disk"),
     ],
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from psrpc.core.cutting import Cutting
 from psrpc.core.replication import Backup, Primary, Reign
 from psrpc.testing.failover import Failover, endure, main
 from psrpc.testing.machines import Machine
-from psrpc.testing.ordeal import Blow, Moment, draw_ordeal
+from psrpc.testing.ordeal import OF_PAIRS, Blow, Moment, draw_ordeal
 from psrpc.testing.schedule import MODES
 from psrpc.testing.simulator import SimulationError
 
@@ -22,11 +24,34 @@ WITH_TENSORS = 8
 Patch = pytest.MonkeyPatch
 
 
-@pytest.mark.parametrize("churn", [False, True])
+@dataclass(frozen=True)
+class Seen:
+    """What happened in a job."""
+
+    struck: frozenset[tuple[Moment, Blow]]
+    promoted: int
+    cuts: int
+
+
+@cache
+def see(mode: str, seed: int) -> Seen:
+    """Look at a job whose workers live; two tests do."""
+    job = endure(mode, seed)
+    struck = frozenset((strike.moment, strike.blow) for strike in job.struck)
+    promoted = sum(r.primary is not None and r.backup.last >= 0 for r in job.replicas)
+    return Seen(struck, promoted, job.cuts.made if promoted else 0)
+
+
 @pytest.mark.parametrize("mode", MODES)
-def test_every_promise_is_held_while_servers_die(mode: str, churn: bool) -> None:
+def test_every_promise_is_held_while_servers_die(mode: str) -> None:
     for seed in range(SEEDS):
-        endure(mode, seed, churn=churn)
+        see(mode, seed)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_promise_is_held_while_servers_and_workers_die(mode: str) -> None:
+    for seed in range(SEEDS):
+        endure(mode, seed, churn=True)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -51,24 +76,19 @@ def test_the_seeds_cover_what_can_happen() -> None:
     for mode in MODES:
         drawn = [draw_ordeal(mode, seed, churn=True) for seed in range(600)]
         strikes = [strike for ordeal in drawn for strike in ordeal.strikes]
-        assert {(s.moment, s.blow) for s in strikes} == set(itertools.product(Moment, Blow))
+        assert {(s.moment, s.blow) for s in strikes} == set(itertools.product(OF_PAIRS, Blow))
         assert {s.other for s in strikes} == {s.returns for s in strikes} == {True, False}
         longer = {(s.blow, s.seconds > o.dead_after_s) for o in drawn for s in o.strikes}
         assert longer == set(itertools.product(Blow, [True, False]))
 
 
 def test_servers_are_struck_at_every_moment_and_others_take_over() -> None:
-    struck, promoted, cuts = set(), 0, 0
-    for mode, seed in itertools.product(MODES, range(60)):
-        job = endure(mode, seed)
-        struck |= {(strike.moment, strike.blow) for strike in job.struck}
-        took_over = sum(r.primary is not None and r.backup.last >= 0 for r in job.replicas)
-        promoted += took_over
-        cuts += job.cuts.made if took_over else 0
-    assert {moment for moment, _ in struck} == set(Moment)
+    jobs = [see(mode, seed) for mode, seed in itertools.product(MODES, range(SEEDS))]
+    struck = {strike for job in jobs for strike in job.struck}
+    assert {moment for moment, _ in struck} == set(OF_PAIRS)
     assert {blow for _, blow in struck} == set(Blow)
-    assert promoted > 60
-    assert cuts > 60, "checkpoints are made all the same"
+    assert sum(job.promoted for job in jobs) > 60
+    assert sum(job.cuts for job in jobs) > 30, "checkpoints are made all the same"
 
 
 def test_the_command_replays_a_seed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,7 +153,7 @@ def copy_all_but_the_ledger(patch: Patch) -> None:
 
     def copied(self: Machine) -> dict[str, Any]:
         state = original(self)
-        state["cores"][0]._ledger = type(state["cores"][0]._ledger)()
+        state["cores"][0].ledger = type(state["cores"][0].ledger)()
         return state
 
     patch.setattr(Machine, "copied", copied)
@@ -169,7 +189,7 @@ BROKEN: list[tuple[Callable[[Patch], None], int]] = [
     (let_anybody_reign, 0),
     (hear_nothing_of_a_deposition, 0),
     (take_entries_while_claiming, 0),
-    (name_a_newcomer_too_soon, 200),
+    (name_a_newcomer_too_soon, 270),
     (copy_all_but_the_ledger, 0),
     (copy_all_but_the_cut, 0),
     (forget_what_was_answered, 0),

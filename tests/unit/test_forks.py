@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
+import sys
+
+import pytest
 
 from psrpc.forks import keep_from_children, keep_sockets_from_children
 
@@ -31,6 +35,24 @@ def test_a_child_has_what_was_not_kept_from_it() -> None:
         assert open_in_a_child([ours, theirs]) == [False, True], "in every one"
         theirs.send(b"x")
         assert ours.recv(1) == b"x", "the parent goes on with it"
+
+
+def test_what_cannot_be_closed_keeps_no_other_from_being(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Stuck:
+        def close(self) -> None:
+            raise OSError("it cannot be closed")
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # which the child would call
+    pairs = [socket.socketpair() for _ in range(8)]
+    stuck = [Stuck() for _ in range(8)]
+    for (ours, _), each in zip(pairs, stuck, strict=True):
+        keep_from_children(each)
+        keep_from_children(ours)
+    assert open_in_a_child([ours for ours, _ in pairs]) == [False] * 8
+    for each in itertools.chain.from_iterable(pairs):
+        each.close()
 
 
 def test_sockets_that_something_opened_by_itself() -> None:

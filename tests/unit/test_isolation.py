@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
+from psrpc import environment
+from psrpc.errors import PeerLostError, encode
 from psrpc.isolation import Crew, Roles, place_of
+from psrpc.nursery import Nursery
 
 
 @dataclass(eq=False)
@@ -25,7 +30,7 @@ class Agent:
 
 def ended(crew: Crew, *codes: int | None) -> Roles:
     """Roles whose ranks have ended with these codes."""
-    roles = Roles([])
+    roles = Roles(Nursery(lambda: 0), [])
     for rank, code in enumerate(codes):
         place = place_of("127.0.0.1", 1, "job", world_size=len(codes))
         roles._agents[Agent(code)] = replace(place, rank=rank)  # type: ignore[index]
@@ -33,13 +38,17 @@ def ended(crew: Crew, *codes: int | None) -> Roles:
 
 
 SINGLE, PAIRS = Crew(2, 0, 1), Crew(2, 1, 1)
+ALONE = (
+    "server 1 died, so the job was ended: it would have gone on with --replicas 1, or from a "
+    "checkpoint (--checkpoint-dir)"
+)
 
 
 @pytest.mark.parametrize(
     ("crew", "codes", "why"),
     [
         (SINGLE, (0, 0, 0), None),
-        (SINGLE, (None, 1, None), "server 1 died, so the job was ended"),
+        (SINGLE, (None, 1, None), ALONE),
         (PAIRS, (0, 0, 0, 0, 0), None),
         (PAIRS, (None, 1, 1, None, None), None),
         (PAIRS, (0, 0, 1, 1, 0), None),
@@ -55,4 +64,22 @@ def test_a_shard_is_lost_when_nobody_is_left_to_serve_it(
         assert (str(error) if error else None) == why
         assert roles._failed(crew) == (why is not None and "server" in why)
         assert roles._served(crew) == (None not in codes[: crew.serving])
+        roles._agents.clear()
+
+
+@pytest.mark.parametrize(
+    ("codes", "why"),
+    [
+        ((None, 137, 1), ALONE),
+        ((143, 143, 1), "server1 died or left"),
+        ((1, 143, 137), "server1 died or left"),
+    ],
+)
+def test_what_a_server_died_of_says_more_than_that_it_is_lost(
+    codes: tuple[int | None, ...], why: str
+) -> None:
+    with ended(SINGLE, *codes) as roles:
+        note = roles._notes.variables()[environment.FAILURE_FILE]
+        Path(note).write_text(json.dumps(encode(PeerLostError("server1 died or left"))))
+        assert str(roles._reason(SINGLE)) == why
         roles._agents.clear()

@@ -61,7 +61,6 @@ def test_only_servers_without_backups_go_back_to_a_checkpoint() -> None:
     assert not Job(1, checkpointing=replace(plan, revived=False)).goes_back
     assert not Job(1, checkpointing=replace(plan, every_s=None)).goes_back, "there will be none"
     assert not Job(1, checkpointing=plan, replicas=1).goes_back
-    assert not Job(1, checkpointing=plan, plane=PlaneChoice.COLLECTIVE).goes_back
     assert parse({"checkpoint_dir": "folder"}, isolate=True).goes_back
     assert not parse({"checkpoint_dir": "folder"}).goes_back
     assert parse({"checkpoint_dir": "folder", "replicas": "1"}, isolate=True).checkpointing

@@ -24,6 +24,8 @@ from psrpc.seating import fellow_workers, role, seated
         ((4, 4), 2, 1, "pack", (0, 0, 1, 1)),
         ((4, 4), 2, 1, "spread", (0, 1, 1, 0)),
         ((3,), 1, 1, "pack", (0, 0)),
+        ((4, 3, 3), 3, 1, "colocate", (0, 1, 2, 1, 2, 0)),
+        ((2, 2, 2, 2), 2, 1, "colocate", (0, 1, 2, 3)),
     ],
 )
 def test_where_servers_are(
@@ -140,3 +142,19 @@ def test_tasks_that_are_dealt_in_turn_are_not_taken_for_blocks() -> None:
 def test_roles_have_names() -> None:
     names = [role(rank, 1, 1) for rank in range(3)]
     assert names == ["server 0", "backup of server 0", "worker 0"]
+
+
+def test_the_first_part_of_a_heterogeneous_job_has_the_first_task_wherever_its_nodes_are() -> None:
+    parts = {
+        "SLURM_JOB_NODELIST_HET_GROUP_0": "node3",
+        "SLURM_JOB_NODELIST_HET_GROUP_1": "node[1-2]",
+    }
+    found = place({**SLURM, **parts})
+    assert found is not None
+    assert (found.address, found.node_of) == ("node3", ())
+    in_order = place({**SLURM, **parts, "SLURM_JOB_NODELIST_HET_GROUP_0": "node1"})
+    assert in_order is not None
+    assert (in_order.address, in_order.node_of) == ("node1", (0, 1, 1, 2, 2))
+    second_alone = place({**SLURM, "SLURM_JOB_NODELIST_HET_GROUP_0": "node7"})
+    assert second_alone is not None
+    assert (second_alone.address, second_alone.node_of) == ("node1", (0, 1, 1, 2, 2))

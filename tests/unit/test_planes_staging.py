@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from psrpc.messages import Done, Stepped
+from psrpc.messages import Stepped, View
 from psrpc.planes.conductor import _Numbers
 from psrpc.planes.staging import Staging
 from psrpc.store.layout import Segment, ShardLayout
@@ -24,15 +24,21 @@ def some(seed: int) -> list[torch.Tensor]:
     ]
 
 
+def reduce(mine: Staging, other: Staging) -> None:
+    for total, addends in zip(mine.sums, other.sums, strict=True):
+        total += addends
+
+
 def test_two_tensors_are_reduced_however_many_segments_there_are() -> None:
-    assert [total.dtype for total in Staging(LAYOUT, 2, CPU).sums] == [torch.float32, torch.float64]
-    assert Staging(ShardLayout((), ()), 2, CPU).sums == []
+    assert [total.dtype for total in Staging(LAYOUT, CPU).sums] == [torch.float32, torch.float64]
+    assert Staging(ShardLayout((), ()), CPU).sums == []
 
 
 def test_gradients_are_added_up_by_their_weights() -> None:
-    staging, first, second = Staging(LAYOUT, 2, CPU), some(1), some(2)
+    staging, other, first, second = Staging(LAYOUT, CPU), Staging(LAYOUT, CPU), some(1), some(2)
     staging.load(first, 0.25)
-    staging.add(second, 0.75)
+    other.load(second, 0.75)
+    reduce(staging, other)
     for total, a, b in zip(staging.total(), first, second, strict=True):
         assert total.dtype == a.dtype
         wide = torch.complex128 if a.is_complex() else torch.float64
@@ -45,27 +51,34 @@ def test_gradients_are_added_up_by_their_weights() -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_rounded_once(dtype: str) -> None:
     """Added up in its own dtype, each 1 would be lost beside 4096."""
-    staging = Staging(ShardLayout((Segment(0, dtype, 1),), ()), 1, CPU)
+    layout = ShardLayout((Segment(0, dtype, 1),), ())
+    staging, other = Staging(layout, CPU), Staging(layout, CPU)
     one = torch.ones(1, dtype=getattr(torch, dtype))
     staging.load([one * 4096], 1.0)
     for _ in range(32):
-        staging.add([one], 1.0)
+        other.load([one], 1.0)
+        reduce(staging, other)
     assert staging.total()[0].item() == 4128
 
 
 def test_weights_and_replies_cross_as_bytes() -> None:
-    sender, receiver, weights = Staging(LAYOUT, 3, CPU), Staging(LAYOUT, 3, CPU), some(3)
-    sender.put(weights, {0: Stepped(7, 2, True), 1: Done(7), 2: Stepped(7)})
+    sender, receiver, weights = Staging(LAYOUT, CPU), Staging(LAYOUT, CPU), some(3)
+    reply = Stepped(7, 2, view=View(3, ((0, 5), (4, 6))))
+    assert sender.put(weights, reply)
     receiver.spread.copy_(sender.spread)
-    assert [receiver.reply(worker) for worker in range(3)] == [
-        Stepped(7, 2, True),
-        None,
-        Stepped(7),
-    ]
+    assert receiver.reply() == reply
     for landed, sent in zip(receiver.weights, weights, strict=True):
         assert torch.equal(landed, sent)
-    sender.put(weights, {})
-    assert sender.reply(0) is None
+    sender.put(weights, None)
+    assert sender.reply() is None
+
+
+def test_a_reply_that_is_too_long_does_not_go_with_the_weights() -> None:
+    staging, weights = Staging(LAYOUT, CPU), some(3)
+    crowd = View(3, tuple((worker, 10**12) for worker in range(1000)))
+    assert not staging.put(weights, Stepped(7, view=crowd))
+    assert staging.reply() is None
+    assert torch.equal(staging.weights[0], weights[0])
 
 
 def test_the_oldest_groups_are_forgotten_and_numbers_never_given_twice() -> None:

@@ -379,6 +379,25 @@ def test_a_heart_that_nobody_hears_at_first_is_heard_when_somebody_listens() -> 
         ward.close()
 
 
+def test_a_heart_that_begins_when_nobody_coordinates_is_heard_when_somebody_does(
+    ward: Ward,
+) -> None:
+    """As while a backup takes over, and has not said yet where it is."""
+    looked = threading.Semaphore(0)
+    addresses: list[str] = []
+
+    def find() -> str | None:
+        looked.release()
+        return addresses[0] if addresses else None
+
+    heart = ward.hearts[3] = Heart("", 3, 0.1, SECRET, find)
+    heart.start()
+    for _ in range(2):
+        assert looked.acquire(timeout=PATIENCE_S)
+    addresses.append(ward.pulse.address)
+    assert ward.is_heard(3)
+
+
 def test_a_heart_goes_to_where_the_coordinator_is_now() -> None:
     """Though the one before still listens, as one does that stood still for a while."""
     before, after = Ward(), Ward()

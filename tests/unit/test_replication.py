@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import os
 import pickle
+import queue
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -38,7 +39,8 @@ from psrpc.messages import (
     UpdateKey,
 )
 from psrpc.modes import Asynchronous, Mode, Synchronous
-from psrpc.orders import Cut
+from psrpc.orders import Cut, Halt
+from psrpc.planes import codec
 from psrpc.planes.loopback import LoopbackLink
 from psrpc.replication import entries
 from psrpc.replication.authority import Authority
@@ -47,7 +49,7 @@ from psrpc.replication.failover import FailoverLink
 from psrpc.replication.follower import HARBOUR, Ending, Follower
 from psrpc.replication.lines import Harbour, reach
 from psrpc.replication.primary import PrimaryService
-from psrpc.replication.state import capture, digest, restore
+from psrpc.replication.state import capture, digest, restore, rows_of, take_rows
 from psrpc.secret import Secret
 from psrpc.server import ParameterServer
 from psrpc.store.blueprint import Blueprint, draw
@@ -111,6 +113,25 @@ def push(service: Any, stage: Stage, worker: int, clock: int) -> Any:
     gradients = [torch.randn_like(flat) for flat in stage.store.flats]
     request = Push(worker, clock, key_of(worker, clock), samples=1 + worker)
     return LoopbackLink(service).call(request, gradients)
+
+
+def test_options_that_were_changed_travel_with_rows() -> None:
+    first, second = Stage(Asynchronous()), Stage(Asynchronous())
+    begin(first.coordinator, first)
+    gradients = [torch.ones_like(flat) for flat in first.store.flats]
+    request = Push(0, 0, key_of(0, 0), samples=1, overrides=((0, "lr", 0.5),))
+    LoopbackLink(first.coordinator).call(request, gradients).wait(0)
+    assert first.store.options()
+    state, tensors, _ = capture(first.coordinator)
+    restore(second.coordinator, codec.decode(codec.encode(state)), tensors)
+    assert second.store.options() == first.store.options()
+    rows, tensors = rows_of(1, 1, first.store, b"")
+    third = Stage(Asynchronous())
+    third.server.new_store = lambda servers: third.store
+    third.server.halt(-1)
+    take_rows(third.coordinator, codec.decode(codec.encode(rows)), tensors)
+    assert third.server.next is not None
+    assert third.server.next[2].options() == first.store.options()
 
 
 @pytest.mark.parametrize("mode", [Synchronous(), Asynchronous()])
@@ -178,8 +199,9 @@ class Register_:
 class Pair:
     """A primary (1), whose backup (2) follows in a thread when it is told to."""
 
-    def __init__(self, dead_after_s: float = 30.0) -> None:
-        self.stage, self.other = Stage(Asynchronous()), Stage(Asynchronous())
+    def __init__(self, dead_after_s: float = 30.0, mode: Mode | None = None) -> None:
+        mode = mode or Asynchronous()
+        self.stage, self.other = Stage(mode), Stage(mode)
         self.authority = Authority(Register_(), 0)
         reign = self.authority.change(None, Reign(1, 1))
         self.primary = PrimaryService(
@@ -247,7 +269,7 @@ def test_a_backup_is_cut_with_its_primary_and_writes_nothing(pair: Pair) -> None
     push(pair.primary, pair.stage, 0, 0).wait(PATIENCE_S)
     pair.primary.begin_cut(4, "folder")
     assert made == [4]
-    pair.primary.halt(5)
+    pair.primary.obey(Halt(5))
     held = push(pair.primary, pair.stage, 0, 1)
     push(pair.primary, pair.stage, 1, 0)
     LoopbackLink(pair.primary).call(GetStats(0)).wait(PATIENCE_S)  # the backup has all before it
@@ -297,6 +319,23 @@ def test_an_answer_waits_until_the_backup_has_it(pair: Pair) -> None:
     assert pair.authority.look() == Reign(3, 1)
 
 
+def test_it_is_told_when_a_shard_has_a_backup_again(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: queue.Queue[str] = queue.Queue()
+    monkeypatch.setattr("psrpc.replication.primary.say", told.put)
+    freight = reach(pair.harbour.address, 7, PATIENCE_S, SECRET)
+    entries.send(freight, Has(next_of(freight, Copy).number))
+    assert pair.primary.wait_for_backup(PATIENCE_S)
+    freight.cut()
+    freight.close()
+    LoopbackLink(pair.primary).call(GetStats(0)).wait(PATIENCE_S)
+    assert pair.authority.look() == Reign(3, 1)
+    pair.follow()
+    assert told.get(timeout=PATIENCE_S) == "shard 0 has a backup again"
+    assert told.empty(), "the first one was no news"
+
+
 def next_of(freight: Any, kind: type) -> Any:
     """The next message of a kind."""
     while True:
@@ -321,6 +360,21 @@ def test_one_that_is_deposed_answers_nobody(pair: Pair) -> None:
         push(pair.primary, pair.stage, 0, 1).wait(PATIENCE_S)
 
 
+def test_one_that_is_deposed_and_does_not_know_it_yet_learns_it_at_its_end(pair: Pair) -> None:
+    """As one that stood still, and takes its successor's questions for the end of the job."""
+    freight = reach(pair.harbour.address, 7, PATIENCE_S, SECRET)
+    copy = next_of(freight, Copy)
+    entries.send(freight, Has(copy.number))
+    assert pair.primary.wait_for_backup(PATIENCE_S)
+    pending = LoopbackLink(pair.primary).call(GetStats(0))
+    pair.authority.change(Reign(2, 1, 7), Reign(3, 7))
+    pair.primary.close(0.0)
+    assert pair.primary.deposed
+    with pytest.raises(PeerLostError, match="another server has shard 0"):
+        pending.wait(PATIENCE_S)
+    freight.close()
+
+
 def test_a_difference_ends_the_job_with_both_digests(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,6 +389,53 @@ def test_a_difference_ends_the_job_with_both_digests(
     pair.thread.join(PATIENCE_S)
     assert "digests are" in str(pair.error), "the one that differs takes over from nobody"
     assert pair.authority.look() == Reign(3, 1)
+
+
+def raise_halfway(stage: Stage) -> None:
+    """Let the next step fail when some of the weights are written."""
+
+    def step(*given: Any) -> None:
+        stage.store.flats[0][0] += 1.0
+        raise MemoryError("no room")
+
+    stage.store.step = step  # type: ignore[method-assign]
+
+
+def test_a_half_made_step_of_the_primary_is_seen_by_nobody(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psrpc.replication.primary.CHECK_EVERY", 1)
+    pair.follow()
+    begin(pair.primary, pair.stage)
+    pictured: list[Any] = []
+    pair.stage.server.pictured = lambda cut, *more: pictured.append(cut)
+    raise_halfway(pair.stage)
+    for asked in (push(pair.primary, pair.stage, 0, 0), LoopbackLink(pair.primary).call(Peek(0))):
+        with pytest.raises(JobFailedError, match="server 0: MemoryError: no room"):
+            asked.wait(PATIENCE_S)
+    assert pair.primary.ended.is_set()
+    pair.primary.begin_cut(1, "folder")
+    assert not pictured
+    late = Follower(Stage(Asynchronous()).coordinator, 3, pair.authority, PATIENCE_S, SECRET)
+    assert late.follow(PATIENCE_S, lambda: False) is Ending.DROPPED
+    assert late.core.last == -1, "it got no copy"
+    pair.primary.close(PATIENCE_S)
+    pair.thread.join(PATIENCE_S)
+    assert (pair.ending, pair.error) == (Ending.OVER, None)
+
+
+def test_a_backup_that_makes_half_a_step_leaves(pair: Pair) -> None:
+    pair.follow()
+    begin(pair.primary, pair.stage)
+    raise_halfway(pair.other)
+    for clock in range(3):
+        push(pair.primary, pair.stage, 0, clock).wait(PATIENCE_S)
+    pair.thread.join(PATIENCE_S)
+    assert pair.ending is Ending.OVER
+    assert "MemoryError: no room" in str(pair.other.server.failure)
+    LoopbackLink(pair.primary).call(GetStats(0)).wait(PATIENCE_S)
+    assert pair.authority.look() == Reign(3, 1)
+    assert pair.primary.server.failure is None
 
 
 def test_equal_ones_are_compared_in_peace(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,12 +76,6 @@ def test_a_backend_without_its_plane(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_elastic_where_a_death_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    elastic = psrpc.Elastic(dead_after_s=3.0)
-    (problem,) = problems_of(monkeypatch, plane="collective", elastic=elastic)
-    assert problem.startswith("on the collective plane a worker's death ends the job")
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here are GPUs")
 def test_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     problems = problems_of(monkeypatch, device="cuda", plane="collective", backend="nccl")

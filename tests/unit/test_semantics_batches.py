@@ -327,7 +327,9 @@ def buffers_during(checkpointing: Checkpointing | None) -> list[float]:
             worker.step()
             seen.append(float(coordinator.buffers()[2]))
         late = PutBuffers(99, 1)  # of one that does not belong to the job any more
-        worker._links[0].call(late, [torch.full_like(b, 99) for b in coordinator.buffers()]).wait()
+        worker.follower.links[0].call(
+            late, [torch.full_like(b, 99) for b in coordinator.buffers()]
+        ).wait()
         seen.append(float(coordinator.buffers()[2]))
 
     local.run(train)
@@ -339,3 +341,27 @@ def test_a_checkpoint_has_the_buffers_that_went_with_the_latest_lease() -> None:
     during = buffers_during(Checkpointing("unused", every_s=None))
     assert during == [0] * 8 + [8] * 4 + [12] * 2 + [14] + [15] + [16]
     assert buffers_during(None) == [0] * 16 + [16]
+
+
+def test_the_buffers_of_a_dead_worker_count_no_more() -> None:
+    local = LocalJob(Job(2), lambda: nn.BatchNorm1d(2), optimizer)
+    seen = []
+    together, done = threading.Barrier(2, timeout=30.0), threading.Event()
+
+    def train(worker: Worker) -> None:
+        together.wait()
+        if worker.rank == 1:
+            assert done.wait(30.0)
+            return
+        coordinator = local.services[0]
+        assert isinstance(coordinator, Coordinator)
+        for each in local.workers:
+            values = [torch.full_like(b, 2 + 4 * each.rank) for b in coordinator.buffers()]
+            each.follower.links[0].call(PutBuffers(each.number, 1), values).wait()
+        seen.append(float(coordinator.buffers()[0][0]))
+        coordinator.lose(1 - worker.crew.process, "it is silent")
+        seen.append(float(coordinator.buffers()[0][0]))
+        done.set()
+
+    local.run(train)
+    assert seen == [4.0, 2.0]

@@ -24,7 +24,7 @@ class Two:
         self.local.start()
         self.asked = threading.Event()
         self.first, self.second = self.local.workers
-        link = self.first._links[0]
+        link = self.first.follower.links[0]
         call = link.call
 
         def call_and_ask(request: Request, *tensors: object) -> object:

@@ -113,7 +113,7 @@ class Losses:
         self, link: int, number: int, act: Callable[[], None], *, after: bool = False
     ) -> None:
         """Do `act` in the victim's push number `number`, before or after it goes over a link."""
-        target = self.victim._links[link]
+        target = self.victim.follower.links[link]
         original, pushes = target.exchange, iter(range(10**9))
 
         def exchange(request: Request, *, send: bool, **more: Any) -> Any:
@@ -359,7 +359,7 @@ def test_weights_after_coming_back_are_the_servers(mode: Mode) -> None:
 def test_one_that_is_lost_while_it_waits_for_the_end_leaves_once_more(mode: Mode) -> None:
     losses = Losses(job_of(mode))
     leaves = threading.Event()
-    link = losses.victim._links[0]
+    link = losses.victim.follower.links[0]
     call = link.call
 
     def call_and_tell(request: Request, *tensors: Any) -> Any:

@@ -287,3 +287,9 @@ class Complex(nn.Module):
 @pytest.mark.parametrize("optimizer", [Adam, Momentum], ids=["adam", "momentum"])
 def test_complex_parameters(optimizer: Callable[[Any], torch.optim.Optimizer]) -> None:
     check_exact(Complex, optimizer)
+
+
+def test_an_optimizer_that_is_made_already_is_refused_with_what_to_give() -> None:
+    made: Any = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.raises(OptimizerError, match=r"partial\(torch.optim.SGD.*made already: SGD"):
+        run_local(Job(1), lambda: nn.Linear(2, 1), made, lambda worker: None)

@@ -73,12 +73,17 @@ def errors(name: str, dtype: torch.dtype, servers: int, sizes: tuple[int, ...]) 
     return [relative_error(model, alone) for model in models]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("servers", [1, 2, 3])
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_equal_batches(name: str, dtype: torch.dtype, servers: int, workers: int) -> None:
-    assert max(errors(name, dtype, servers, (4,) * workers)) < TOLERANCE[dtype]
+def test_equal_batches(servers: int, workers: int) -> None:
+    error = max(errors("adam", torch.float64, servers, (4,) * workers))
+    assert error < TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_equal_batches_by_each_optimizer(name: str, dtype: torch.dtype) -> None:
+    assert max(errors(name, dtype, 2, (4, 4))) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -55,7 +55,7 @@ def with_a_late_server(train: Callable[[Worker, Doorkeeper], None]) -> None:
     local = LocalJob(Job(1, 2, Asynchronous()), mlp, momentum)
     local.start()
     door = Doorkeeper(local.services[1])
-    local.workers[0]._links[1]._service = door  # type: ignore[attr-defined]
+    local.workers[0].follower.links[1]._service = door  # type: ignore[attr-defined]
     local.run(lambda worker: train(worker, door), timeout_s=10.0)
 
 

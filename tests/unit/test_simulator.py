@@ -13,10 +13,26 @@ from psrpc.testing.events import EventHeap
 from psrpc.testing.schedule import MODES, Fate, Manner, Point, draw
 from psrpc.testing.simulator import main, simulate
 
-SEEDS = 800
-CHURN_SEEDS = 600
-BLOCK = 200
-CHURN_BLOCK = 150
+# Seeds from 150 on bring next to nothing that those before have not brought: of the 1400 ways from
+# line to line that the core goes, one is seen first in the next 650. The last of the faults in
+# test_simulator_finds_faults.py to be found needs seed 367.
+SEEDS = 400
+CHURN_SEEDS = 300
+RARE_SEEDS = 500
+BLOCK = 100
+
+
+def churn_seeds(mode: str) -> list[int]:
+    """The first of them, and those of more in which a worker loses server 3, which is rare."""
+    rare = [
+        seed
+        for seed in range(CHURN_SEEDS, RARE_SEEDS)
+        if any(
+            mishap.fate is Fate.CUT and mishap.server == 3
+            for mishap in draw(mode, seed, churn=True).mishaps
+        )
+    ]
+    return [*range(CHURN_SEEDS), *rare]
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
@@ -26,10 +42,9 @@ def test_every_promise_is_held(mode: str, first: int) -> None:
         simulate(mode, seed)
 
 
-@pytest.mark.parametrize("first", range(0, CHURN_SEEDS, CHURN_BLOCK))
 @pytest.mark.parametrize("mode", MODES)
-def test_every_promise_is_held_while_workers_die_and_come(mode: str, first: int) -> None:
-    for seed in range(first, first + CHURN_BLOCK):
+def test_every_promise_is_held_while_workers_die_and_come(mode: str) -> None:
+    for seed in churn_seeds(mode):
         simulate(mode, seed, churn=True)
 
 
@@ -77,7 +92,7 @@ def test_the_seeds_cover_what_can_happen() -> None:
 
 def test_the_churn_seeds_cover_what_can_happen() -> None:
     for mode in MODES:
-        drawn = [draw(mode, seed, churn=True) for seed in range(CHURN_SEEDS)]
+        drawn = [draw(mode, seed, churn=True) for seed in churn_seeds(mode)]
         mishaps = [(each, s) for s in drawn for each in s.mishaps]
         assert {(m.fate, m.point) for m, _ in mishaps} == set(itertools.product(Fate, Point))
         links = {(m.point, m.server) for m, _ in mishaps if m.fate is Fate.CUT}

@@ -120,6 +120,25 @@ def test_a_gradient_of_the_users_own_counts(
     assert torch.equal(piece.view(flat), torch.ones(2, 3))
 
 
+@pytest.mark.parametrize("place", [0, 1023, 1024, 4999])
+def test_a_single_element_that_a_loop_writes_makes_a_gradient(place: int) -> None:
+    bound = Bound(nn.Linear(5000, 1, bias=False))
+    assert bound.absent() == {"weight"}
+    assert bound.model.weight.grad is not None
+    bound.model.weight.grad[0, place] = 1.0
+    assert bound.absent() == set()
+
+
+def test_large_gradients_begin_with_zeros() -> None:
+    bound = Bound(nn.Linear(300_000, 1, bias=False))
+    bound.binding.clear()
+    assert bound.model.weight.grad is not None
+    bound.model.weight.grad.fill_(1.0)
+    bound.binding.clear()
+    assert not bound.model.weight.grad.any()
+    assert bound.absent() == {"weight"}
+
+
 def test_gradients_that_a_loop_takes_away_count_for_nothing(bound: Bound) -> None:
     bound.backward()
     bound.model.second.zero_grad(set_to_none=True)

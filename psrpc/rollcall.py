@@ -113,10 +113,12 @@ class RollCall:
         waited_s = 0.0
         while not self._stop.wait(self._every_s) and not self.begun():
             waited_s += self._every_s
-            if self._rank and self._rendezvous.heard(here(0), hush=False) is not None:
+            if self._rank and self._rendezvous.heard(here(0)) is not None:
                 return  # it speaks for all
+            if not self._rendezvous.answers():
+                return  # torch would log each question to a store that is gone
             hosts = self.hosts()
             if not hosts or len(hosts) == self._register.world_size:
-                return  # the store is gone, or everybody has come
+                return  # the store has just gone, or everybody has come
             if min(hosts) == self._rank:
                 self._say(self._register.sentence(hosts, waited_s))

@@ -14,9 +14,11 @@ from torch._C._distributed_c10d import TCPStore
 from tests.processes import PATIENCE_S, Bench, Finished, Ranks, wait_until
 
 FAULT = """
-    import os, pathlib, signal, threading
+    import os, pathlib, signal, threading, time
     from psrpc.planes.groups import Group
     from psrpc.worker import Worker
+
+    STRUCK, BACK = pathlib.Path("struck"), pathlib.Path("back")
 
     def strike(operation, number):
         owner = Worker if operation == "step" else Group
@@ -26,15 +28,40 @@ FAULT = """
             counted.append(1)
             if len(counted) == 20:
                 # The others are in this round already, or come to it now.
-                pathlib.Path("struck").touch()
+                STRUCK.touch()
                 # This thread, so that it does not go on before the signal takes effect.
                 signal.pthread_kill(threading.get_ident(), number)
             plain(*arguments)
 
         setattr(owner, operation, fatal)
 
+    def say_when_back():
+        plain = Worker._rejoin
+
+        def rejoin(worker):
+            plain(worker)
+            BACK.touch()
+
+        Worker._rejoin = rejoin
+
+    def wait_for_the_other():
+        # It goes on alone for a few steps, but not to the job's end.
+        plain, counted = Worker.step, []
+
+        def step(worker, *arguments):
+            if STRUCK.exists() and not BACK.exists():
+                counted.append(1)
+                while len(counted) == 5 and not BACK.exists():
+                    time.sleep(0.01)
+            plain(worker, *arguments)
+
+        Worker.step = step
+
     if os.environ.get("RANK") in os.environ.get("STRUCK_RANKS", "").split():
         strike(os.environ["STRUCK_IN"], int(os.environ["STRUCK_BY"]))
+        say_when_back()
+    elif os.environ.get("RANK") == os.environ.get("WAITING_RANK"):
+        wait_for_the_other()
 """
 SCRIPT = """
     import dataclasses, functools, json, sys, torch, psrpc, fault
@@ -82,10 +109,12 @@ def struck(
     *,
     servers: int,
     launcher: Mapping[str, str] | None = None,
+    waiting: int | None = None,
 ) -> Ranks:
     """Run a job of two workers in which `ranks` get a signal in their 20th `operation`.
 
-    With a launcher of its own each server has a backup.
+    With a launcher of its own each server has a backup. The worker of rank `waiting` does not
+    end the job before the other one is back.
     """
     replicas = 0 if launcher is None else 1
     bench.write("script.py", SCRIPT)
@@ -96,6 +125,8 @@ def struck(
     silence_s = (SHORT_S if launcher is None else 3 * SHORT_S) if stops else LONG_S
     words = ("script.py", str(servers), str(replicas), str(round_s), str(silence_s))
     fault = {"STRUCK_RANKS": ranks, "STRUCK_IN": operation, "STRUCK_BY": str(int(number))}
+    if waiting is not None:
+        fault["WAITING_RANK"] = str(waiting)
     count = servers * (1 + replicas) + 2
     started = bench.ranks(*words, count=count, **fault, **(launcher or {}))
     wait_until((bench.folder / "struck").exists, PATIENCE_S, started.shown)
@@ -131,7 +162,7 @@ def test_kill_9_of_a_worker(bench: Bench, operation: str, servers: int) -> None:
 @pytest.mark.parametrize("operation", ["reduce", "step"])
 def test_a_worker_that_stands_still_comes_back(bench: Bench, operation: str) -> None:
     """What is broadcast here is small enough for the kernel to take it for a stopped process."""
-    ranks = struck(bench, "3", operation, signal.SIGSTOP, servers=2)
+    ranks = struck(bench, "3", operation, signal.SIGSTOP, servers=2, waiting=2)
     wait_until(lambda: "is lost" in ranks.commands[0].shown(), PATIENCE_S, ranks.shown)
     os.kill(ranks.pid(3), signal.SIGCONT)
     goes_on(ranks, {}, lost=1)

@@ -94,6 +94,22 @@ def test_the_lowest_rank_that_has_come_speaks_until_all_are_there(store: TCPStor
     assert all("worker 0" in each for each in said[2])
 
 
+def test_a_store_that_is_gone_is_asked_no_more_and_nothing_is_logged(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Torch logs each question to a store that has gone, with a traceback."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    said: list[str] = []
+    own = place(1, store)
+    with Rendezvous(own, 5.0) as rendezvous:
+        del store
+        with RollCall(rendezvous, own, 1, 0, said.append, every_s=0.01) as roll:
+            roll._thread.join(10.0)
+            assert not roll._thread.is_alive()
+    assert said == []
+    assert capfd.readouterr().err == ""
+
+
 def test_nobody_is_called_when_the_job_has_begun(store: TCPStore) -> None:
     said: list[str] = []
     with (

@@ -49,7 +49,7 @@ from psrpc.store.shard import ShardStore
 from psrpc.watcher import Watcher
 
 SERVER_THREADS = 4
-_LOOK_AGAIN_S = 0.25
+_LOOK_AGAIN_S = 0.5  # each look costs an idle server a wake-up
 _COORDINATOR = "server0"
 _RESUME = "resume"  # the key of the checkpoint's folder from which all servers go on, or ""
 
@@ -267,9 +267,7 @@ class ServerNode:
         """Wait for the end; bring it about if workers that must come do not, or somebody asks."""
         began_s = time.monotonic()
         short_since_s: float | None = None
-        while not self.server.ended.is_set():
-            with coordinator.changed:
-                coordinator.changed.wait(_LOOK_AGAIN_S)
+        while not self.server.ended.wait(_LOOK_AGAIN_S):
             if self.job.checkpointing is not None and (self._asked.is_set() or asked()):
                 self._stop_early(coordinator)
                 return

@@ -16,7 +16,8 @@ from psrpc.counts import Reshard
 from psrpc.mover import CUT_WITHIN_S, Mover
 from psrpc.saying import say
 
-_LOOK_AGAIN_S = 0.25
+_LOOK_AGAIN_S = 0.25  # while servers come or rows move
+_IDLE_S = 5.0  # all that may begin a change is told; this is for what may have been forgotten
 _LOOK_AFTER_S = 2.0  # how often it is seen whether those live that are waited for
 _AGAIN_S = 0.1
 
@@ -72,11 +73,13 @@ class Reshaper:
         since_s = time.monotonic()
         while not self._stop.is_set():
             if not resharding.under_way:
+                self._await_change()
                 since_s = time.monotonic()
-            elif resharding.may_cut:
+                continue
+            if resharding.may_cut:
                 self._cut()
                 continue
-            elif time.monotonic() - since_s > self._within_s:
+            if time.monotonic() - since_s > self._within_s:
                 late = ", ".join(map(str, resharding.to_come))
                 self._orders.give_up_layout(
                     f"the new servers {late} have not come within {self._within_s:g} s"
@@ -125,6 +128,12 @@ class Reshaper:
             self._history[-1] = Reshard(
                 made.layout, made.before, made.servers, made.at_s, made.held_s, stall_s
             )
+
+    def _await_change(self) -> None:
+        """Wait until somebody wants other servers. An idle job is not woken up for this."""
+        resharding, changed = self._coordinator.core.resharding, self._coordinator.changed
+        with changed:
+            changed.wait_for(lambda: resharding.under_way or self._stop.is_set(), _IDLE_S)
 
     def _wait(self, limit_s: float) -> None:
         with self._coordinator.changed:

@@ -14,6 +14,7 @@ import pytest
 from tests.faults import endless
 from tests.processes import SOON_S, Bench, wait_until
 
+
 @pytest.mark.parametrize("options", ["", "--mode sync --plane collective"])
 def test_ctrl_c_at_a_terminal(bench: Bench, options: str) -> None:
     command = endless.start(bench, *options.split())

@@ -129,7 +129,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Beat:
-    """The primary lives."""
+    """Whoever says it lives, however long what it does takes: a thread of its own says it."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from psrpc.replication import entries
 from psrpc.replication.authority import Authority
 from psrpc.replication.entries import Check, Copy, Differs, Entry, Event, Has, Over, Pool, Round
 from psrpc.replication.intake import disagreement, take_in
-from psrpc.replication.lines import reach
+from psrpc.replication.lines import Voice, beat_s_of, reach
 from psrpc.replication.state import Replicated, digest, restore, server_of
 from psrpc.secret import Secret
 
@@ -56,7 +56,9 @@ class Ending(Enum):
 
 
 class Follower:
-    """Follows the shard's primary with a service that nobody else calls. One thread."""
+    """Follows the shard's primary with a service that nobody else calls. One thread does all; that
+    this server lives is said by another.
+    """
 
     def __init__(
         self,
@@ -88,12 +90,9 @@ class Follower:
         freight = self._reach(patience_s, over)
         if freight is None:
             return Ending.OVER
-        try:
-            if self._listen(freight):
+        with Voice(freight, beat_s_of(self._dead_after_s)) as voice:
+            if self._listen(freight, voice):
                 return Ending.OVER
-        finally:
-            freight.cut()
-            freight.close()
         return self._claim()
 
     def _reach(self, patience_s: float, over: Callable[[], bool]) -> Freight | None:
@@ -116,15 +115,15 @@ class Follower:
             time.sleep(_LOOK_AGAIN_S)
         return None
 
-    def _listen(self, freight: Freight) -> bool:
+    def _listen(self, freight: Freight, voice: Voice) -> bool:
         """Take in what comes; returns whether the job has ended, and not only the connection."""
         server = server_of(self._service)
         try:
             while True:
-                if self._hear(freight):
-                    self._catch_up(freight, lambda: False)
+                if self._hear(freight, voice):
+                    self._catch_up(voice, lambda: False)
                 elif len(self._behind) >= _BEHIND or self._behind_bytes >= _BEHIND_BYTES:
-                    self._catch_up(freight, lambda: self._may_wait and freight.has_more())
+                    self._catch_up(voice, lambda: self._may_wait and freight.has_more())
                 if server.failure is not None:
                     # The job's end, or this server's own: after half a step it is nobody's backup.
                     return True
@@ -132,10 +131,10 @@ class Follower:
             over = end.over
         except (OSError, EOFError, ProtocolError):
             over = server.ended.is_set()
-        self._catch_up(freight, lambda: False)
+        self._catch_up(voice, lambda: False)
         return over or server.failure is not None
 
-    def _hear(self, freight: Freight) -> bool:
+    def _hear(self, freight: Freight, voice: Voice) -> bool:
         """Wait for what comes, and say what this server has; returns whether that is urgent.
 
         What has come together has one word for all.
@@ -156,7 +155,7 @@ class Follower:
                     raise _EndedError(over=True)
             urgent = urgent or not (isinstance(message, Entry) and _may_lie(message.event))
             if not freight.holds_another():
-                entries.send(freight, Has(self.core.last))
+                voice.say(Has(self.core.last))
                 return urgent
 
     @property
@@ -164,7 +163,7 @@ class Follower:
         few = len(self._behind) < _MOST_BEHIND
         return few and self._behind_bytes < 2 * _BEHIND_BYTES
 
-    def _catch_up(self, freight: Freight, stops: Callable[[], bool]) -> None:
+    def _catch_up(self, voice: Voice, stops: Callable[[], bool]) -> None:
         """Let the server do what has come, until that is done or `stops` says so.
 
         Of small steps many are made at once: that takes a third of the processor's time, for
@@ -174,7 +173,7 @@ class Follower:
             event, tensors = self._behind.popleft()
             self._behind_bytes -= size_of(tensors)
             if isinstance(event, Check):
-                self._compare(freight, event)
+                self._compare(voice, event)
             else:
                 self._take_in(event, tensors)
 
@@ -187,12 +186,12 @@ class Follower:
         if isinstance(event, Round):
             self._pool.give(tensors)
 
-    def _compare(self, freight: Freight, check: Check) -> None:
+    def _compare(self, voice: Voice, check: Check) -> None:
         mine = digest(self._service)
         if mine != check.digest:
             self.differs = disagreement(server_of(self._service).index, check.digest, mine)
             with suppress(OSError, EOFError):  # its primary may be gone: it reigns nowhere
-                entries.send(freight, Differs(mine, check.digest))
+                voice.say(Differs(mine, check.digest))
             raise self.differs
 
     def _claim(self) -> Ending:

@@ -18,15 +18,22 @@ from psrpc.errors import AddressError
 from psrpc.planes.doors import STRANGER_S, Door, knock
 from psrpc.planes.freight import Freight, Load
 from psrpc.replication import entries
-from psrpc.replication.entries import Follow, Message
+from psrpc.replication.entries import Beat, Follow, Message
 from psrpc.secret import Secret
 
 PURPOSE = "harbour"
+_BEATS_A_LIFE = 5
+_LONGEST_BEAT_S = 1.0
 _CONNECT_S = 5.0
 _COPY_S = 60.0
 
 # What is called when a message is on its way.
 Sent = Callable[[], None]
+
+
+def beat_s_of(dead_after_s: float) -> float:
+    """How often either end says that it lives, if it is dead after so long a silence."""
+    return min(dead_after_s / _BEATS_A_LIFE, _LONGEST_BEAT_S)
 
 
 class Line:
@@ -110,6 +117,42 @@ class Line:
             sent()
             with self._lock:
                 self._waiting -= 1
+
+
+class Voice:
+    """What one that follows says to its primary: by any thread, and by one that says it lives.
+
+    However long it takes to make a step: who is slow is not silent.
+    """
+
+    def __init__(self, freight: Freight, beat_s: float) -> None:
+        self._freight = freight
+        self._beat_s = beat_s
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="psrpc-follows", daemon=True)
+
+    def __enter__(self) -> Voice:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Hang up."""
+        self._stop.set()
+        self._freight.cut()
+        self._thread.join()
+        self._freight.close()
+
+    def say(self, message: Message) -> None:
+        """Send a message. Raises OSError or EOFError."""
+        load = entries.load(message)
+        with self._lock:
+            self._freight.finish(load)
+
+    def _beat(self) -> None:
+        with contextlib.suppress(OSError, EOFError):  # whoever listens hears of it
+            while not self._stop.wait(self._beat_s):
+                self.say(Beat())
 
 
 class Harbour:

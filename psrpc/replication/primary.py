@@ -29,12 +29,10 @@ from psrpc.replication.entries import (
     Round,
 )
 from psrpc.replication.intake import READS, Kept, disagreement, take_in
-from psrpc.replication.lines import Line
+from psrpc.replication.lines import Line, beat_s_of
 from psrpc.replication.state import Replicated, capture, digest, server_of
 from psrpc.saying import say
 
-BEATS_A_LIFE = 5
-LONGEST_BEAT_S = 1.0
 CHECK_EVERY = 1000  # entries
 _FIRST_PAIRED = 2  # the reign in which a shard first has a backup
 _LOOK_AGAIN_S = 0.1
@@ -336,7 +334,7 @@ class PrimaryService(Decrees):
 
     def _keep_watch(self) -> None:
         """Say that this server lives, see who is silent, and ask for the reign that is wanted."""
-        beat_s = min(self._dead_after_s / BEATS_A_LIFE, LONGEST_BEAT_S)
+        beat_s = beat_s_of(self._dead_after_s)
         while True:
             with self._changed:
                 if not (self._core.claim() or self._closed or self.deposed):

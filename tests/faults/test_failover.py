@@ -278,8 +278,7 @@ def test_a_primary_and_a_worker_at_once(begin: Any) -> None:
 @pytest.mark.parametrize(("plane", "kills"), [("shm", 20), ("collective", 10)])
 def test_many_kills_in_one_run(begin: Any, plane: str, kills: int) -> None:
     """Always of the primary, as soon as there is a backup."""
-    # On a busy machine one that lives may be silent for seconds; a kill is heard of at once.
-    job = begin("sync", plane, epochs=12, seconds=0.01, DEAD_AFTER_S="20")
+    job = begin("sync", plane, epochs=12, seconds=0.01)
     hold = job.bench.folder / "hold"
     hold.touch()  # the last epoch waits for the last kill
     for kill in range(kills):

@@ -44,7 +44,7 @@ from psrpc.planes import codec
 from psrpc.planes.loopback import LoopbackLink
 from psrpc.replication import entries
 from psrpc.replication.authority import Authority
-from psrpc.replication.entries import Copy, Entry, Has
+from psrpc.replication.entries import Beat, Copy, Entry, Has
 from psrpc.replication.failover import FailoverLink
 from psrpc.replication.follower import HARBOUR, Ending, Follower
 from psrpc.replication.lines import Harbour, reach
@@ -422,6 +422,44 @@ def test_a_half_made_step_of_the_primary_is_seen_by_nobody(
     pair.primary.close(PATIENCE_S)
     pair.thread.join(PATIENCE_S)
     assert (pair.ending, pair.error) == (Ending.OVER, None)
+
+
+def test_a_backup_that_is_busy_says_that_it_lives() -> None:
+    """Who is slow is not silent, and stays the backup."""
+    pair = Pair(dead_after_s=5.0)
+    busy, go_on = threading.Event(), threading.Event()
+    words: queue.Queue[Any] = queue.Queue()
+    hear, step = pair.primary._hear, pair.other.store.step
+
+    def slow(*given: Any) -> Any:
+        busy.set()
+        go_on.wait(PATIENCE_S)
+        return step(*given)
+
+    def heard(line: Any, message: Any) -> None:
+        words.put(message)
+        hear(line, message)
+
+    pair.other.store.step = slow  # type: ignore[method-assign]
+    pair.primary._hear = heard  # type: ignore[method-assign]
+    try:
+        pair.follow()
+        begin(pair.primary, pair.stage)
+        # More than may lie.
+        pushes = [push(pair.primary, pair.stage, 0, clock) for clock in range(40)]
+        assert busy.wait(PATIENCE_S)
+        while not words.empty():
+            words.get()
+        while words.get(timeout=PATIENCE_S) != Beat():
+            pass
+        assert not pushes[-1].done()
+        go_on.set()
+        for pending in pushes:
+            pending.wait(PATIENCE_S)
+        assert pair.primary.paired
+    finally:
+        go_on.set()
+        pair.close()
 
 
 def test_a_backup_that_makes_half_a_step_leaves(pair: Pair) -> None:

@@ -187,8 +187,13 @@ class Rendezvous:
         return PrefixStore(f"psrpc/{place.job}/{name}", store)
 
     def sealed_branch(self, name: str) -> SealedStore:
-        """The same, where no process but this job's is believed."""
-        return SealedStore(self.branch(name), self.secret, name)
+        """The store's keys under `name`, where no process but this job's is believed.
+
+        For any thread, and over the connection that there is: torch's store looks up the name of
+        whoever connects, and answers nobody meanwhile, for seconds if a name server is silent.
+        """
+        assert self._store is not None
+        return SealedStore(self._store.branch(name), self.secret, name)
 
     def _knock(self, sleep: Callable[[float], None] = time.sleep) -> None:
         """Wait until somebody listens where the store is; the store's own waiting logs a lot."""

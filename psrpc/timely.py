@@ -58,6 +58,10 @@ class TimelyStore:
         """Add to a key's number, and return the sum."""
         return int(self._ask(lambda: self._store.add(key, amount)))
 
+    def branch(self, name: str) -> Branch:
+        """The keys under `name`."""
+        return Branch(self, name)
+
     def close(self) -> None:
         """Ask no more: the thread ends, if it can, and lets go of the store."""
         self._stuck = True
@@ -80,3 +84,30 @@ class TimelyStore:
                 answer.set_result(question())
             except Exception as error:
                 answer.set_exception(error)
+
+
+class Branch:
+    """The keys of a store under a name, as its owner's thread asks for them."""
+
+    def __init__(self, store: TimelyStore, name: str) -> None:
+        self._store = store
+        self._name = name
+
+    def check(self, keys: list[str]) -> bool:
+        """See `TimelyStore`."""
+        return self._store.check([self._under(key) for key in keys])
+
+    def get(self, key: str) -> bytes:
+        """See `TimelyStore`."""
+        return self._store.get(self._under(key))
+
+    def set(self, key: str, value: str) -> None:
+        """See `TimelyStore`."""
+        self._store.set(self._under(key), value)
+
+    def compare_set(self, key: str, expected: str, desired: str) -> bytes:
+        """See `TimelyStore`."""
+        return self._store.compare_set(self._under(key), expected, desired)
+
+    def _under(self, key: str) -> str:
+        return f"{self._name}/{key}"

@@ -14,6 +14,7 @@ from torch.distributed import PrefixStore, TCPStore
 from psrpc.core.decisions import some_servers
 from psrpc.secret import MAC_BYTES
 from tests.processes import PATIENCE_S, Bench, Command, Ranks, wait_until
+from tests.stores import keep_store
 
 SCRIPT = """
     import dataclasses, functools, itertools, json, os, pathlib, sys, time, torch, psrpc
@@ -306,7 +307,7 @@ def begin(
     words = ["script.py", mode, plane, epochs, optimizer]
     words += [checkpoints] if checkpoints else []
     first = 1 + replicas  # of the workers' ranks
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = keep_store()
     ranks = bench.ranks(
         *words,
         count=first + workers,

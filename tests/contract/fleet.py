@@ -35,6 +35,7 @@ from psrpc.server import ParameterServer
 from psrpc.store.blueprint import Blueprint, draw
 from psrpc.store.layout import ShardLayout
 from psrpc.store.shard import ShardStore
+from tests.stores import keep_store
 
 Service = Coordinator | ParameterServer
 
@@ -229,7 +230,7 @@ class Dock:
     def store_port(self) -> int:
         """Where the members of process groups find each other."""
         if self._store is None:
-            self._store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+            self._store = keep_store()
         return self._store.port
 
     def process(self) -> ServerProcess:

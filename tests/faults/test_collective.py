@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
-from torch._C._distributed_c10d import TCPStore
 
 from tests.processes import PATIENCE_S, Bench, Finished, Ranks, wait_until
+from tests.stores import keep_store
 
 FAULT = """
     import os, pathlib, signal, threading, time
@@ -96,7 +96,7 @@ KILLED = -signal.SIGKILL
 @pytest.fixture
 def launcher() -> Iterator[dict[str, str]]:
     """The variables of a launcher that keeps the store, outside all that die."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = keep_store()
     yield {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     del store
 

@@ -14,6 +14,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from psrpc.secret import MAC_BYTES
 from tests.processes import PATIENCE_S, Bench, Finished, Ranks, wait_until
+from tests.stores import keep_store
 
 SAMPLES = 400
 SCRIPT = """
@@ -151,7 +152,7 @@ def begin(bench: Bench) -> Any:
         **variables: str,
     ) -> Job:
         bench.write("script.py", SCRIPT)
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store = keep_store()
         stores.append(store)
         count = 2 * servers + workers
         words = ["script.py", mode, plane, str(servers), str(epochs), str(seconds), str(rejoin_s)]

@@ -21,6 +21,7 @@ from psrpc.sealed import SealedStore, job_secret
 from psrpc.secret import user_key
 from tests.faults import endless
 from tests.processes import PATIENCE_S, PSRPC, SOON_S, Bench, Command, free_port, wait_until
+from tests.stores import keep_store
 
 
 def isolated_rank(command: Command, rank: int) -> int:
@@ -264,9 +265,8 @@ def sealed(lobby: Mapping[str, object]) -> str:
 
 
 def test_a_join_to_another_version_or_a_script(bench: Bench) -> None:
-    from torch._C._distributed_c10d import TCPStore
 
-    store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    store = keep_store()
     address = f"127.0.0.1:{store.port}"
     assert "no psrpc job has begun there" in bench.run(*PSRPC, "join", address).err
     lobby = {"job": "x", "world_size": 2, "servers": 1, "arguments": None, "script": "mine.py"}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from torch._C._distributed_c10d import TCPStore
-
 from tests.faults.test_churn import begin
 from tests.faults.test_failures import ours
 from tests.processes import PSRPC, SOON_S, Bench
+from tests.stores import keep_store
 
 
 def test_a_worker_that_joins_when_the_job_has_ended(bench: Bench) -> None:
-    store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    store = keep_store()
     launcher = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_PORT": str(store.port)}
     ranks = begin(bench, "async", epochs=1, workers=1, **launcher)
     assert [each.code for each in ranks.finish()] == [0, 0]

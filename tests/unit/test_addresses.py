@@ -13,6 +13,7 @@ from psrpc.rendezvous import Rendezvous, here
 from psrpc.rollcall import Register, RollCall
 from psrpc.testing.clock import ManualClock
 from tests.processes import free_port
+from tests.stores import keep_store
 
 LO = Interface("lo", "127.0.0.1")
 ETH = Interface("eth0", "10.0.0.1")
@@ -66,7 +67,7 @@ def test_the_missing_are_called_by_role_and_host() -> None:
 
 @pytest.fixture
 def store() -> TCPStore:
-    return TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    return keep_store()
 
 
 def place(rank: int, store: TCPStore) -> Place:
@@ -98,7 +99,7 @@ def test_a_store_that_is_gone_is_asked_no_more_and_nothing_is_logged(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Torch logs each question to a store that has gone, with a traceback."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = keep_store()
     said: list[str] = []
     own = place(1, store)
     with Rendezvous(own, 5.0) as rendezvous:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from psrpc.environment import Place
 from psrpc.errors import PeerLostError
@@ -14,6 +15,7 @@ from psrpc.rendezvous import Rendezvous
 from psrpc.sealed import SealedStore
 from psrpc.secret import Secret
 from psrpc.timely import TimelyStore
+from tests.stores import keep_store
 
 PLACE = Place(1, 2, 1, 2, "127.0.0.1", 1, agent_keeps_store=True, job="job/0")
 
@@ -43,6 +45,35 @@ def test_one_that_answers_is_a_store() -> None:
     store.close()
     store._thread.join(30)
     assert not store._thread.is_alive(), "it would keep the store's port"
+
+
+def test_a_branch_has_keys_of_its_own_as_torch_names_them() -> None:
+    plain = dist.HashStore()
+    branch = TimelyStore(plain).branch("a")
+    branch.set("k", "v")
+    assert branch.check(["k"])
+    assert branch.get("k") == branch.compare_set("k", "w", "x") == b"v"
+    assert branch.compare_set("new", "", "x") == b"x"
+    assert dist.PrefixStore("a", plain).get("new") == b"x"
+    assert not TimelyStore(plain).branch("b").check(["k"])
+
+
+def test_what_a_job_says_needs_no_connection_beside_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A store that looks up who connects answers nobody meanwhile."""
+    store, made = keep_store(), []
+
+    def count(*given: object, **options: object) -> object:
+        made.append(given)
+        return TCPStore(*given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("psrpc.rendezvous.TCPStore", count)
+    place = Place(1, 3, 1, 3, "127.0.0.1", store.port, agent_keeps_store=True, job="job/0")
+    with Rendezvous(place, 5.0) as rendezvous:
+        rendezvous.sealed_branch("x").set("k", "v")
+        assert rendezvous.sealed_branch("x").get("k") == b"v"
+    assert len(made) == 1
 
 
 def test_an_error_of_the_store_is_its_callers() -> None:

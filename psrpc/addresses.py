@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import ipaddress
 import socket
 import struct
 from dataclasses import dataclass
 
-from psrpc.errors import ConfigError
+from psrpc.errors import AddressError, ConfigError
 
 LOOPBACK = "127.0.0.1"
 _SIOCGIFCONF = 0x8912  # asks the kernel for all interfaces that have an IPv4 address
@@ -145,3 +146,26 @@ def store_address(host: str, wanted: str | None) -> str:
             "say with --interface which one the other hosts reach"
         )
     return own.address
+
+
+def listen(address: str, port: int) -> socket.socket:
+    """Listen on the wanted address only; a TCPStore by itself takes all of them.
+
+    Raises AddressError if the port cannot be had.
+    """
+    try:
+        found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
+        family, kind, proto, _, where = found[0]
+        listener = socket.socket(family, kind, proto)
+        with contextlib.ExitStack() as undo:
+            undo.callback(listener.close)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(where)
+            listener.listen(128)
+            undo.pop_all()
+    except OSError as error:
+        raise AddressError(
+            f"rank 0 cannot listen on {address}:{port} ({error.strerror or error}): choose another "
+            "port (--master-port of torchrun, --port of psrpc train)"
+        ) from error
+    return listener

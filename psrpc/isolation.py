@@ -274,7 +274,7 @@ def keep_store(host: str, port: int) -> tuple[TCPStore, int]:
     """
     from torch._C._distributed_c10d import TCPStore
 
-    from psrpc.rendezvous import listen
+    from psrpc.addresses import listen
 
     listener = listen(host, port)
     port = listener.getsockname()[1]

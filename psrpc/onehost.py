@@ -14,7 +14,7 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
-from psrpc.rendezvous import listen
+from psrpc.addresses import listen
 
 BACKEND = "psrpc"
 

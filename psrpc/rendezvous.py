@@ -15,11 +15,10 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from psrpc import addresses, environment
-from psrpc.addresses import Interface
+from psrpc.addresses import Interface, listen
 from psrpc.clock import Clock, SystemClock
 from psrpc.environment import SECRET, SECRET_FILE, Place
 from psrpc.errors import (
-    AddressError,
     JobOverError,
     PeerLostError,
     SecretError,
@@ -189,8 +188,8 @@ class Rendezvous:
     def sealed_branch(self, name: str) -> SealedStore:
         """The store's keys under `name`, where no process but this job's is believed.
 
-        For any thread, and over the connection that there is: torch's store looks up the name of
-        whoever connects, and answers nobody meanwhile, for seconds if a name server is silent.
+        For any thread, over the connection that there is: torch's store looks up the names of
+        those that connect, and answers nobody while a name server is silent.
         """
         assert self._store is not None
         return SealedStore(self._store.branch(name), self.secret, name)
@@ -234,10 +233,8 @@ class Rendezvous:
         )
 
     def _lost_store(self) -> PeerLostError:
-        where = f"{self._address}:{self._place.port}"
-        return PeerLostError(
-            f"{self._who} lost the store at {where}: rank 0 or its launcher has ended"
-        )
+        lost = f"{self._who} lost the store at {self._address}:{self._place.port}"
+        return PeerLostError(f"{lost}: rank 0 or its launcher has ended")
 
     def close(self) -> None:
         """Leave. The process that keeps the store stays until the others have left, or 2 s."""
@@ -379,27 +376,3 @@ def gone(name: str) -> str:
 def left(rank: int) -> str:
     """The key under which a rank says that it needs the store no more."""
     return f"left/{rank}"
-
-
-def listen(address: str, port: int) -> socket.socket:
-    """Listen on the wanted address only; a TCPStore by itself takes all of them.
-
-    Raises AddressError if the port cannot be had.
-    """
-    try:
-        family, kind, proto, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[
-            0
-        ]
-        listener = socket.socket(family, kind, proto)
-        with contextlib.ExitStack() as undo:
-            undo.callback(listener.close)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(where)
-            listener.listen(128)
-            undo.pop_all()
-    except OSError as error:
-        raise AddressError(
-            f"rank 0 cannot listen on {address}:{port} ({error.strerror or error}): choose another "
-            "port (--master-port of torchrun, --port of psrpc train)"
-        ) from error
-    return listener

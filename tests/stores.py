@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch._C._distributed_c10d import TCPStore
 
-from psrpc.rendezvous import listen
+from psrpc.addresses import listen
 
 
 def keep_store() -> TCPStore:

@@ -71,8 +71,7 @@ class CoordinatorCore:
     def go_back(self, first: int) -> None:
         """Begin anew, with whoever comes, in a job that goes back to a checkpoint.
 
-        No number of a worker or a view is below `first`. Workers may have come further than the
-        checkpoint, and do again what it lacks.
+        No number of a worker or a view is below `first`. What it lacks, workers do again.
         """
         self.members = Membership(self.workers, self.least or 1, first)
         self.leases.goes_back = True
@@ -92,6 +91,7 @@ class CoordinatorCore:
             return [before.again(request.serial, token)]
         if before is not None:
             decisions += self.lose(process, "it has come anew", shard)
+            self.leases.lived(process)
         self._comings[process] = Word(request.serial, token)
         if self.members.finished:
             over = Failure(encode(JobOverError("all workers had left when this one came")))
@@ -130,7 +130,7 @@ class CoordinatorCore:
         self.members.lose(worker)
         freed = self._give_back(worker, shard)
         if was_live and self.members.started:
-            self._judge(rank, why, freed)
+            self._judge(process, rank, why, freed)
         return [*decisions, *self._proceed(shard), *self._part()]
 
     # Working.
@@ -263,11 +263,11 @@ class CoordinatorCore:
 
     # What follows.
 
-    def _judge(self, rank: int, why: str, freed: list[Lease]) -> None:
+    def _judge(self, process: int, rank: int, why: str, freed: list[Lease]) -> None:
         """See whether a death ends the job."""
         if self.on_failure is OnFailure.STOP:
             self.verdict = JobFailedError(f"worker {rank} is lost: {why}")
-        if not freed or self.leases.died_of(freed[0]) < POISON:
+        if not freed or self.leases.died_of(freed[0], process) < POISON:
             return
         lease = freed[0]
         if self.on_poison is OnPoison.SKIP:

@@ -79,6 +79,8 @@ class LeaseBook:
         self.goes_back = False
         self._epochs: dict[int, _Epoch] = {}
         self._turns = 0
+        # By process, of those that count as dead: epoch and number of a lease.
+        self._died_of: dict[int, tuple[int, int]] = {}
 
     def acquire(
         self, worker: int, epoch: int, samples: int, batch_size: int, workers: int
@@ -209,16 +211,25 @@ class LeaseBook:
             state.returned.append(freed[-1])
         return freed
 
-    def died_of(self, lease: Lease) -> int:
-        """Note that `lease` was worked on by a worker that died; returns how many have now.
+    def died_of(self, lease: Lease, process: int) -> int:
+        """Note that `process` worked on `lease` when it died; returns how many have now.
 
         Those count that died one after another at the same step, or the one after it.
         """
+        self._died_of[process] = (lease.epoch, lease.index)
         deaths = self._epochs[lease.epoch].deaths
         times, step = deaths.get(lease.index, (0, lease.first_step))
         times = times + 1 if lease.first_step <= step + 1 else 1
         deaths[lease.index] = (times, lease.first_step)
         return times
+
+    def lived(self, process: int) -> None:
+        """A process that counted as dead comes back: it was not the samples."""
+        epoch, index = self._died_of.pop(process, (-1, -1))
+        deaths = self._epochs[epoch].deaths if epoch in self._epochs else {}
+        if index in deaths:
+            times, step = deaths[index]
+            deaths[index] = (max(times - 1, 0), step)
 
     def skip(self, lease: Lease) -> None:
         """Give up what is left of a lease that was given back."""

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import socket
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from psrpc.secret import user_key
 LEAST_DESCRIPTORS = 1024
 _LEAST_SHM_BYTES = 256 << 20
 _LEAST_PORTS = 5_000
+_LONGEST_LOOKUP_S = 1.0
 _MEGA = 1 << 20
 
 
@@ -107,6 +109,27 @@ def ports(low: int, high: int) -> Finding:
             "sysctl -w net.ipv4.ip_local_port_range='32768 60999'",
         )
     return ok("ports", f"jobs listen at ports from {low} to {high}, and at the launcher's")
+
+
+def look_at_names() -> Iterable[Finding]:
+    """How long it takes to look up the name of an address."""
+    began_s = time.monotonic()
+    with suppress(OSError):
+        # As torch's store asks for it, and as no /etc/hosts has it.
+        socket.getnameinfo(("::ffff:127.0.0.1", 1, 0, 0), 0)
+    yield names(time.monotonic() - began_s)
+
+
+def names(took_s: float) -> Finding:
+    """Judges how long that took."""
+    if took_s < _LONGEST_LOOKUP_S:
+        return ok("names", "the name of an address is looked up at once")
+    return warning(
+        "names",
+        f"the look-up of an address took {took_s:.0f} s, and torch's store makes one whenever a "
+        "process connects: jobs begin slowly, and processes that come back",
+        "repair the name servers in /etc/resolv.conf, or add there: options timeout:1 attempts:1",
+    )
 
 
 def look_at_limits() -> Iterable[Finding]:

@@ -52,6 +52,7 @@ def alone(agent: Agent, *, one_host: bool) -> list[Finding]:
         partial(host.look_at_rpc, agent, one_host=one_host),
         host.look_at_secret,
         host.look_at_ports,
+        host.look_at_names,
         host.look_at_limits,
         host.look_at_gpus,
         host.look_at_slurm,

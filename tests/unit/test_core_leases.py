@@ -210,12 +210,24 @@ def test_deaths_are_counted_until_a_lease_is_done() -> None:
         lease = book.acquire(worker, 0, 1, 1, 1)
         assert lease is not None
         book.give_back(worker, done(0))
-        counts.append(book.died_of(lease))
+        counts.append(book.died_of(lease, worker))
     assert counts == [1, 2]
     last = book.acquire(2, 0, 1, 1, 1)
     assert last is not None
     book.finish(2, (last.id,))
-    assert book.died_of(last) == 1
+    assert book.died_of(last, 2) == 1
+
+
+def test_who_comes_back_was_not_killed() -> None:
+    book = LeaseBook()
+    lease = book.acquire(0, 0, 64, 1, 1)
+    assert lease is not None
+    assert [book.died_of(lease, process) for process in (1, 2)] == [1, 2]
+    book.lived(1)
+    book.lived(1)
+    book.lived(7)
+    assert book.died_of(lease, 3) == 2
+    assert book.died_of(lease, 1) == 3
 
 
 def test_deaths_count_in_a_row_only_at_the_same_batch_or_the_next() -> None:
@@ -224,7 +236,7 @@ def test_deaths_count_in_a_row_only_at_the_same_batch_or_the_next() -> None:
     lease = book.acquire(0, 0, 64, 1, 1)
     assert lease is not None
     steps = [0, 0, 1, 3, 4, 6, 9, 9]
-    counts = [book.died_of(replace(lease, first_step=step)) for step in steps]
+    counts = [book.died_of(replace(lease, first_step=step), n) for n, step in enumerate(steps)]
     assert counts == [1, 2, 3, 1, 2, 1, 1, 2]
 
 

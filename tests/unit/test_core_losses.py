@@ -191,6 +191,18 @@ def test_two_deaths_are_no_poison() -> None:
     assert lease_of(office.acquire(ask(0, 1), 10), 10).again
 
 
+def test_who_comes_back_each_time_has_no_poison() -> None:
+    """A link that is cut now and then, or a machine that is too busy to say that it lives."""
+    office = full_office(Asynchronous(), 1)
+    for n in range(5):
+        ((number, _),) = welcomed(office.register(30, 100 + n, serial=n)).values()
+        lease_of(office.acquire(ask(number, 1), 200 + n), 200 + n)
+        office.lose(30)
+    assert office.core.verdict is None
+    deaths_of(office, 1)
+    assert office.core.verdict is None
+
+
 def test_poison_may_be_skipped_and_the_epoch_ends_without_it() -> None:
     office = full_office(Asynchronous(), 1, on_poison=OnPoison.SKIP)
     lease = deaths_of(office, 3)
@@ -230,7 +242,7 @@ def test_a_lease_of_an_earlier_epoch_that_was_asked_for_ahead_is_not_suspected()
     ahead = lease_of(office.acquire(ask(1, 3, epoch=1), 21), 21)
     assert ahead.id == left_behind.id
     office.lose(1)
-    assert [office.core.leases.died_of(each) for each in (lease, ahead)] == [2, 2]
+    assert [office.core.leases.died_of(each, 9) for each in (lease, ahead)] == [2, 2]
 
 
 # Servers.

@@ -27,6 +27,8 @@ SECRET = Secret(b"a secret of these tests")
         (host.guard(), Level.OK, "keeps strangers from"),
         (host.ports(32768, 60999), Level.OK, "from 32768 to 60999"),
         (host.ports(50000, 50100), Level.WARNING, "101 ports only"),
+        (host.names(0.01), Level.OK, "looked up at once"),
+        (host.names(10.2), Level.WARNING, "took 10 s"),
         (host.descriptors(256, 4096), Level.WARNING, "may have 256 open"),
         (host.descriptors(1024, -1), Level.OK, "enough for 128 workers"),
         (host.shm(64 << 20), Level.WARNING, "64 MB of /dev/shm"),

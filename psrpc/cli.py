@@ -84,7 +84,10 @@ def train(
 
     place = environment.place()
     if place is None:
-        _start(settings, argv, isolate=isolate)
+        from psrpc.launch import with_a_way_back
+
+        with with_a_way_back(settings):
+            _start(settings, argv, isolate=isolate)
         return
     if isolate and environment.launcher() is None and environment.task_of_slurm() is not None:
         environment.for_children(**environment.torch_defaults())

@@ -9,14 +9,16 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from psrpc import environment
 from psrpc.errors import AddressError, ConfigError, JobFailedError, PeerLostError, PsrpcError
 from psrpc.interrupts import INTERRUPTED, TERMINATED
 from psrpc.notes import Notes
+from psrpc.saying import say
 from psrpc.settings import TrainSettings, unwritable
 
 _STOP_S = 3
@@ -75,6 +77,21 @@ def launch(arguments: Sequence[str], names: Sequence[str], port: int) -> None:
             raise KeyboardInterrupt from signalled
         except ChildFailedError as failed:
             raise _cause(notes.failure(), failed.failures, names) from None
+
+
+@contextmanager
+def with_a_way_back(settings: TrainSettings) -> Iterator[None]:
+    """Say, when the user interrupts what is done within, from which checkpoint it may go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if settings.checkpoint_dir is not None:
+            # Imported here, because it takes time that the start need not spend.
+            from psrpc.checkpoints.folder import Checkpoints
+
+            if newest := Checkpoints(Path(settings.checkpoint_dir)).newest_folder():
+                say(f"{newest} is the newest checkpoint: go on from it with --resume auto")
+        raise
 
 
 def child_variables(notes: Notes) -> dict[str, str]:

@@ -87,6 +87,11 @@ class Checkpoints:
         """The number of the newest checkpoint, good or not; 0 without one."""
         return max(_numbered(self.directory, ""), default=0)
 
+    def newest_folder(self) -> Path | None:
+        """The newest checkpoint, good or not."""
+        found = _numbered(self.directory, "")
+        return found[max(found)] if found else None
+
     def newest(
         self, blueprint: Blueprint, above: int = 0, fits: Fits | None = None
     ) -> tuple[Checkpoint | None, PassedOver]:

@@ -29,7 +29,9 @@ def parse(text: str) -> Address:
     secret, at, place = text.rpartition("@")
     host, colon, port = place.rpartition(":")
     if not (at and colon and host and port.isdecimal() and 0 < int(port) < 1 << 16):
-        raise UsageError("the address of a tuple space must be secret@host:port")
+        raise UsageError(
+            "the address of a tuple space must be secret@host:port, as its SpaceServer.address says"
+        )
     return Address(secret, host, int(port))
 
 

@@ -161,7 +161,10 @@ def test_psrpc_train_resumes_and_exports(bench: Bench) -> None:
     first = bench.start(*PSRPC, "train", *options.split(), "--epochs", "1000")
     wait_until(lambda: checkpoints(bench), PATIENCE_S, first.shown)
     os.killpg(first.process.pid, signal.SIGINT)
-    assert first.finish().code == 130
+    ended, newest = first.finish(), checkpoints(bench)[-1]
+    assert ended.code == 130
+    (line,) = ended.lines
+    assert line.startswith(f"psrpc: checkpoints/{newest.name} is the newest checkpoint: go on")
     epochs = updates_in(checkpoints(bench)[-1]) * 10 // 1438 + 2
     again = bench.train(f"{options} --epochs {epochs} --resume auto --servers 2 --json -")
     assert again.code == 0, again.err

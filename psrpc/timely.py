@@ -10,11 +10,14 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from torch._C._distributed_c10d import Store
 
 _ANSWER_S = 30.0
+_LONGEST_CUT_S = 150.0
+
+Answer = TypeVar("Answer")
 
 _Question = tuple[Callable[[], Any], Future[Any]]
 
@@ -25,13 +28,14 @@ class TimelyStore:
     Callers may be many.
 
     Raises RuntimeError, as torch does for a store that is gone, if the answer takes longer than
-    `answer_s`; from then on at once.
+    `answer_s`; from then on at once, until the store answers again.
     """
 
     def __init__(self, store: Store, answer_s: float = _ANSWER_S) -> None:
         self._store = store
         self._answer_s = answer_s
         self._stuck = False
+        self._closed = False
         self._questions: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="psrpc-store", daemon=True)
         self._thread.start()
@@ -60,54 +64,78 @@ class TimelyStore:
 
     def branch(self, name: str) -> Branch:
         """The keys under `name`."""
-        return Branch(self, name)
+        return Branch(self, self._store, name)
 
     def close(self) -> None:
         """Ask no more: the thread ends, if it can, and lets go of the store."""
-        self._stuck = True
+        self._closed = True
         self._questions.put(None)
 
     def _ask(self, question: Callable[[], Any]) -> Any:
-        if not self._stuck:
-            answer: Future[Any] = Future()
-            self._questions.put((question, answer))
-            try:
-                return answer.result(self._answer_s)
-            except TimeoutError:
-                self._stuck = True
-        raise RuntimeError(f"the store has not answered for {self._answer_s:g} s")
+        if self._stuck:
+            raise self._silent(self._answer_s)
+        return self.ask(question, self._answer_s)
+
+    def ask(self, question: Callable[[], Answer], answer_s: float) -> Answer:
+        """What the store's thread has for an answer, even if it owes others."""
+        answer: Future[Answer] = Future()
+        self._questions.put((question, answer))
+        if self._closed and answer.cancel():
+            raise RuntimeError("this way to the store is closed")
+        try:
+            return answer.result(answer_s)
+        except TimeoutError:
+            answer.cancel()  # if it was not asked yet it never is
+            self._stuck = True
+        raise self._silent(answer_s)
+
+    def _silent(self, answer_s: float) -> RuntimeError:
+        return RuntimeError(f"the store has not answered for {answer_s:g} s")
 
     def _run(self) -> None:
         while (asked := self._questions.get()) is not None:
             question, answer = asked
+            if not answer.set_running_or_notify_cancel():
+                continue
             try:
-                answer.set_result(question())
+                found = question()
             except Exception as error:
+                self._stuck = False
                 answer.set_exception(error)
+            else:
+                self._stuck = False
+                answer.set_result(found)
 
 
 class Branch:
-    """The keys of a store under a name, as its owner's thread asks for them."""
+    """The keys of a store under a name, by the same thread.
 
-    def __init__(self, store: TimelyStore, name: str) -> None:
+    Who asks here waits for as long as a cut link may take to heal.
+    """
+
+    def __init__(self, way: TimelyStore, store: Store, name: str) -> None:
+        self._way = way
         self._store = store
         self._name = name
 
     def check(self, keys: list[str]) -> bool:
         """See `TimelyStore`."""
-        return self._store.check([self._under(key) for key in keys])
+        return bool(self._ask(lambda: self._store.check([self._under(key) for key in keys])))
 
     def get(self, key: str) -> bytes:
         """See `TimelyStore`."""
-        return self._store.get(self._under(key))
+        return self._ask(lambda: self._store.get(self._under(key)))
 
     def set(self, key: str, value: str) -> None:
         """See `TimelyStore`."""
-        self._store.set(self._under(key), value)
+        self._ask(lambda: self._store.set(self._under(key), value))
 
     def compare_set(self, key: str, expected: str, desired: str) -> bytes:
         """See `TimelyStore`."""
-        return self._store.compare_set(self._under(key), expected, desired)
+        return self._ask(lambda: self._store.compare_set(self._under(key), expected, desired))
+
+    def _ask(self, question: Callable[[], Answer]) -> Answer:
+        return self._way.ask(question, _LONGEST_CUT_S)
 
     def _under(self, key: str) -> str:
         return f"{self._name}/{key}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -102,3 +103,24 @@ def test_one_that_is_stopped_counts_as_gone() -> None:
     assert not rendezvous.answers()
     assert stopped.asked == 1, "nobody waits for it again"
     stopped.over.set()
+
+
+def test_one_that_answers_again_is_a_store_again() -> None:
+    """A link was cut, and has healed. What was given up meanwhile is not done any more."""
+    stopped = Stopped()
+    store = TimelyStore(stopped, answer_s=0.05)  # type: ignore[arg-type]
+    waits = ThreadPoolExecutor()
+    with pytest.raises(RuntimeError, match="has not answered for 0"):
+        store.check(["a"])
+    patient = waits.submit(store.branch("b").check, ["k"])
+    with pytest.raises(RuntimeError, match="has not answered"):
+        store.ask(lambda: stopped.set("given", "up"), 0.05)
+    with pytest.raises(RuntimeError, match="has not answered"):
+        store.set("at", "once")
+    stopped.over.set()
+    patient.result(30)
+    store.check(["a"])
+    assert stopped.asked == 3
+    store.close()
+    with pytest.raises(RuntimeError, match="is closed"):
+        store.branch("b").check(["k"])

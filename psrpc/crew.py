@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 
 from psrpc.core.progress import Progress
 from psrpc.counts import WorkerStats
-from psrpc.errors import ClosedError, FencedError, ProtocolError, PsrpcError
+from psrpc.errors import ClosedError, FencedError, PeerLostError, ProtocolError, PsrpcError
 from psrpc.follow import Follower
 from psrpc.job import PROTOCOL, Job
 from psrpc.messages import (
@@ -214,9 +214,10 @@ class Crew:
                 link.call(Fail(self.progress.worker, error)).wait(timeout_s)
 
     def bye(self) -> None:
-        """Tell all servers that no more calls will come."""
+        """Tell all servers that no more calls will come; one that dies now is of no matter."""
         for link in reversed(self._links):  # the coordinator last: it lets the others go
-            link.call(Bye(self.progress.worker)).wait()
+            with suppress(PeerLostError):
+                link.call(Bye(self.progress.worker)).wait()
 
     def _ask_ahead(self, samples: int, batch_size: int) -> _Ahead:
         request = self.progress.acquire(samples, batch_size)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 from torch import nn
 
@@ -169,8 +170,8 @@ class ReplicaNode(ServerNode):
                 self._go_on_from_checkpoint(rendezvous)
             self._open_harbour(authority, number)
             self._open(primary, authority, number, rendezvous)
-            self._begin_to_serve(primary, rendezvous)
-            self._wait_for_end(rendezvous)
+            if self._begin_to_serve(primary, rendezvous):
+                self._wait_for_end(rendezvous)
             primary.close(FAREWELL_S)
             if not primary.deposed:
                 self._bid_farewell(rendezvous)
@@ -275,15 +276,25 @@ class ReplicaNode(ServerNode):
         elif self._link is not None:
             self._link.call(ready).wait()
 
-    def _begin_to_serve(self, primary: PrimaryService, rendezvous: Rendezvous) -> None:
-        """Hear what the coordinator says. What the one before was about comes to nothing."""
+    def _begin_to_serve(self, primary: PrimaryService, rendezvous: Rendezvous) -> bool:
+        """Hear what the coordinator says. What the one before was about comes to nothing.
+
+        Returns False if the job has ended just now.
+        """
         if self.coordinator is None:
-            self._link = self._link_to_coordinator(rendezvous)
+            try:
+                self._link = self._link_to_coordinator(rendezvous)
+            except PeerLostError:
+                if not _ended_well(rendezvous):
+                    raise
+                self.server.ended.set()
+                return False
         if self.server.core.moving and self.coordinator is not None:
             primary.give_up_layout(_DIED)
         elif self.server.core.moving:
             word = Ready(self.index, self.server.core.moving, error=_DIED)
             tell_later(self._deliver_ready, word)
+        return True
 
     def _link_to_coordinator(self, rendezvous: Rendezvous) -> FailoverLink:
         authority = Authority(self._register, 0)
@@ -302,7 +313,8 @@ class ReplicaNode(ServerNode):
             return
         assert self._link is not None
         self._begin_checkpoints(self._link)
-        Watcher(self._link, self.server, self._primary, self.mover).start()
+        over = partial(_ended_well, rendezvous)
+        Watcher(self._link, self.server, self._primary, self.mover, over).start()
         self._wait_or_stop(rendezvous)
 
     def _fail(self, error: PsrpcError) -> None:
@@ -316,3 +328,9 @@ class ReplicaNode(ServerNode):
         if self.server.failure is not None:
             rendezvous.say(reason(self._name), json.dumps(encode(self.server.failure)))
         rendezvous.await_or_give_up(self._last_to_leave(), FAREWELL_S)
+
+
+def _ended_well(rendezvous: Rendezvous) -> bool:
+    """Whether the coordinator has closed, and has not said why the job failed."""
+    heard = [rendezvous.heard(key("server0")) is not None for key in (gone, reason)]
+    return heard == [True, False]

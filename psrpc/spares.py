@@ -141,10 +141,9 @@ class SparePairNode(ReplicaNode):
     def _go_on_from_checkpoint(self, rendezvous: Rendezvous) -> None:
         """It begins as shard 0 stands at a cut."""
 
-    def _begin_to_serve(self, primary: PrimaryService, rendezvous: Rendezvous) -> None:
+    def _begin_to_serve(self, primary: PrimaryService, rendezvous: Rendezvous) -> bool:
         if not self.server.fresh:
-            super()._begin_to_serve(primary, rendezvous)
-            return
+            return super()._begin_to_serve(primary, rendezvous)
         number = primary.me
         self._heart = heart_to(
             Authority(self._register, 0), number, self.job.elastic.dead_after_s, self.secret
@@ -156,6 +155,7 @@ class SparePairNode(ReplicaNode):
         else:
             primary.obey(self._come(self._link, primary, number))
         self._be_movable(self._deliver_ready)  # its doors are of this layout
+        return True
 
     def _close(self) -> None:
         super()._close()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from psrpc.errors import JobFailedError, PsrpcError
+from psrpc.errors import JobFailedError, PeerLostError, PsrpcError
 from psrpc.messages import Granted, View
 from psrpc.mover import Mover
 from psrpc.moves import Retire, Settled
@@ -27,7 +28,8 @@ class Listener(Protocol):
 class Watcher:
     """Keeps a server's view new, and ends the server with the job. One thread, which waits.
 
-    `listener` is told in place of the server, if there is one, and `mover` of layouts.
+    `listener` is told in place of the server, if there is one, and `mover` of layouts. `over` is
+    whether a coordinator that is not there any more had ended the job in order.
     """
 
     def __init__(
@@ -36,7 +38,9 @@ class Watcher:
         server: ParameterServer,
         listener: Listener | None = None,
         mover: Mover | None = None,
+        over: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._over = over
         self._coordinator = coordinator
         self._server = server
         self._listener = listener or server
@@ -65,7 +69,9 @@ class Watcher:
                     watch = replace(watch, layout=server.layout, giver=self._giver)
                 reply, _ = self._coordinator.call(watch).wait()
             except PsrpcError as error:
-                if not server.ended.is_set():
+                if isinstance(error, PeerLostError) and self._over():
+                    server.ended.set()
+                elif not server.ended.is_set():
                     self._listener.fail(error)
                 return
             if isinstance(reply, Granted):

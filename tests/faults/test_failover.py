@@ -34,7 +34,8 @@ SCRIPT = """
     reign_as = psrpc.replicas.ReplicaNode._reign
 
     def tell_and_reign(self, reign, *more):
-        pathlib.Path(f"server-{reign.primary}").write_text(str(os.getpid()))
+        for name in (f"server-{reign.primary}", f"shard-{self.index}"):
+            pathlib.Path(name).write_text(str(os.getpid()))
         reign_as(self, reign, *more)
 
     psrpc.replicas.ReplicaNode._reign = tell_and_reign

@@ -1,0 +1,55 @@
+"""A server that dies while its job ends: the job has ended, for all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.faults import test_failover
+from tests.faults.test_failover import begin as begin
+from tests.faults.test_failover import check
+
+# Before or after the first or second worker's farewell a shard's server is killed.
+STRIKE = """
+    import itertools, signal
+    import psrpc.crew
+
+    def strike(moment):
+        for number in itertools.count(1):
+            try:
+                pathlib.Path(f"{moment}-{number}").touch(exist_ok=False)
+                break
+            except FileExistsError:
+                pass
+        if os.environ["STRIKES"] == f"{moment} {number}":
+            os.kill(int(pathlib.Path("shard-" + os.environ["SHARD"]).read_text()), signal.SIGKILL)
+
+    bye = psrpc.crew.Crew.bye
+
+    def bye_and_strike(crew):
+        strike("before")
+        bye(crew)
+        strike("after")
+
+    psrpc.crew.Crew.bye = bye_and_strike
+
+    def model():
+"""
+
+
+@pytest.mark.parametrize("shard", [0, 1])
+@pytest.mark.parametrize("plane", ["rpc", "collective"])
+@pytest.mark.parametrize("moment", ["before 1", "after 1", "before 2", "after 2"])
+def test_kill_9_of_a_server_while_workers_say_farewell(
+    begin: Any, monkeypatch: pytest.MonkeyPatch, moment: str, plane: str, shard: int
+) -> None:
+    script = test_failover.SCRIPT.replace("\n    def model():\n", STRIKE, 1)
+    assert script != test_failover.SCRIPT
+    monkeypatch.setattr(test_failover, "SCRIPT", script)
+    mode = "sync" if plane == "collective" else "async"
+    job = begin(mode, plane, servers=2, epochs=1, STRIKES=moment, SHARD=str(shard))
+    ended = job.ranks.finish()
+    codes = [each.code for each in ended]
+    assert sorted(codes) == [-9, 0, 0, 0, 0, 0], job.ranks.shown()
+    check(job, ended, epochs=1)

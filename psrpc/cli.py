@@ -14,6 +14,7 @@ import click
 
 from psrpc._version import __version__
 from psrpc.errors import ConfigError, DeposedError, PsrpcError, UsageError
+from psrpc.scripted import WithScript
 from psrpc.settings import OPTIONS, TrainSettings, of_the_launcher, parse
 
 _INTERRUPTED = 130
@@ -84,10 +85,7 @@ def train(
 
     place = environment.place()
     if place is None:
-        from psrpc.launch import with_a_way_back
-
-        with with_a_way_back(settings):
-            _start(settings, argv, isolate=isolate)
+        _start(settings, argv, isolate=isolate)
         return
     if isolate and environment.launcher() is None and environment.task_of_slurm() is not None:
         environment.for_children(**environment.torch_defaults())
@@ -189,7 +187,7 @@ def entities(
     return command.run(files, asked, workers, command.write_line, tell, gather=gather)
 
 
-@cli.command()
+@cli.command(cls=WithScript)
 @click.argument("address", metavar="HOST:PORT|FILE")
 @click.argument("script", nargs=-1, type=click.UNPROCESSED)
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True)
@@ -215,7 +213,7 @@ def join(
         launch_joiners(nursery, job.command, place, workers, max_restarts)
 
 
-@cli.command()
+@cli.command(cls=WithScript)
 @click.argument("address", metavar="HOST:PORT|FILE")
 @click.argument("script", nargs=-1, type=click.UNPROCESSED)
 @click.option("--servers", type=click.IntRange(1), required=True, help="how many there are to be")
@@ -342,7 +340,7 @@ def slurm(dry_run: bool, options: tuple[str, ...], **asked: Any) -> None:
 
 
 def _start(settings: TrainSettings, argv: list[str], *, isolate: bool) -> None:
-    from psrpc.launch import launch
+    from psrpc.launch import launch, with_a_way_back
 
     if (settings.backup_workers or 0) >= settings.workers:
         raise ConfigError(
@@ -358,15 +356,16 @@ def _start(settings: TrainSettings, argv: list[str], *, isolate: bool) -> None:
     names += [f"worker {rank}" for rank in range(settings.workers)]
     if not isolate:
         _look_ahead(settings, len(names))
-        launch(argv, names, settings.port)
+        with with_a_way_back(settings):
+            launch(argv, names, settings.port)
         return
     from psrpc.isolation import Crew, agents, launch_isolated
 
     crew = Crew(settings.servers, settings.replicas, settings.workers, settings.goes_back)
-    with agents() as nursery:
+    with with_a_way_back(settings), agents() as nursery:
         _look_ahead(settings, len(names))
-        port, restarts = settings.port, settings.max_restarts
-        launch_isolated(nursery, argv, crew, port, restarts, settings.interface)
+        where = settings.port, settings.max_restarts, settings.interface
+        launch_isolated(nursery, argv, crew, *where)
 
 
 def _look_ahead(settings: TrainSettings, processes: int) -> None:

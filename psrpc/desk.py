@@ -86,4 +86,5 @@ def worker_failed(request: Fail) -> PsrpcError:
     name, text = request.error
     if name == JobFailedError.__name__:
         return JobFailedError(text)
-    return JobFailedError(f"worker {request.worker} failed: {name}: {text}")
+    who = f"worker {request.worker}" if request.worker >= 0 else "a worker that came"
+    return JobFailedError(f"{who} failed: {name}: {text}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -101,8 +102,12 @@ class Checkpointing:
     def problems(self) -> list[str]:
         """A sentence for each value that cannot be."""
         problems = []
-        if not self.directory:
+        directory: object = self.directory
+        resume: object = self.resume
+        if not isinstance(directory, str | os.PathLike) or not os.fspath(directory):
             problems.append("a checkpoint's directory needs a name")
+        if not isinstance(resume, str | os.PathLike):
+            problems.append(f'resume is "never", "auto" or a folder, not {self.resume!r}')
         if self.every_s is not None and not self.every_s > 0:
             problems.append(f"every_s must be above 0 s, not {self.every_s:g}")
         if self.every_updates is not None and self.every_updates < 1:

@@ -289,10 +289,12 @@ class ServerNode:
         if (maker := self.checkpointer) and coordinator.core.members.started and maker.begun:
             maker.make_last()
         if not self.server.ended.is_set():
+            assert self.job.checkpointing is not None
+            folder = self.job.checkpointing.directory
             self._fail(
                 StoppedError(
-                    "the job was asked to stop (SIGTERM came to a server): go on from its last "
-                    "checkpoint with --resume auto"
+                    "the job was asked to stop (a signal came to a server): go on from its newest "
+                    f'checkpoint, in {folder}, with --resume auto, or Checkpointing(resume="auto")'
                 )
             )
 

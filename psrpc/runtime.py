@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
 
 from psrpc import environment
+from psrpc.arguments import wrong_arguments
 from psrpc.core.seats import Placement
 from psrpc.display import ProgressLine
 from psrpc.environment import Place
@@ -31,6 +31,7 @@ from psrpc.rendezvous import Rendezvous
 from psrpc.replicas import ReplicaNode
 from psrpc.report import Report
 from psrpc.rollcall import RollCall
+from psrpc.saying import one_line_errors
 from psrpc.seating import fellow_workers, role, seated
 from psrpc.spares import spare_node
 from psrpc.store.blueprint import Blueprint, GroupsFactory, OptimizerFactory, draw
@@ -111,7 +112,7 @@ def run(
     Raises UsageError, ModelError, OptimizerError, StartTimeoutError, JobFailedError, `train`'s own.
     """
     try:
-        place = _place()
+        place = _place(wrong_arguments(train, model, seed, checkpointing, elastic, hosts))
         names = {"reduction": reduction, "nonfinite": nonfinite, "plane": plane}
         names |= {"device": device} | ({} if backend is None else {"backend": backend})
         timeouts_s = {"start": start_timeout_s, "collective": collective_timeout_s}
@@ -122,7 +123,7 @@ def run(
         watch = _Watch(progress, progress_samples)
         return _take_part(job, place, train, model, optimizer, param_groups, device, watch)
     except (PsrpcError, KeyboardInterrupt):
-        _one_line_errors()
+        one_line_errors()
         raise
 
 
@@ -141,6 +142,7 @@ def _take_part(
     target = _device(device, place, 0 if job.backend is Backend.NCCL else job.server_processes)
     built = _build(model, job.seed)
     blueprint = draw(built, optimizer, param_groups)
+    _TOOK_PART.add(os.getpid())
     try:
         with (
             Interrupts() as interrupts,
@@ -161,12 +163,19 @@ def _take_part(
         return Result(Role.WORKER, place.rank, built)
 
 
-def _place() -> Place:
+def _place(problems: list[str]) -> Place:
+    if problems:
+        raise ConfigError(problems)
     place = environment.place()
     if place is None:
         raise UsageError(
             "psrpc.run must be started by torchrun: torchrun --nproc-per-node=3 script.py "
             "(the first `servers` processes serve, the rest work)"
+        )
+    if os.getpid() in _TOOK_PART:
+        raise UsageError(
+            "psrpc.run was called before in this process, which can take part in one job only: "
+            "train several models as one (torch.nn.ModuleDict), or start another job"
         )
     return place
 
@@ -191,6 +200,7 @@ class _Helpers:
     roll: RollCall
 
 
+_TOOK_PART: set[int] = set()  # processes, of which this may be a fork
 _CHOICES: dict[str, type[Enum]] = {
     "reduction": Reduction,
     "nonfinite": NonFinite,
@@ -383,18 +393,3 @@ def _work(
     report = node.train(train, rendezvous)
     assert node.worker is not None
     return Result(Role.WORKER, node.worker.rank, model, report, node.plane, node.worker.main)
-
-
-def _one_line_errors() -> None:
-    """Let an uncaught PsrpcError end the process with its one line, and Ctrl-C without any."""
-    previous = sys.excepthook
-
-    def hook(
-        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-    ) -> None:
-        if isinstance(error, PsrpcError):
-            print(f"psrpc: {error}", file=sys.stderr)
-        elif not isinstance(error, KeyboardInterrupt):
-            previous(kind, error, traceback)
-
-    sys.excepthook = hook

@@ -9,6 +9,9 @@ import sys
 import threading
 from collections import deque
 from contextlib import suppress
+from types import TracebackType
+
+from psrpc.errors import PsrpcError
 
 _LOCK = threading.Lock()
 _LATER: deque[str] = deque()  # while it is not empty, a thread writes what is in it
@@ -72,3 +75,18 @@ def call_this_process(name: str) -> None:
     """Let `ps -o comm`, `top` and `pgrep` show this process by a name of 15 characters at most."""
     with suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as file:
         file.write(name)
+
+
+def one_line_errors() -> None:
+    """Let an uncaught PsrpcError end the process with its one line, and Ctrl-C without any."""
+    previous = sys.excepthook
+
+    def hook(
+        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, PsrpcError):
+            print(f"psrpc: {error}", file=sys.stderr)
+        elif not isinstance(error, KeyboardInterrupt):
+            previous(kind, error, traceback)
+
+    sys.excepthook = hook

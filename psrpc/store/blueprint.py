@@ -145,6 +145,10 @@ def _template(
         raise OptimizerError(f"the optimizer cannot be made: {error}") from error
     if not isinstance(template, optim.Optimizer):
         raise OptimizerError(f"{_WANTED}; it made {template!r}")
+    if isinstance(template, optim.SparseAdam):
+        raise OptimizerError(
+            "SparseAdam takes sparse gradients only, and servers get dense ones; choose Adam"
+        )
     closure = inspect.signature(type(template).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise OptimizerError(

@@ -83,3 +83,32 @@ def test_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         "backend nccl needs a GPU of its own for every process, servers included",
         "device is cuda, but torch finds no usable GPU here",
     ]
+
+
+def test_arguments_of_another_kind_are_reported_at_once() -> None:
+    with pytest.raises(ConfigError) as found:
+        psrpc.run(
+            None,  # type: ignore[arg-type]
+            model=3,  # type: ignore[arg-type]
+            optimizer=torch.optim.SGD,
+            seed="x",  # type: ignore[arg-type]
+            checkpointing="folder",  # type: ignore[arg-type]
+            elastic={},  # type: ignore[arg-type]
+            hosts="node1",  # type: ignore[arg-type]
+        )
+    assert list(found.value.problems) == [
+        "train must be a function, which is called with a Worker, not None",
+        "model must be a torch.nn.Module, or a class or function that makes one, not 3",
+        "seed must be a whole number, not 'x'",
+        "checkpointing must be a psrpc.Checkpointing, not 'folder'",
+        "elastic must be a psrpc.Elastic, not {}",
+        "hosts must be a psrpc.Hosts, not 'node1'",
+    ]
+
+
+def test_what_a_checkpoint_cannot_be_made_of() -> None:
+    wrong = psrpc.Checkpointing(None, resume=None)  # type: ignore[arg-type]
+    assert wrong.problems() == [
+        "a checkpoint's directory needs a name",
+        'resume is "never", "auto" or a folder, not None',
+    ]

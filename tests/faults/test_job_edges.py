@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.faults import test_failover
-from tests.faults.test_failover import Job, check
+from tests.faults.test_failover import Job, check, newest
 from tests.faults.test_failover import begin as begin
 from tests.processes import PATIENCE_S, wait_until
 
@@ -50,9 +50,23 @@ STRIKE = """
 
         psrpc.replicas.ReplicaNode._open_harbour = open_late
 
+    if os.environ.get("LATE") == rank:  # its workers are done before it begins to make checkpoints
+        import psrpc.checkpointer
+
+        begin = psrpc.checkpointer.Checkpointer.start
+
+        def begin_late(*more):
+            while not pathlib.Path("struck").exists():
+                time.sleep(0.01)
+            time.sleep(1.0)
+            begin(*more)
+
+        psrpc.checkpointer.Checkpointer.start = begin_late
+
     def model():
 """
 LEAVE = "psrpc.crew:Crew:leave"
+AWAIT = "psrpc.crew:Crew:await_last_checkpoint"
 BYE = "psrpc.crew:Crew:bye"
 CLOSE = "psrpc.replication.primary:PrimaryService:close"
 FOLLOW = "psrpc.replication.follower:Follower:follow"
@@ -142,3 +156,12 @@ def test_a_first_primary_that_takes_long_to_get_ready_is_waited_for(begin: Any) 
     ended = job.ranks.finish()
     assert [each.code for each in ended] == [0, 0, 0, 0], job.ranks.shown()
     check(job, ended, epochs=1)
+
+
+def test_a_job_that_is_done_before_it_can_make_checkpoints_makes_its_last(begin: Any) -> None:
+    moment = strike(AWAIT, "self", 0)
+    job = begin("async", epochs=1, checkpoints="last", LATE="0", STRIKE=moment)
+    ended = job.ranks.finish()
+    assert [each.code for each in ended] == [0, 0, 0, 0], job.ranks.shown()
+    check(job, ended, epochs=1)
+    assert newest(job) == 1

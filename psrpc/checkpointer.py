@@ -190,7 +190,7 @@ class Checkpointer:
         From any thread; to be asked again until it is.
         """
         self._wanted.set()
-        return self._made_last.is_set() or not self.begun
+        return self._made_last.is_set()
 
     def close(self) -> None:
         """Stop; a checkpoint under way is given up. Blocks."""

@@ -44,6 +44,7 @@ from psrpc.store.blueprint import Blueprint
 from psrpc.store.shard import ShardStore
 from psrpc.watcher import Watcher
 
+_COORDINATOR = "server0"
 _DIED = "a server has died, and its backup has its place"
 
 
@@ -121,36 +122,49 @@ class ReplicaNode(ServerNode):
         self, number: int, authority: Authority, rendezvous: Rendezvous
     ) -> tuple[Reign, int] | None:
         """Follow until this process reigns: since when, and after how many entries; None: never."""
-        if self._first and authority.look() is None:
-            reign = authority.change(None, Reign(1, number))
+        if self._first and self._may_begin(seen := authority.look()):
+            reign = authority.change(seen, Reign(1, number))
             if reign.primary == number:
                 return reign, 0
         elastic = self.job.elastic
         service = self.coordinator or self.server
         follower = Follower(service, number, authority, elastic.dead_after_s, self.secret)
-        patience_s = (
-            self.job.start_timeout_s if not self._begun(authority) else (elastic.rejoin_timeout_s)
-        )
+        patience_s = self.job.start_timeout_s, elastic.rejoin_timeout_s
         try:
-            ending = follower.follow(patience_s, lambda: self._is_over(rendezvous))
+            ending = follower.follow(*patience_s, lambda: self._is_over(rendezvous))
         except JobFailedError:
             if follower.differs is not None:  # if its primary is gone, nobody else says it
                 rendezvous.say(reason(self._name), json.dumps(encode(follower.differs)))
             raise
         if ending is Ending.DROPPED:
-            raise DeposedError(f"the primary of shard {self.index} goes on without this server")
+            why = f"the primary of shard {self.index} goes on without this server"
+            self._make_way(rendezvous, why)
+            return None
         if follower.reign is None:
+            if follower.orphan:
+                self._end_in_its_place(rendezvous)
             return None
         say(f"shard {self.index} has lost its server, and its backup has taken over")
         return follower.reign, follower.core.last
+
+    def _make_way(self, rendezvous: Rendezvous, why: str) -> None:
+        """This process can do nothing more; raises DeposedError if a new one can."""
+        if not _ended_well(rendezvous, self._name):
+            raise DeposedError(why)
+
+    def _end_in_its_place(self, rendezvous: Rendezvous) -> None:
+        """Say for a primary that died when the job had ended that it has: others wait for that."""
+        if self.server.failure is not None:
+            rendezvous.say(reason(self._name), json.dumps(encode(self.server.failure)))
+        rendezvous.say(gone(self._name))
 
     def _store_of(self, servers: int) -> ShardStore:
         layout = self.blueprint.layouts(servers)[self.index]
         return ShardStore(self.blueprint, layout, self.model, self.job.reduction)
 
-    @staticmethod
-    def _begun(authority: Authority) -> bool:
-        return authority.look() is not None
+    def _may_begin(self, seen: Reign | None) -> bool:
+        """Whether nobody has served yet, nor will: one that had no backup died before it served."""
+        return seen is None or (seen.epoch == 1 and not self._since)
 
     def _is_over(self, rendezvous: Rendezvous) -> bool:
         """Whether the shard's server has ended with the job."""
@@ -181,7 +195,8 @@ class ReplicaNode(ServerNode):
                 self._harbour.close()
             self._close()
         if primary.deposed:
-            raise DeposedError(f"another server has shard {self.index} now")
+            self._make_way(rendezvous, f"another server has shard {self.index} now")
+            return
         rendezvous.say(gone(self._name))
 
     def _go_on_from_checkpoint(self, rendezvous: Rendezvous) -> None:
@@ -285,7 +300,7 @@ class ReplicaNode(ServerNode):
             try:
                 self._link = self._link_to_coordinator(rendezvous)
             except PeerLostError:
-                if not _ended_well(rendezvous):
+                if not _ended_well(rendezvous, _COORDINATOR):
                     raise
                 self.server.ended.set()
                 return False
@@ -298,7 +313,7 @@ class ReplicaNode(ServerNode):
 
     def _link_to_coordinator(self, rendezvous: Rendezvous) -> FailoverLink:
         authority = Authority(self._register, 0)
-        is_over = lambda: rendezvous.heard(gone("server0")) is not None  # noqa: E731
+        is_over = lambda: rendezvous.heard(gone(_COORDINATOR)) is not None  # noqa: E731
         place = Reached(self.agent, authority, self.job.plane, is_over)
         return FailoverLink(place, self.job.elastic.rejoin_timeout_s)
 
@@ -313,7 +328,7 @@ class ReplicaNode(ServerNode):
             return
         assert self._link is not None
         self._begin_checkpoints(self._link)
-        over = partial(_ended_well, rendezvous)
+        over = partial(_ended_well, rendezvous, _COORDINATOR)
         Watcher(self._link, self.server, self._primary, self.mover, over).start()
         self._wait_or_stop(rendezvous)
 
@@ -330,7 +345,7 @@ class ReplicaNode(ServerNode):
         rendezvous.await_or_give_up(self._last_to_leave(), FAREWELL_S)
 
 
-def _ended_well(rendezvous: Rendezvous) -> bool:
-    """Whether the coordinator has closed, and has not said why the job failed."""
-    heard = [rendezvous.heard(key("server0")) is not None for key in (gone, reason)]
+def _ended_well(rendezvous: Rendezvous, name: str) -> bool:
+    """Whether a shard's server has closed, and has not said why the job failed."""
+    heard = [rendezvous.heard(key(name)) is not None for key in (gone, reason)]
     return heard == [True, False]

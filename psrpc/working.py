@@ -24,7 +24,7 @@ from psrpc.planes.agent import Agent, hushed
 from psrpc.planes.base import Link
 from psrpc.planes.groups import Fabric
 from psrpc.planes.select import planes_of
-from psrpc.rendezvous import FAREWELL_S, Rendezvous, gone, reason, worker_name
+from psrpc.rendezvous import FAREWELL_S, REPORTED, Rendezvous, gone, reason, worker_name
 from psrpc.report import Report, summarize
 from psrpc.saying import say
 from psrpc.seeking import PairedServers, SingleServers, Way
@@ -53,6 +53,7 @@ class WorkerNode:
         self.blueprint = blueprint
         self.plane = ""
         self.worker: Worker | None = None
+        self._lost = False  # taken for dead
 
     def ask_to_leave(self) -> bool:
         """Let the worker finish its step and leave; False if it does not train yet."""
@@ -82,6 +83,8 @@ class WorkerNode:
             words = _last_words(rendezvous, names)
             if words is None and not self._belongs and self._over(rendezvous, names[0]):
                 raise JobOverError("the servers had closed when this worker came") from None
+            if words is None and self._lost and rendezvous.heard(REPORTED) is not None:
+                raise JobOverError("this worker was taken for dead, and others ended it") from None
             raise words or error from None
 
     def _over(self, rendezvous: Rendezvous, coordinator: str) -> bool:
@@ -118,9 +121,10 @@ class WorkerNode:
                 process=process,
                 found=servers.found(agent),
             )
-            return self._work(self.worker, function, links)
+            return self._work(self.worker, function, links, rendezvous)
         finally:
             heart.stop()
+            self._lost = rendezvous.heard(gone(agent.name)) is not None  # the coordinator's word
             rendezvous.say(gone(agent.name))
             # A server that still listens would log the end of a worker as a fault.
             # It may itself wait that long, for a worker that never came.
@@ -134,7 +138,11 @@ class WorkerNode:
         return SingleServers(self.job, rendezvous, self.fabric)
 
     def _work(
-        self, worker: Worker, function: Callable[[Worker], Any], links: list[Link]
+        self,
+        worker: Worker,
+        function: Callable[[Worker], Any],
+        links: list[Link],
+        rendezvous: Rendezvous,
     ) -> Report | None:
         report = None
         try:
@@ -165,6 +173,8 @@ class WorkerNode:
             raise
         for link in links:
             link.close()
+        if worker.main:
+            rendezvous.say(REPORTED)
         worker.crew.bye()
         return report
 

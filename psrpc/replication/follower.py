@@ -71,6 +71,7 @@ class Follower:
         self.core = Backup(me)
         self.reign: Reign | None = None  # once it reigns
         self.differs: JobFailedError | None = None  # in what it differs from its primary
+        self.orphan = False  # its primary was lost when the job had ended
         self._service = service
         self._authority = authority
         self._dead_after_s = dead_after_s
@@ -80,14 +81,15 @@ class Follower:
         self._behind: deque[tuple[Event, list[torch.Tensor]]] = deque()
         self._behind_bytes = 0
 
-    def follow(self, patience_s: float, over: Callable[[], bool]) -> Ending:
+    def follow(self, coming_s: float, patience_s: float, over: Callable[[], bool]) -> Ending:
         """Take in what the primary takes in. Blocks until there is an end to that.
 
-        `over` says whether the job has ended. Raises JobFailedError if for `patience_s` there is
-        no primary to be reached and nobody takes its place, or if this server differs from its
-        primary, and PeerLostError if the authority is gone.
+        `over` says whether the job has ended. Raises JobFailedError if the first primary has not
+        come within `coming_s`, if one that came cannot be reached for `patience_s` and nobody takes
+        its place, or if this server differs from its primary, and PeerLostError if the authority is
+        gone.
         """
-        freight = self._reach(patience_s, over)
+        freight = self._reach(coming_s, patience_s, over)
         if freight is None:
             return Ending.OVER
         with Voice(freight, beat_s_of(self._dead_after_s)) as voice:
@@ -95,12 +97,16 @@ class Follower:
                 return Ending.OVER
         return self._claim()
 
-    def _reach(self, patience_s: float, over: Callable[[], bool]) -> Freight | None:
-        deadline = time.monotonic() + patience_s
+    def _reach(
+        self, coming_s: float, patience_s: float, over: Callable[[], bool]
+    ) -> Freight | None:
+        deadline, seen = time.monotonic() + coming_s, False
         why = "it has not come"
         while not over():
             reign = self._authority.look()
             address = None if reign is None else self._authority.read(reign.primary, HARBOUR)
+            if not seen and reign is not None and (reign.epoch > 1 or address is not None):
+                deadline, seen = time.monotonic() + patience_s, True
             if address is not None:
                 try:
                     return reach(address, self.core.me, self._dead_after_s, self._secret)
@@ -130,7 +136,7 @@ class Follower:
         except _EndedError as end:
             over = end.over
         except (OSError, EOFError, ProtocolError):
-            over = server.ended.is_set()
+            self.orphan = over = server.ended.is_set()
         self._catch_up(voice, lambda: False)
         return over or server.failure is not None
 

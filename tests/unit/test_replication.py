@@ -218,7 +218,7 @@ class Pair:
 
     def _follow(self) -> None:
         try:
-            self.ending = self.follower.follow(PATIENCE_S, lambda: False)
+            self.ending = self.follower.follow(PATIENCE_S, PATIENCE_S, lambda: False)
         except JobFailedError as error:
             self.error = error
 
@@ -417,7 +417,7 @@ def test_a_half_made_step_of_the_primary_is_seen_by_nobody(
     pair.primary.begin_cut(1, "folder")
     assert not pictured
     late = Follower(Stage(Asynchronous()).coordinator, 3, pair.authority, PATIENCE_S, SECRET)
-    assert late.follow(PATIENCE_S, lambda: False) is Ending.DROPPED
+    assert late.follow(PATIENCE_S, PATIENCE_S, lambda: False) is Ending.DROPPED
     assert late.core.last == -1, "it got no copy"
     pair.primary.close(PATIENCE_S)
     pair.thread.join(PATIENCE_S)

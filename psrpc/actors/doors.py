@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from contextlib import ExitStack
 
 from psrpc.addresses import keep_alive
 from psrpc.errors import AddressError
@@ -57,20 +58,22 @@ def dial(address: str) -> socket.socket:
         raise AddressError(
             f"{where!r} is no address of a cluster: give what psrpc.init(...).address shows"
         )
-    try:
-        if where.startswith(UNIX):
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.connect("\0" + where.removeprefix(UNIX))
-            if not _is_ours(sock):
-                raise OSError("it belongs to another user")
-        else:
-            sock = socket.create_connection((host, int(port)), 10.0)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            keep_alive(sock, _SILENT_S)
-        sock.settimeout(None)
-        sock.sendall(token.encode())
-    except (OSError, ValueError) as error:
-        raise AddressError(f"nobody answers at {where} ({error})") from None
+    with ExitStack() as undo:
+        try:
+            if where.startswith(UNIX):
+                sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                sock.connect("\0" + where.removeprefix(UNIX))
+                if not _is_ours(sock):
+                    raise OSError("it belongs to another user")
+            else:
+                sock = undo.enter_context(socket.create_connection((host, int(port)), 10.0))
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                keep_alive(sock, _SILENT_S)
+            sock.settimeout(None)
+            sock.sendall(token.encode())
+        except (OSError, ValueError) as error:
+            raise AddressError(f"nobody answers at {where} ({error})") from None
+        undo.pop_all()
     return sock
 
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -130,7 +130,8 @@ def _serve(requests: socket.socket, work: Callable[[], int], launcher: int) -> N
     """Be the nursery: fork and tell how forks ended, until the launcher asks no more."""
     environment.for_children(**{environment.LAUNCHER: str(launcher)})
     die_with_launcher()
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in _NOT_OURS}
+    # Held back and not ignored: what comes to a fork before it does its work is not lost on it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_OURS)
     codes: dict[int, int] = {}
     while message := requests.recv(_MESSAGE_BYTES):
         serial, request = json.loads(message)
@@ -138,10 +139,8 @@ def _serve(requests: socket.socket, work: Callable[[], int], launcher: int) -> N
             answer = _code_of(request["pid"], codes)
         elif (answer := os.fork()) == 0:
             requests.close()
-            for number, handler in before.items():
-                signal.signal(number, handler)
             environment.for_children(**request["variables"])
-            _be(work)
+            _be(work, before)
         requests.send(json.dumps([serial, answer]).encode())
     os._exit(0)
 
@@ -155,10 +154,11 @@ def _code_of(pid: int, codes: dict[int, int]) -> int | None:
     return codes.get(pid)
 
 
-def _be(work: Callable[[], int]) -> NoReturn:
-    """Do the work in this fork, and end as an interpreter would."""
+def _be(work: Callable[[], int], blocked: Iterable[int]) -> NoReturn:
+    """Do the work in this fork, with these signals blocked, and end as an interpreter would."""
     code = 1
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         code = work()
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT

@@ -29,8 +29,8 @@ TORCHRUN = ("-m", "torch.distributed.run")
 MARK = "PSRPC_TEST_MARK"
 # Far beyond what anything here takes: only a hang gets there.
 PATIENCE_S = 100.0
-# Far below the half minute that torch gives a process to end; a busy machine needs some of it.
-SOON_S = 10.0
+# Below the half minute that torch gives a process to end; a busy machine needs some of it.
+SOON_S = 20.0
 
 # For what a killed torchrun leaves; short, since paths of Unix sockets end at 107 characters.
 TEMPORARY = tempfile.TemporaryDirectory(prefix="p")
@@ -211,7 +211,7 @@ class Command:
     def kill(self) -> None:
         """End whatever is left."""
         for pid in self.pids():
-            os.kill(pid, signal.SIGKILL)
+            kill_if_there(pid)
         self.process.wait()
 
 
@@ -351,6 +351,21 @@ def wait_until(
         if time.monotonic() > deadline:
             pytest.fail(f"not within {within_s} s; {otherwise()}")
         time.sleep(every_s)
+
+
+def kill_if_there(pid: int) -> None:
+    """End a process that may have ended meanwhile, as one does whose launcher has."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def descriptors(pid: int) -> dict[str, str]:
+    """What the descriptors of a process are, by its own paths of them. It may be closing some."""
+    found = {}
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found[str(path)] = os.readlink(path)
+    return found
 
 
 def clean_environment() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +36,8 @@ SCRIPT = """
     }
     replicas = int(os.environ.get("REPLICAS", "0"))
     psrpc.replication.primary.CHECK_EVERY = 7  # entries, at which a pair's servers are compared
-    dead_after_s = 15.0 if replicas else 2.0  # deaths are heard of at once, pauses are none
+    # Deaths are heard of at once, pauses are none. A heart beats five times as often.
+    dead_after_s = 30.0 if replicas else 9.0
     name = os.environ["RANK"] if "RANK" in os.environ else "joined"
 
     if "HOLD" in os.environ:  # a new server that takes its rows when it is told to
@@ -121,7 +123,15 @@ SCALE = """
     import json, os, sys
     from dataclasses import asdict
     from pathlib import Path
-    from psrpc import isolation
+    from psrpc import isolation, pulse
+
+    start_heart = pulse.Heart.start
+
+    def tell_and_start(self):
+        Path("beat").write_text(str(self._beat_s))
+        start_heart(self)
+
+    pulse.Heart.start = tell_and_start
 
     def start(self, place, restarts):
         name = "-".join(map(str, ("place", place.becomes[0], *place.becomes[3:])))
@@ -235,6 +245,20 @@ class Job:
         ended = asked.finish()
         assert ended.code == 0, ended.err + self.ranks.shown()
         assert f"the job has {some_servers(servers)} now, after {before}" in ended.err
+
+    def until_all_step(self, more: int) -> None:
+        """Wait until each of the first workers has made so many steps more."""
+        for worker in range(self.workers):
+            self.until_steps(more, str(1 + self.replicas + worker))
+
+    def parts(self) -> dict[int, int]:
+        """How many servers' files are in each finished checkpoint, by its number."""
+        found = {}
+        for path in self.bench.folder.glob("kept/checkpoint-*[0-9]/psrpc.json"):
+            with suppress(OSError):  # it has been replaced meanwhile
+                content = json.loads(path.read_text())["content"]
+                found[int(path.parent.name.removeprefix("checkpoint-"))] = len(content["parts"])
+        return found
 
     def planes(self) -> set[str]:
         """Over which planes the workers step now."""

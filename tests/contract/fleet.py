@@ -44,9 +44,10 @@ SECRET = Secret(b"a secret of the tests")
 
 def until(condition: Callable[[], bool]) -> None:
     """Return when `condition` holds, which is asked again and again."""
-    deadline = time.monotonic() + 30.0
+    deadline = time.monotonic() + 60.0
     while not condition():
         assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.001)  # others in this process may be on their way to it
 
 
 @dataclass(frozen=True)

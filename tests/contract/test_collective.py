@@ -19,7 +19,9 @@ from psrpc.planes.conductor import Cue, Enter
 from tests.contract.fleet import Dock, Fleet, Plan
 from tests.contract.hand import WAIT_S, Hand, initial, stepped
 
-TIMEOUT_S = 1.0
+TIMEOUT_S = 4.0
+# Far below the half minute that is a round's time limit where nothing else is said.
+AT_ONCE_S = 15.0
 Start = Callable[[Job], Fleet]
 
 
@@ -98,7 +100,7 @@ def test_an_optimizer_that_fails_fails_for_all(start: Start) -> None:
     for each in pending:
         with pytest.raises(JobFailedError, match="has no option 'nonsense'"):
             each.wait(WAIT_S)
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < AT_ONCE_S
 
 
 def cued(hand: Hand, clock: int) -> Cue:
@@ -187,7 +189,7 @@ def test_a_member_that_leaves_its_groups_breaks_the_round_at_once(start: Start) 
     cued(Hand(fleet, 1, "rpc"), 1)
     round_again = pushed(Hand(fleet, 1), 1, 1.0)
     assert [stepped(each).version for each in (pending, round_again)] == [2, 2]
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < AT_ONCE_S
 
 
 def test_who_missed_the_weights_gets_them_when_he_comes_again(start: Start) -> None:

@@ -32,8 +32,12 @@ def lowered(weights: torch.Tensor, start: torch.Tensor) -> int:
     return int(steps[0])
 
 
-def push_and_look(hand: Hand, starts: list[torch.Tensor], seen: list[int]) -> None:
+def push_and_look(
+    hand: Hand, starts: list[torch.Tensor], seen: list[int], looked: threading.Event
+) -> None:
     for clock in range(STEPS):
+        if clock == STEPS // 2:
+            assert looked.wait(WAIT_S), "nobody has looked on"
         at_once = clock % 3 != 2
         for buffers in hand.buffers:
             for flat in buffers.gradients:
@@ -60,10 +64,11 @@ def test_no_reader_sees_a_half_applied_update(launch: Callable[[Plan], Fleet], m
         hand.begin(WORKERS)
     seen: list[list[int]] = [[] for _ in hands]
     errors: list[BaseException] = []
+    onlooker, looked = Hand(fleet, 0), threading.Event()
 
     def hammer(hand: Hand) -> None:
         try:
-            push_and_look(hand, starts, seen[hand.worker])
+            push_and_look(hand, starts, seen[hand.worker], looked)
         except BaseException as error:
             errors.append(error)
             raise
@@ -71,13 +76,12 @@ def test_no_reader_sees_a_half_applied_update(launch: Callable[[Plan], Fleet], m
     threads = [threading.Thread(target=hammer, args=(hand,), daemon=True) for hand in hands]
     for thread in threads:
         thread.start()
-    onlooker, looks = Hand(fleet, 0), 0
     while any(thread.is_alive() for thread in threads):
         for link, buffers, start in zip(onlooker.links, onlooker.buffers, starts, strict=True):
             link.exchange(Peek(0), send=False, land=True).wait(WAIT_S)
             lowered(buffers.weights[0], start)
-            looks += 1
+        looked.set()
     assert errors == []
-    assert looks > 0
+    assert looked.is_set()
     total = STEPS if mode == Synchronous() else WORKERS * STEPS
     assert max(max(values) for values in seen) == total

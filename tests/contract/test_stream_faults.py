@@ -342,11 +342,12 @@ def test_weights_of_the_wrong_size_are_refused(quay: Quay) -> None:
 
 
 def test_who_does_not_say_who_he_is_has_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("psrpc.planes.doors.ask", partial(ask, limit_s=0.05))
     quay = Quay(Asynchronous(), 1)
-    with quay.plain() as sock:
-        assert len(sock.recv(100)) == CHALLENGE_BYTES
-        assert sock.recv(1) == b""
+    with monkeypatch.context() as patch:
+        patch.setattr("psrpc.planes.doors.ask", partial(ask, limit_s=0.05))
+        with quay.plain() as sock:
+            assert len(sock.recv(100)) == CHALLENGE_BYTES
+            assert sock.recv(1) == b""
     link = quay.link()
     stepped(link.exchange(push(), send=True, land=True))
     quay.close()

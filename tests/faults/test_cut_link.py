@@ -14,7 +14,15 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.faults.test_churn import SCRIPT, counts_once
+from tests.faults.test_churn import (
+    SCRIPT,
+    SILENT_S,
+    counts_once,
+    enough,
+    until,
+    until_more_steps,
+    until_steps,
+)
 from tests.faults.test_isolation import SLOW, readers
 from tests.processes import PATIENCE_S, PSRPC, Bench, Command, Ranks, free_port, wait_until
 
@@ -78,27 +86,23 @@ def remove(names: tuple[str, str]) -> None:
 @pytest.mark.parametrize("mode", ["sync", "bounded", "async"])
 def test_a_worker_that_is_cut_off_comes_back(bench: Bench, hosts: Hosts, mode: str) -> None:
     ranks = start(bench, hosts, mode)
-    wait_until(lambda: steps(bench, 2) >= 5, PATIENCE_S, ranks.shown)
+    until_steps(bench, ranks, 2, 5)
     hosts.cut()
-    wait_until((bench.folder / "lost").exists, PATIENCE_S, ranks.shown)
-    before = steps(bench, 1)
-    wait_until(lambda: steps(bench, 1) > before + 5, PATIENCE_S, ranks.shown)
+    until(bench, ranks, "lost")
+    until_more_steps(bench, ranks, 1, 5)
     hosts.heal()
-    ended = ranks.finish()
+    until(bench, ranks, "back")
+    ended = enough(bench, ranks)
     assert [each.code for each in ended] == [0, 0, 0], ranks.shown()
-    assert counts_once(ended, epochs=6)["workers_lost"] == 1
-
-
-def steps(bench: Bench, rank: int) -> int:
-    path = bench.folder / f"steps-{rank}"
-    return int(path.read_text() or 0) if path.exists() else 0
+    assert counts_once(ended)["workers_lost"] == 1
 
 
 def start(bench: Bench, hosts: Hosts, mode: str) -> Ranks:
     """A server and a worker on the first host, a worker on the second."""
     bench.write("script.py", SCRIPT)
-    words = ("script.py", mode, "auto", "1", "never", "6", "0.02", "60")
+    words = ("script.py", mode, "auto", "1", "never", "some", "0.02", "60")
     shared = {
+        "DEAD_AFTER": SILENT_S,
         "WORLD_SIZE": "3",
         "MASTER_ADDR": hosts.addresses[0],
         "MASTER_PORT": str(free_port()),

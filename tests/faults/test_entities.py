@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -59,10 +60,17 @@ def ready(cluster: Cluster) -> list[str]:
 
 
 def kill_one(cluster: Cluster, title: str) -> None:
-    """Kill the process of some actor of this class."""
-    there = [a["pid"] for a in cluster.status()["actors"] if a["title"] == title and a["pid"]]
-    assert there, cluster.status()
-    os.kill(there[0], signal.SIGKILL)
+    """Kill the process of some actor of this class, if need be when one is there again."""
+
+    def killed() -> bool:
+        for actor in cluster.status()["actors"]:
+            if actor["title"] == title and actor["pid"]:
+                with suppress(ProcessLookupError):  # it died, and that was not noticed yet
+                    os.kill(actor["pid"], signal.SIGKILL)
+                    return True
+        return False
+
+    wait_until(killed, PATIENCE_S, lambda: str(cluster.status()))
 
 
 def read_while(lines: Iterator[str], kills: dict[int, Kill]) -> list[str]:

@@ -104,7 +104,7 @@ def test_a_server_that_dies_ends_the_job(bench: Bench) -> None:
     ended = command.finish()
     assert ended.code == 1
     assert ended.lines[-1].startswith("Error: server 0 died, so the job was ended: it would have")
-    assert ended.took_s < 2 * SOON_S
+    assert ended.took_s < SOON_S
     command.leaves_nothing()
 
 
@@ -114,7 +114,7 @@ PLANES = ["", "--mode sync --plane collective "]
 @pytest.mark.parametrize("plane", PLANES)
 def test_a_server_that_dies_comes_back_as_backup(bench: Bench, plane: str) -> None:
     bench.write("slow.py", SLOW)
-    options = f"{plane}--isolate --replicas 1 --dataset slow:Slow --model slow:model --epochs 2"
+    options = f"{plane}--isolate --replicas 1 --dataset slow:Slow --model slow:model --epochs 6"
     more = ["--batch-size", "4", "--json", "results.json"]
     command = bench.start(*PSRPC, "train", *options.split(), *more)
     wait_until(lambda: "step " in command.shown(), PATIENCE_S, command.shown)
@@ -125,10 +125,13 @@ def test_a_server_that_dies_comes_back_as_backup(bench: Bench, plane: str) -> No
         assert before is not None
         os.kill(isolated_rank(command, rank), signal.SIGKILL)
         wait_until(lambda: shard.look().primary == before.backup, PATIENCE_S, command.shown)  # type: ignore[union-attr] # noqa: B023
+    # The first that had one again may have been killed before it said so.
+    again = "psrpc: shard 0 has a backup again"
+    wait_until(lambda: again in command.shown(), PATIENCE_S, command.shown)
     (bench.folder / "hurry").touch()
     ended = command.finish()
     assert ended.code == 0, ended.err
-    assert "psrpc: shard 0 has a backup again" in ended.lines
+    assert again in ended.lines
     results = json.loads((bench.folder / "results.json").read_text())
     assert (results["replicas"], results["workers_lost"]) == (1, 0)
     assert results["samples_counted_once"] is True
@@ -210,9 +213,9 @@ def test_a_worker_that_is_asked_to_leave_stays_away(bench: Bench) -> None:
     os.kill(isolated_rank(command, 2), signal.SIGINT)
 
     gone = {"psrpc agent 2", "psrpc rank 2"}
-    wait_until(lambda: not gone & set(names(command).values()), SOON_S, command.shown)
+    wait_until(lambda: not gone & set(names(command).values()), PATIENCE_S, command.shown)
     before = endless.read(bench, 1)
-    wait_until(lambda: endless.read(bench, 1) > before, SOON_S, command.shown)
+    wait_until(lambda: endless.read(bench, 1) > before, PATIENCE_S, command.shown)
     command.process.send_signal(signal.SIGINT)
     assert command.finish().code == 130
     command.leaves_nothing()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -28,6 +27,7 @@ def test_servers_come_and_go(bench: Bench, mode: str, plane: str) -> None:
     changes = [(each["before"], each["servers"]) for each in report["reshards"]]
     assert changes == [(1, 2), (2, 3), (3, 1)]
     assert all(0 < each["held_s"] <= each["stall_s"] for each in report["reshards"])
+    assert float((bench.folder / "beat").read_text()) == 9.0 / 5, "as the job asks of the command"
 
 
 def reference(steps: int) -> dict[str, torch.Tensor]:
@@ -138,16 +138,11 @@ def test_a_worker_that_overlaps_follows_with_what_is_under_way(bench: Bench) -> 
 
 def test_checkpoints_are_made_of_the_servers_that_there_are(bench: Bench) -> None:
     job = begin(bench, "bounded", "auto", checkpoints="kept")
-
-    def parts() -> set[int]:
-        """The servers whose files are in finished checkpoints."""
-        found = bench.folder.glob("kept/checkpoint-*/psrpc.json")
-        contents = [json.loads(path.read_text())["content"] for path in found]
-        return {len(content["parts"]) for content in contents}
-
     for before, servers in ((1, 3), (3, 2)):
         job.scale(before, servers)
-        wait_until(lambda wanted=servers: wanted in parts(), PATIENCE_S, job.ranks.shown)
+        wait_until(
+            lambda wanted=servers: wanted in job.parts().values(), PATIENCE_S, job.ranks.shown
+        )
     for command in (*job.ranks.commands, *job.spares):
         command.process.send_signal(signal.SIGKILL)
         command.process.wait()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.processes import Bench
+from tests.processes import PATIENCE_S, Bench, wait_until
 from tests.scaling import begin
 
 
@@ -30,7 +30,7 @@ def test_one_that_is_killed_afterwards_ends_it_too_and_its_checkpoint_goes_on(
 ) -> None:
     job = begin(bench, "bounded", plane, checkpoints="kept")
     job.scale(1, 2)
-    job.until_steps(60)  # a checkpoint of two servers
+    wait_until(lambda: 2 in job.parts().values(), PATIENCE_S, job.ranks.shown)
     job.end(job.spares[0])
     assert "server1" in job.fails()
     again = begin(bench, "bounded", plane, checkpoints="kept")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-
 import pytest
 
 from tests.processes import PATIENCE_S, Bench, Command, wait_until
@@ -17,7 +14,7 @@ def test_pairs_of_servers_come_and_go(bench: Bench, mode: str, plane: str) -> No
     job = begin(bench, mode, plane, replicas=1)
     for before, servers in ((1, 2), (2, 3), (3, 1)):
         job.scale(before, servers)
-        job.until_steps(20)
+        job.until_all_step(20)
         assert job.planes() == {"rpc" if plane == "rpc" else "shm"}
     report = job.finish()
     job.check(report)
@@ -161,12 +158,7 @@ def test_checkpoints_are_made_of_the_servers_that_there_are(bench: Bench) -> Non
 
     def newest() -> tuple[int, int]:
         """The number of the newest finished checkpoint, and how many servers' files it has."""
-        found = {}
-        for path in bench.folder.glob("kept/checkpoint-*[0-9]/psrpc.json"):
-            with contextlib.suppress(OSError):  # it has been replaced meanwhile
-                content = json.loads(path.read_text())["content"]
-                found[int(path.parent.name.removeprefix("checkpoint-"))] = len(content["parts"])
-        return max(found.items(), default=(0, 0))
+        return max(job.parts().items(), default=(0, 0))
 
     job.scale(1, 2)
     wait_until(lambda: newest()[1] == 2, PATIENCE_S, job.ranks.shown)

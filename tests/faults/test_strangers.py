@@ -80,7 +80,7 @@ def bother(port: Port, noise: bytes) -> bool:
 @pytest.mark.parametrize("plane", ["rpc", "shm"])
 def test_a_job_on_one_host_goes_on_and_counts_right(bench: Bench, plane: str) -> None:
     bench.write("slow.py", SLOW)
-    options = "--isolate --servers 2 --workers 2 --dataset slow:Slow --model slow:model --epochs 1"
+    options = "--isolate --servers 2 --workers 2 --dataset slow:Slow --model slow:model --epochs 5"
     command = bench.start(*PSRPC, "train", *options.split(), "--plane", plane, "--json", "-")
     wait_until(lambda: len(readers(bench)) == 2, PATIENCE_S, command.shown)
     ports = listened(command)

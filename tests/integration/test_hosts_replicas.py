@@ -32,7 +32,7 @@ SPREAD = (
     def train(worker):""",
     )
     .replace("write_text(str(os.getpid()))", "write_text(os.uname().nodename)")
-    .replace('"DEAD_AFTER_S", "3"', '"DEAD_AFTER_S", "4"')  # a busy machine is silent for a second
+    .replace('"DEAD_AFTER_S", "30"', '"DEAD_AFTER_S", "4"')  # a busy machine is silent for a second
     .replace("elastic=", "collective_timeout_s=5.0,\n        elastic=")
     .replace(
         'pathlib.Path(f"steps-{rank}")',

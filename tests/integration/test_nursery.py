@@ -6,7 +6,7 @@ import json
 import os
 import signal
 
-from tests.processes import SOON_S, Bench, wait_until
+from tests.processes import PATIENCE_S, Bench, wait_until
 
 SCRIPT = """
     import json, os, pathlib, signal, subprocess, sys, time
@@ -64,6 +64,10 @@ MANY = """
         assert "MINE" not in os.environ
         print(json.dumps([fork.wait() for fork in forks]))
         waits.kill()  # it has ended, so nobody is hit
+        for _ in range(20):
+            early = nursery.fork({"WORD": "wait", "NAME": "early"})
+            early.terminate()  # perhaps before it has begun
+            assert early.wait() == -signal.SIGTERM
     try:
         os.waitpid(-1, 0)
     except ChildProcessError:
@@ -73,8 +77,8 @@ LONG = """
     with nursery:
         nursery.fork({"WORD": "wait", "NAME": "one"})
         other = nursery.fork({"WORD": "wait", "NAME": "other"})
-        pathlib.Path("nursery").write_text(str(nursery._pid))
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        pathlib.Path("nursery").write_text(str(nursery._pid))
         print(other.wait(), flush=True)
         while True:
             nursery.fork({"WORD": "0"}).wait()
@@ -99,9 +103,9 @@ def test_signals_to_all_end_the_forks_and_leave_the_rest_to_the_launcher(bench: 
     bench.write("script.py", SCRIPT + LONG)
     command = bench.start("script.py")
     for name in ("nursery", "one", "other"):
-        wait_until(lambda: pid(bench, name), SOON_S, command.shown)  # noqa: B023
+        wait_until(lambda: pid(bench, name), PATIENCE_S, command.shown)  # noqa: B023
     os.killpg(command.process.pid, signal.SIGTERM)
-    wait_until(lambda: f"{-signal.SIGTERM}\n" in command.shown(), SOON_S, command.shown)
+    wait_until(lambda: f"{-signal.SIGTERM}\n" in command.shown(), PATIENCE_S, command.shown)
     assert pid(bench, "nursery") in command.pids()
     os.kill(pid(bench, "nursery"), signal.SIGKILL)
     ended = command.finish()
@@ -114,7 +118,7 @@ def test_none_outlives_a_launcher_that_is_killed(bench: Bench) -> None:
     bench.write("script.py", SCRIPT + LONG)
     command = bench.start("script.py")
     for name in ("one", "other"):
-        wait_until(lambda: pid(bench, name) in command.pids(), SOON_S, command.shown)  # noqa: B023
+        wait_until(lambda: pid(bench, name) in command.pids(), PATIENCE_S, command.shown)  # noqa: B023
     os.kill(command.process.pid, signal.SIGKILL)
     command.finish()
     command.leaves_nothing()

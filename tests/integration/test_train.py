@@ -56,7 +56,7 @@ def test_synchronous_on_two_servers_and_three_workers(bench: Bench) -> None:
     assert results["test_accuracy"] >= 0.97
     assert set(results["staleness_histogram"]) == {"0"}
     _look_at_what_is_shown(ranks[2].out, ranks[0].err, results)
-    assert "".join(ended.out + ended.err for ended in (ranks[1], *ranks[3:])) == ""
+    assert [(ended.out, ended.lines) for ended in (ranks[1], *ranks[3:])] == [("", [])] * 3
     _look_at_the_weights(bench.folder / "model.pt", results)
 
 
@@ -91,8 +91,8 @@ def test_quiet_asynchronous_steps_with_the_results_on_stdout(bench: Bench) -> No
     assert (ended.code, ended.lines) == (0, [])
     results = json.loads(ended.out)
     check(results, epochs=None)
-    # Whoever begins a moment later begins at the other one's clock.
-    assert 40 < results["worker_steps"] <= 80
+    # Whoever begins a moment later begins at the other one's clock, which may have come to 40.
+    assert 40 <= results["worker_steps"] <= 80
     assert (results["mode"], results["staleness"], results["epochs"]) == ("async", None, None)
     assert (results["optimizer"], results["batch_size"], results["seed"]) == ("adam", 16, 7)
 

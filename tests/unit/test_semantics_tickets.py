@@ -56,7 +56,7 @@ def with_a_late_server(train: Callable[[Worker, Doorkeeper], None]) -> None:
     local.start()
     door = Doorkeeper(local.services[1])
     local.workers[0].follower.links[1]._service = door  # type: ignore[attr-defined]
-    local.run(lambda worker: train(worker, door), timeout_s=10.0)
+    local.run(lambda worker: train(worker, door))
 
 
 Take = Callable[[Worker, Doorkeeper], Ticket]

@@ -90,7 +90,10 @@ class Job:
 
     def plane(self, rank: int) -> str:
         """How a worker's last step travelled."""
-        return (self.bench.folder / f"plane-{rank}").read_text()
+        path = self.bench.folder / f"plane-{rank}"
+        while not (text := path.read_text()):
+            pass  # it is being written
+        return text
 
     def until(self, happens: Any) -> None:
         """Wait for something."""

@@ -38,8 +38,7 @@ STRIKE = """
 """
 
 
-@pytest.mark.parametrize("shard", [0, 1])
-@pytest.mark.parametrize("plane", ["rpc", "collective"])
+@pytest.mark.parametrize(("plane", "shard"), [("rpc", 0), ("rpc", 1), ("collective", 1)])
 @pytest.mark.parametrize("moment", ["before 1", "after 1", "before 2", "after 2"])
 def test_kill_9_of_a_server_while_workers_say_farewell(
     begin: Any, monkeypatch: pytest.MonkeyPatch, moment: str, plane: str, shard: int

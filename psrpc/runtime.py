@@ -137,12 +137,16 @@ def _take_part(
     device: str,
     watch: _Watch,
 ) -> Result:
+    if os.getpid() in _TOOK_PART:
+        raise UsageError(
+            "psrpc.run was called before in this process, which can take part in one job only: "
+            "train several models as one (torch.nn.ModuleDict), or start another job"
+        )
     place = seated(place, job.servers, job.replicas, Placement(job.hosts.placement))
     # A group on GPUs has given every server one as well.
     target = _device(device, place, 0 if job.backend is Backend.NCCL else job.server_processes)
     built = _build(model, job.seed)
     blueprint = draw(built, optimizer, param_groups)
-    _TOOK_PART.add(os.getpid())
     try:
         with (
             Interrupts() as interrupts,
@@ -150,6 +154,7 @@ def _take_part(
             RollCall(rendezvous, place, job.servers, job.replicas) as roll,
         ):
             fabric = _fabric(job, place, rendezvous)
+            _TOOK_PART.add(os.getpid())
             rendezvous.named = lambda key: _named(key, roll)
             if place.rank == 0:
                 publish_lobby(rendezvous, job, place)
@@ -171,11 +176,6 @@ def _place(problems: list[str]) -> Place:
         raise UsageError(
             "psrpc.run must be started by torchrun: torchrun --nproc-per-node=3 script.py "
             "(the first `servers` processes serve, the rest work)"
-        )
-    if os.getpid() in _TOOK_PART:
-        raise UsageError(
-            "psrpc.run was called before in this process, which can take part in one job only: "
-            "train several models as one (torch.nn.ModuleDict), or start another job"
         )
     return place
 

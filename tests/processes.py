@@ -29,8 +29,8 @@ TORCHRUN = ("-m", "torch.distributed.run")
 MARK = "PSRPC_TEST_MARK"
 # Far beyond what anything here takes: only a hang gets there.
 PATIENCE_S = 100.0
-# Below the half minute that torch gives a process to end; a busy machine needs some of it.
-SOON_S = 20.0
+# Far below the half minute that torch gives a process to end; a busy machine needs some of it.
+SOON_S = 10.0
 
 # For what a killed torchrun leaves; short, since paths of Unix sockets end at 107 characters.
 TEMPORARY = tempfile.TemporaryDirectory(prefix="p")

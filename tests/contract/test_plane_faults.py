@@ -27,7 +27,7 @@ from tests.contract.hand import Hand
 
 PLANES = ["rpc", "stream", "shm", "collective"]
 # Far below the minute after which whoever gets no answer asks whether the server lives.
-SOON_S = 20.0
+SOON_S = 5.0
 PLAN = Plan(Job(2, mode=Synchronous()))
 
 

@@ -36,7 +36,7 @@ _NEEDED = {
         "WorkerInfo",
         "is_available",
         "rpc_async",
-        "remote",
+        "RRef",
         "functions",
     ),
     "torch.distributed.rpc.api": (
@@ -46,12 +46,15 @@ _NEEDED = {
         "_default_pickler",
     ),
     "torch.distributed.rpc.internal": ("_internal_rpc_pickler", "PythonUDF", "RemoteException"),
-    "torch._C._distributed_rpc": ("TensorPipeAgent",),
+    "torch._C._distributed_rpc": ("TensorPipeAgent", "PyRRef"),
     "torch.distributed.autograd": ("_init",),
 }
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_MEMBERSHIP = "_update_group_membership"
+_METHODS = {
+    "TensorPipeAgent": ("_update_group_membership",),
+    "PyRRef": ("_serialize", "_deserialize"),
+}
 _HUSHING = threading.RLock()
 
 
@@ -69,9 +72,13 @@ def check_torch() -> None:
         for name in names
         if not hasattr(importlib.import_module(module), name)
     ]
-    agent = getattr(importlib.import_module("torch._C._distributed_rpc"), "TensorPipeAgent", None)
-    if agent is not None and not hasattr(agent, _MEMBERSHIP):
-        missing.append(f"TensorPipeAgent.{_MEMBERSHIP}")
+    module = importlib.import_module("torch._C._distributed_rpc")
+    missing += [
+        f"{kind}.{name}"
+        for kind, names in _METHODS.items()
+        for name in names
+        if hasattr(module, kind) and not hasattr(getattr(module, kind), name)
+    ]
     states = getattr(importlib.import_module("torch.distributed.rpc.api"), "_init_rpc_states", None)
     if states is not None and len(inspect.signature(states).parameters) != 1:
         missing.append("torch.distributed.rpc.api._init_rpc_states(agent)")
@@ -91,6 +98,21 @@ def answers_later(function: Function) -> Function:
     functions = getattr(_rpc(), "functions", None)
     marked: Function = function if functions is None else functions.async_execution(function)
     return marked
+
+
+def lend(value: Any) -> tuple[Any, ...]:
+    """What `borrow` makes an RRef to this value of, once, at the peer that it is sent to."""
+    lent: tuple[Any, ...] = _rpc().RRef(value)._serialize()
+    return lent
+
+
+def borrow(lent: tuple[Any, ...]) -> Any:
+    """The RRef to what a peer has lent.
+
+    The owner knows of it already. With `rpc.remote` it would be asked, and torch throws in a thread
+    of its own, with a page of C++ frames on stderr, if it ends before it has answered.
+    """
+    return importlib.import_module("torch._C._distributed_rpc").PyRRef._deserialize(lent)
 
 
 def is_running() -> bool:

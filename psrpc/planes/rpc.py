@@ -20,7 +20,7 @@ from torch.distributed import rpc
 from psrpc.errors import PeerLostError, SecretError, encode
 from psrpc.messages import Done, Failure, Ping, Request
 from psrpc.planes import codec
-from psrpc.planes.agent import Agent, answers_later
+from psrpc.planes.agent import Agent, answers_later, borrow, lend
 from psrpc.planes.base import Payload, Pending, Service, checked, land
 from psrpc.planes.signing import Ticket, may_be_called
 from psrpc.store.flats import Buffers
@@ -53,15 +53,12 @@ def withdraw(agent: Agent) -> None:
 
 
 @may_be_called
-def _greet(ticket: Ticket, caller: Address) -> tuple[Ticket, bool]:
-    if ticket.to in _serving:
-        _serving[ticket.to][0].meet(caller.name, caller.number, caller.url)
-    return ticket, ticket.to in _serving
-
-
-@may_be_called
-def _service(ticket: Ticket) -> Service:
-    return _serving[ticket.to][1]
+def _greet(ticket: Ticket, caller: Address) -> tuple[Ticket, tuple[Any, ...]]:
+    if ticket.to not in _serving:
+        return ticket, ()
+    agent, service = _serving[ticket.to]
+    agent.meet(caller.name, caller.number, caller.url)
+    return ticket, lend(service)
 
 
 @may_be_called
@@ -220,11 +217,10 @@ class RpcLink:
         self.agent.meet(self.peer.name, self.peer.number, self.peer.url)
         try:
             with self.agent.reaching(name):
-                if not _call(self.agent, name, name, _greet, (me,), self.patience.ping_s).value():
-                    raise PeerLostError(f"{name} is not serving")
-            self._handle = rpc.remote(
-                name, _service, (self.agent.ticket(name),), timeout=self.patience.ping_s
-            )
+                lent = _call(self.agent, name, name, _greet, (me,), self.patience.ping_s).value()
+            if not lent:
+                raise PeerLostError(f"{name} is not serving")
+            self._handle = borrow(lent)
             self._owner = self._handle.owner()
         except (RuntimeError, OSError) as error:
             raise self.lost(error) from None

@@ -262,12 +262,19 @@ class ServerNode:
                 self.server.ended.wait()
 
     def _supervise(
-        self, coordinator: Coordinator, asked: Callable[[], bool] = lambda: False
+        self,
+        coordinator: Coordinator,
+        asked: Callable[[], bool] = lambda: False,
+        look: Callable[[], object] = lambda: None,
     ) -> None:
-        """Wait for the end; bring it about if workers that must come do not, or somebody asks."""
+        """Wait for the end; bring it about if workers that must come do not, or somebody asks.
+
+        `look` is called twice a second.
+        """
         began_s = time.monotonic()
         short_since_s: float | None = None
         while not self.server.ended.wait(_LOOK_AGAIN_S):
+            look()
             if self.job.checkpointing is not None and (self._asked.is_set() or asked()):
                 self._stop_early(coordinator)
                 return

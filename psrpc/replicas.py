@@ -12,6 +12,7 @@ from functools import partial
 from torch import nn
 
 from psrpc.attendance import watched
+from psrpc.coordinator import Coordinator
 from psrpc.core.replication import Reign
 from psrpc.errors import (
     DeposedError,
@@ -22,6 +23,7 @@ from psrpc.errors import (
     encode,
 )
 from psrpc.job import Job
+from psrpc.messages import Bye
 from psrpc.mover import Mover
 from psrpc.moves import Ready
 from psrpc.nodes import ServerNode
@@ -90,6 +92,7 @@ class ReplicaNode(ServerNode):
         self._primary: PrimaryService | None = None
         self._harbour: Harbour | None = None
         self._heir = False  # of one that has reigned before
+        self._departed: set[int] = set()  # processes whose farewell only the store has heard
         self._link: FailoverLink | None = None  # to the coordinator, if that is not here
         self._name = f"server{index}{since}"  # of the shard, whoever serves it
         self.server.new_store = self._store_of
@@ -323,7 +326,9 @@ class ReplicaNode(ServerNode):
             self._begin_checkpoints(None)
             self._be_scalable(self.coordinator, self._primary)
             self._supervise(
-                self.coordinator, lambda: rendezvous.heard(STOP, hush=False) is not None
+                self.coordinator,
+                lambda: rendezvous.heard(STOP, hush=False) is not None,
+                partial(self._hear_farewells, self.coordinator, rendezvous),
             )
             return
         assert self._link is not None
@@ -331,6 +336,20 @@ class ReplicaNode(ServerNode):
         over = partial(_ended_well, rendezvous, _COORDINATOR)
         Watcher(self._link, self.server, self._primary, self.mover, over).start()
         self._wait_or_stop(rendezvous)
+
+    def _hear_farewells(self, coordinator: Coordinator, rendezvous: Rendezvous) -> None:
+        """Hear of workers that were done, and could not say so to a coordinator that had died.
+
+        They look for no successor of it.
+        """
+        assert self._primary is not None
+        if not self._heir or not coordinator.look(lambda core: core.members.finished):
+            return
+        for process in coordinator.look(lambda core: set(core.processes)) - self._departed:
+            if rendezvous.heard(gone(worker_name(process)), hush=False) is not None:
+                self._departed.add(process)
+                if (worker := coordinator.core.worker_of(process)) is not None:
+                    self._primary.handle(Bye(worker), (), lambda payload: None)
 
     def _fail(self, error: PsrpcError) -> None:
         assert self._primary is not None

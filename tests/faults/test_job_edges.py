@@ -121,7 +121,7 @@ def test_kill_9_of_a_coordinator_that_closes(begin: Any, plane: str) -> None:
 )
 def test_one_that_stood_still_until_the_job_had_ended(begin: Any, moment: str) -> None:
     """The others have its part and its place, so for it the job has ended as well."""
-    job = begin("async", servers=2, epochs=1, STRIKE=moment)
+    job = begin("async", servers=2, epochs=1, STRIKE=moment, DEAD_AFTER_S="5")
     go_on_when_all_have_ended(job)
     ended = job.ranks.finish()
     assert [each.code for each in ended] == [0] * 6, job.ranks.shown()

@@ -338,7 +338,9 @@ class Coordinator:
         ]
 
     def _bye(self, request: Bye, call: Call) -> Answers:
-        return [(call, (Done(), [])), *self._convene(lambda shard: self.core.bye(request.worker))]
+        if self._failure is not None:  # nobody reports
+            request = replace(request, gone=True)
+        return self._word(self.core.bye)(request, call)
 
     def _leave(self, request: Leave, call: Call) -> Answers:
         answers = self._word(self.core.leave)(request, call)

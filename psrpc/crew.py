@@ -213,11 +213,24 @@ class Crew:
             with suppress(PsrpcError, TimeoutError):
                 link.call(Fail(self.progress.worker, error)).wait(timeout_s)
 
-    def bye(self) -> None:
-        """Tell all servers that no more calls will come; one that dies now is of no matter."""
-        for link in reversed(self._links):  # the coordinator last: it lets the others go
+    def bye(self) -> bool | None:
+        """Tell all servers that no more calls will come; one that dies now is of no matter.
+
+        Blocks until the worker that reports the results has all that it needs, unless this one
+        is asked to leave. Returns whether this one is to report them, for another may have died;
+        None if there is nobody left to say.
+        """
+        worker = self.progress.worker
+        for link in reversed(self._links[1:]):  # the coordinator last: it lets the others go
             with suppress(PeerLostError):
-                link.call(Bye(self.progress.worker)).wait()
+                link.call(Bye(worker)).wait()
+        with suppress(PsrpcError):  # whatever ends the job now, this worker has done its part
+            try:
+                reply, _ = self._wait_unless_leaving(self._links[0].call(Bye(worker)))
+            except ClosedError:
+                reply, _ = self._links[0].call(Bye(worker, gone=True)).wait()
+            return reply.main if isinstance(reply, Left) else None
+        return None
 
     def _ask_ahead(self, samples: int, batch_size: int) -> _Ahead:
         request = self.progress.acquire(samples, batch_size)

@@ -10,7 +10,7 @@ from psrpc.core.seats import Placement
 from psrpc.errors import ConfigError
 from psrpc.modes import Aggregation, Mode, OnFailure, OnPoison, Reduction, Synchronous
 
-PROTOCOL = 4
+PROTOCOL = 5
 
 
 class NonFinite(Enum):

@@ -276,7 +276,12 @@ class GetStats(Request):
 
 @dataclass(frozen=True)
 class Bye(Request):
-    """The worker has all that it wanted; it will not call again."""
+    """The worker has all that it wants. A coordinator answers with `Left`, others with `Done`.
+
+    One that is `gone` waits for no answer.
+    """
+
+    gone: bool = False
 
 
 @dataclass(frozen=True)
@@ -356,7 +361,10 @@ class Ended(Reply):
 
 @dataclass(frozen=True)
 class Left(Reply):
-    """The worker has left; `main` is whether it is the one that reports the results."""
+    """The worker has left; `main` is whether it is the one that reports the results.
+
+    To its farewell that is said again: another may have been the one, and have died.
+    """
 
     main: bool = False
 

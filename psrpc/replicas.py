@@ -349,7 +349,7 @@ class ReplicaNode(ServerNode):
             if rendezvous.heard(gone(worker_name(process)), hush=False) is not None:
                 self._departed.add(process)
                 if (worker := coordinator.core.worker_of(process)) is not None:
-                    self._primary.handle(Bye(worker), (), lambda payload: None)
+                    self._primary.handle(Bye(worker, gone=True), (), lambda payload: None)
 
     def _fail(self, error: PsrpcError) -> None:
         assert self._primary is not None

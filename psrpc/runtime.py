@@ -51,7 +51,7 @@ class Result:
     """What `run` returns in each process.
 
     `is_main` is true in exactly one process, the worker of lowest rank that trained to the
-    end. On workers `model` is the
+    end and has not died since. On workers `model` is the
     trained model (final weights, the workers' mean buffers) and `report` the
     job's counts; both are None on servers. `plane` names how this worker's gradients
     and weights travelled: "rpc", "shm", both joined by a plus, or "collective".

@@ -173,10 +173,20 @@ class WorkerNode:
             raise
         for link in links:
             link.close()
-        if worker.main:
-            rendezvous.say(REPORTED)
-        worker.crew.bye()
+        worker.main = self._reports(worker, rendezvous)
         return report
+
+    def _reports(self, worker: Worker, rendezvous: Rendezvous) -> bool:
+        """Say farewell, and return whether this worker is the one that reports the results."""
+        me = str(worker.number)
+        if worker.main:
+            rendezvous.say(REPORTED, me)
+        reports = worker.crew.bye()
+        if reports and not worker.main:  # the one that should have is dead, or taken for dead
+            rendezvous.say(REPORTED, me)
+        if reports is None:  # all have gone, and another may have reported while this stood still
+            return worker.main and rendezvous.heard(REPORTED) in (me, None)
+        return reports
 
 
 def _on_cpu(model: nn.Module) -> bool:

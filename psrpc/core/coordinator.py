@@ -9,6 +9,7 @@ from psrpc.core.decisions import Answer, Decision, Hold, Token, some_workers
 from psrpc.core.leases import POISON, LeaseBook
 from psrpc.core.membership import Membership
 from psrpc.core.newsroom import Newsroom
+from psrpc.core.parting import Parting
 from psrpc.core.resharding import Resharding
 from psrpc.core.shard import ShardCore
 from psrpc.core.words import Word, Words, refuse
@@ -16,6 +17,7 @@ from psrpc.counts import WorkerStats
 from psrpc.errors import JobFailedError, JobOverError, UsageError, encode
 from psrpc.messages import (
     Acquire,
+    Bye,
     Done,
     Failure,
     Granted,
@@ -62,11 +64,10 @@ class CoordinatorCore:
         self._words = Words()
         self._asking: dict[int, Acquire] = {}
         self._fresh: set[int] = set()  # have never stepped
-        self._leaving: dict[int, int] = {}  # those who wait for the others' leaving: their ranks
         self._newsroom = Newsroom(self.servers)
         self.resharding = Resharding(self._newsroom, self.leases)
         self.incarnation = 0
-        self._here: set[int] = set()  # workers that may still say something
+        self.parting = Parting(self._words)
 
     def go_back(self, first: int) -> None:
         """Begin anew, with whoever comes, in a job that goes back to a checkpoint.
@@ -79,7 +80,7 @@ class CoordinatorCore:
     @property
     def over(self) -> bool:
         """Whether everybody has left, and nobody will say anything again."""
-        return self.members.finished and not self._here
+        return self.members.finished and self.parting.all_gone
 
     # Coming.
 
@@ -100,7 +101,7 @@ class CoordinatorCore:
         began = self.members.started
         worker = self.members.join(request.rank)
         self._worker_of[process] = worker
-        self._here.add(worker)
+        self.parting.come(worker)
         self.resharding.come(worker, request.layout)
         self._fresh.add(worker)
         if not self.members.started:
@@ -121,9 +122,8 @@ class CoordinatorCore:
         worker = self._worker_of.pop(process, None)
         if worker is None:
             return decisions
-        self._here.discard(worker)
         self.resharding.forget(worker)
-        decisions += self._words.lose(worker, why)
+        decisions += [*self._words.lose(worker, why), *self.parting.lose(worker)]
         was_live = worker in self.members.live
         rank = self.members.rank(worker) if was_live else 0
         self._forget(worker)
@@ -188,20 +188,17 @@ class CoordinatorCore:
         if request.early:
             decisions.append(self._answer(worker, Left(), "it leaves early"))
         else:
-            self._leaving[worker] = rank
+            self.parting.leave(worker, rank)
         decisions += self._part()
-        if worker in self._leaving:
+        if self.parting.waits(worker):
             who = some_workers(len(self.members.live), lambda: self.members.live)
             decisions.append(Hold(token, f"{who} still train"))
         return decisions
 
-    def bye(self, worker: int) -> list[Decision]:
-        """A worker has said its last word, perhaps while it waited for the others' leaving."""
-        self._here.discard(worker)
-        self.resharding.forget(worker)
-        if self._leaving.pop(worker, None) is None:
-            return []
-        return [self._answer(worker, Left(), "it waits no longer")]
+    def bye(self, request: Bye, token: Token, shard: ShardCore) -> list[Decision]:
+        """A worker has all that it wants: it is answered when one that reports the results has."""
+        self.resharding.forget(request.worker)
+        return self.parting.bye(request, token)
 
     # Servers.
 
@@ -231,7 +228,7 @@ class CoordinatorCore:
 
     def reshard(self, request: Request, token: Token, shard: ShardCore) -> list[Decision]:
         """A word about servers that come and go."""
-        return self.resharding.take(request, token, shard, self.members, self._here)
+        return self.resharding.take(request, token, shard, self.members, self.parting.here)
 
     def give_up_cut(self, number: int) -> list[Decision]:
         """Let all servers hear that a cut is given up."""
@@ -296,7 +293,6 @@ class CoordinatorCore:
 
     def _forget(self, worker: int) -> None:
         self._asking.pop(worker, None)
-        self._leaving.pop(worker, None)
         self._fresh.discard(worker)
 
     def _proceed(self, shard: ShardCore) -> list[Decision]:
@@ -365,14 +361,7 @@ class CoordinatorCore:
 
     def _part(self) -> list[Decision]:
         """Let those go who wait for the end, if it has come."""
-        if not self.members.finished:
-            return []
-        leaving, self._leaving = self._leaving, {}
-        main = min(leaving, key=leaving.__getitem__, default=None)
-        return [
-            self._answer(worker, Left(main=worker == main), "all workers have left")
-            for worker in sorted(leaving)
-        ]
+        return self.parting.part() if self.members.finished else []
 
     def _welcome(self, process: int) -> Decision:
         worker, coming = self._worker_of[process], self._comings[process]

@@ -68,6 +68,7 @@ STRIKE = """
 LEAVE = "psrpc.crew:Crew:leave"
 AWAIT = "psrpc.crew:Crew:await_last_checkpoint"
 BYE = "psrpc.crew:Crew:bye"
+STATS = "psrpc.worker:Worker:_take_rest"
 CLOSE = "psrpc.replication.primary:PrimaryService:close"
 FOLLOW = "psrpc.replication.follower:Follower:follow"
 HARBOUR = "psrpc.replicas:ReplicaNode:_open_harbour"
@@ -125,6 +126,30 @@ def test_one_that_stood_still_until_the_job_had_ended(begin: Any, moment: str) -
     go_on_when_all_have_ended(job)
     ended = job.ranks.finish()
     assert [each.code for each in ended] == [0] * 6, job.ranks.shown()
+    check(job, ended, epochs=1)
+
+
+@pytest.mark.parametrize("moment", [AWAIT, BYE, STATS], ids=["leaves", "farewell", "counts"])
+@pytest.mark.parametrize("servers", [1, 2])
+def test_kill_9_of_the_worker_that_reports(begin: Any, moment: str, servers: int) -> None:
+    """All have left, and it has not said that it has the results: another reports them."""
+    main = 2 * servers
+    struck = strike(moment, only=str(main))
+    job = begin("async", servers=servers, epochs=1, checkpoints="last", STRIKE=struck)
+    ended = job.ranks.finish()
+    codes = [0] * (main + 2)
+    codes[main] = -9
+    assert [each.code for each in ended] == codes, job.ranks.shown()
+    check(job, ended, epochs=1)
+
+
+def test_the_worker_that_reports_stands_still_until_another_has(begin: Any) -> None:
+    """When it goes on, it does not report them again."""
+    moment = strike(BYE, "self", signal.SIGSTOP, "2")
+    job = begin("async", epochs=1, STRIKE=moment, DEAD_AFTER_S="5")
+    assert go_on_when_all_have_ended(job) == 2
+    ended = job.ranks.finish()
+    assert [each.code for each in ended] == [0] * 4, job.ranks.shown()
     check(job, ended, epochs=1)
 
 

@@ -9,6 +9,7 @@ from psrpc.core.decisions import Answer, Decision
 from psrpc.core.shard import ShardCore
 from psrpc.messages import (
     Acquire,
+    Bye,
     Failure,
     Granted,
     Idle,
@@ -42,6 +43,7 @@ class Council:
             Acquire: self.core.acquire,
             Idle: self.core.idle,
             Leave: self.core.leave,
+            Bye: self.core.bye,
         }
         decisions: list[Decision] = decide[type(word)](word, token, self.shard)
         return [*decisions, *self.shard.adopt(self.core.members.view)]

@@ -9,6 +9,7 @@ from psrpc.core.decisions import Answer, Decision, Token
 from psrpc.core.shard import ShardCore
 from psrpc.messages import (
     Acquire,
+    Bye,
     Failure,
     Granted,
     Idle,
@@ -48,6 +49,9 @@ class Office:
 
     def leave(self, request: Leave, token: Token) -> list[Decision]:
         return self._told(self.core.leave(request, token, self.shard))
+
+    def bye(self, request: Bye, token: Token) -> list[Decision]:
+        return self._told(self.core.bye(request, token, self.shard))
 
     def lose(self, process: int, why: str = "it is silent") -> list[Decision]:
         return self._told(self.core.lose(process, why, self.shard))

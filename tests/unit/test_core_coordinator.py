@@ -9,6 +9,7 @@ from psrpc.core.ledger import Ledger
 from psrpc.core.progress import Progress
 from psrpc.counts import EpochLeases, WorkerStats
 from psrpc.messages import (
+    Bye,
     Done,
     Failure,
     Granted,
@@ -238,9 +239,9 @@ def test_a_job_is_over_when_the_last_word_is_said() -> None:
     office.leave(Leave(1, 1, 0, 0), 11)
     assert office.core.members.finished
     assert not office.core.over
-    office.core.bye(0)
+    assert left(office.bye(Bye(1), 12)) == {}, "the one that reports has not got the results yet"
     assert not office.core.over
-    office.core.bye(1)
+    assert left(office.bye(Bye(0), 13)) == {13: True, 12: False}
     assert office.core.over
 
 
@@ -248,9 +249,9 @@ def test_one_that_waits_for_the_others_leaving_may_go_before() -> None:
     """It is not chosen to report the results then."""
     office = full_office(Asynchronous(), 2)
     office.leave(Leave(0, 1, 0, 0), 10)
-    assert left(office.core.bye(0)) == {10: False}
+    assert left(office.bye(Bye(0), 12)) == {10: False, 12: False}
     assert left(office.leave(Leave(1, 1, 0, 0), 11)) == {11: True}
-    assert office.core.bye(1) == []
+    assert left(office.bye(Bye(1), 13)) == {13: True}
     assert office.core.over
 
 

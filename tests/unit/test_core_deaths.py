@@ -9,7 +9,7 @@ import pytest
 
 from psrpc.core.decisions import Answer, Hold
 from psrpc.errors import FencedError, JobFailedError
-from psrpc.messages import Done, Granted, Idle, Lease, Leave, Left, View, Welcome
+from psrpc.messages import Bye, Done, Granted, Idle, Lease, Leave, Left, View, Welcome
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, OnFailure, OnPoison, Synchronous
 from psrpc.orders import Watch
 from tests.unit.council import Council, answers, ask, granted, refused, register
@@ -122,7 +122,7 @@ def test_those_who_wait_for_the_end_do_not_wait_for_the_dead() -> None:
     assert answers(council.lose(0)) == {10: Left(main=True)}
     assert council.core.members.finished
     assert not council.core.over, "worker 1 has not said its last word"
-    council.core.bye(1)
+    council.say(Bye(1), 90 + 1)
     assert council.core.over
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from psrpc.core.decisions import Hold, Same
-from psrpc.messages import Done, Idle, Lease, Leave, View
+from psrpc.messages import Bye, Done, Idle, Lease, Leave, View
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, OnFailure, OnPoison, Synchronous
 from tests.unit.office import (
     Office,
@@ -293,7 +293,7 @@ def test_servers_hear_of_the_end_when_all_have_said_bye() -> None:
     office.leave(Leave(1, 1, 0, 0), 11)
     office.watch(1, office.core.members.view.epoch, 50)
     assert office.core.news({}) == []
-    office.core.bye(0)
+    office.bye(Bye(0), 60)
     office.lose(1)
     assert answers(office.core.news({})) == {50: Done()}
     assert answers(office.watch(2, 0, 51)) == {51: Done()}

@@ -9,6 +9,7 @@ from psrpc.core.decisions import Answer, Decision, Hold, Image, Same
 from psrpc.core.resharding import MOST_ATTEMPTS
 from psrpc.core.shard import ShardCore
 from psrpc.messages import (
+    Bye,
     Done,
     Failure,
     Lease,
@@ -194,7 +195,7 @@ def test_a_worker_that_comes_late_or_goes_is_counted() -> None:
     parley.about(Arrived(0, 1), 13)
     parley.lose(1)
     assert parley.core.resharding.take_own() == []
-    parley.core.bye(parley.core.worker_of(FIRST_PROCESS + 7) or 0)
+    parley.say(Bye(parley.core.worker_of(FIRST_PROCESS + 7) or 0), 15)
     assert parley.core.resharding.take_own() == [Retire(1)]
 
 
@@ -384,7 +385,7 @@ def test_the_end_of_the_job_ends_the_change() -> None:
     parley = agreed()
     parley.about(AwaitScale(ASKER), 2)
     for worker in (0, 1):
-        parley.core.bye(worker)
+        parley.say(Bye(worker), 90 + worker)
         parley.core.members.leave(worker)
     (told,) = answers(parley.core.news({})).values()
     assert isinstance(told, Failure)

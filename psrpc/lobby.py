@@ -20,8 +20,8 @@ from psrpc.environment import SECRET_FILE, Place, choose_interface
 from psrpc.environment import interface as interface_here
 from psrpc.errors import AddressError, ConfigError, SecretError, UsageError
 from psrpc.job import Job
-from psrpc.planes.agent import hushed
 from psrpc.rendezvous import Rendezvous
+from psrpc.saying import hushed
 from psrpc.secret import user_key
 
 KEY = "psrpc/lobby"

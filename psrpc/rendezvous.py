@@ -25,7 +25,7 @@ from psrpc.errors import (
     StartTimeoutError,
     decode,
 )
-from psrpc.planes.agent import hushed
+from psrpc.saying import hushed
 from psrpc.sealed import SealedStore, job_secret
 from psrpc.secret import Secret, user_key
 from psrpc.timely import TimelyStore
@@ -274,7 +274,7 @@ class Rendezvous:
     def heard(self, key: str, *, hush: bool = True) -> str | None:
         """What was published under `key`, if this job published it, and has its store.
 
-        With `hush` this process writes nothing to stderr meanwhile.
+        With `hush` torch logs nothing meanwhile.
         """
         assert self._sealed is not None
         with (

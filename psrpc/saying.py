@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import select
 import sys
 import threading
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 from psrpc.errors import PsrpcError
 
 _LOCK = threading.Lock()
 _LATER: deque[str] = deque()  # while it is not empty, a thread writes what is in it
+_HUSHING = threading.RLock()
+# A line of torch's C++ side, as `[W1130 04:49:37.050931360 socket.cpp:917] text`, and what follows.
+_LOGGED = re.compile(r"(\[\w+\]:)?\[[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ [^]]+\] ")
+_FRAMES = re.compile(r"Exception raised from |frame #|C\+\+ CapturedTraceback:|#\d+ ")
 
 
 def say(text: str) -> None:
@@ -23,13 +29,16 @@ def say(text: str) -> None:
     Where it cannot be written at once (a terminal that is held, a reader that is slow), it is
     written when it can be, unless the process ends before. Where nobody can read it, it is lost.
     """
-    line = f"psrpc: {text}"
+    _write(f"psrpc: {text}\n")
+
+
+def _write(text: str) -> None:
     _prepare()
     with _LOCK:
         if not _LATER and _has_room():
-            _print(line)
+            _print(text)
             return
-        _LATER.append(line)
+        _LATER.append(text)
         if len(_LATER) > 1:
             return
     threading.Thread(target=_print_later, name="psrpc-says", daemon=True).start()
@@ -44,9 +53,68 @@ def _print_later() -> None:
                 return
 
 
-def _print(line: str) -> None:
+def _print(text: str) -> None:
     with suppress(OSError, ValueError):  # broken, closed
-        print(line, file=sys.stderr, flush=True)
+        print(text, end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Keep what torch's C++ side logs off stderr.
+
+    It logs every connection that it closes as a fault, and its level of logging can be set by the
+    environment only, before torch is loaded. What else is written to stderr meanwhile, by whatever
+    thread, is written at the end of the block.
+    """
+    written = bytearray()
+    try:
+        with _HUSHING, _caught(written):  # two threads would put each other's stderr back
+            yield
+    finally:
+        if kept := unlogged(written.decode(errors="replace")):
+            _write(kept)
+
+
+@contextmanager
+def _caught(written: bytearray) -> Iterator[None]:
+    """Catch what this process writes to stderr, if that is open."""
+    try:
+        stderr = os.dup(2)
+    except OSError:
+        yield
+        return
+    memory = os.memfd_create("psrpc-stderr")
+    _flush()
+    os.dup2(memory, 2)
+    try:
+        yield
+    finally:
+        _flush()
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        written += os.pread(memory, os.fstat(memory).st_size, 0)
+        os.close(memory)
+
+
+def _flush() -> None:
+    with suppress(OSError, ValueError, AttributeError):  # broken, closed, none
+        sys.stderr.flush()
+
+
+def unlogged(text: str) -> str:
+    """A text without the lines that torch's C++ side logs, and the stack frames behind them."""
+    kept, in_frames, in_record = [], False, False
+    for line in text.splitlines(keepends=True):
+        if _LOGGED.match(line):
+            in_record, in_frames = True, False
+        elif in_record and _FRAMES.match(line):
+            in_frames = True
+        elif in_frames and not line.strip():
+            in_record = in_frames = False
+        else:
+            in_record = in_frames = False
+            kept.append(line)
+    return "".join(kept)
 
 
 def _has_room() -> bool:

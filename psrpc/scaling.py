@@ -16,7 +16,7 @@ from psrpc.lobby import Lobby, Running
 from psrpc.messages import Reply
 from psrpc.moves import Agreed, AwaitScale, Scale, Settled
 from psrpc.nursery import Nursery
-from psrpc.planes.agent import Agent, hushed
+from psrpc.planes.agent import Agent
 from psrpc.planes.base import Link
 from psrpc.planes.rpc import Address, RpcLink
 from psrpc.pulse import Heart
@@ -24,7 +24,7 @@ from psrpc.rendezvous import PULSE, Rendezvous, gone
 from psrpc.replication.authority import REPLICAS, Authority
 from psrpc.replication.failover import FailoverLink
 from psrpc.replication.places import Reached, heart_to
-from psrpc.saying import say
+from psrpc.saying import hushed, say
 
 _COORDINATOR = "server0"
 _LOOK_S = 0.2

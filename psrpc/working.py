@@ -20,13 +20,13 @@ from psrpc.errors import (
 )
 from psrpc.interrupts import Terminated
 from psrpc.job import Job
-from psrpc.planes.agent import Agent, hushed
+from psrpc.planes.agent import Agent
 from psrpc.planes.base import Link
 from psrpc.planes.groups import Fabric
 from psrpc.planes.select import planes_of
 from psrpc.rendezvous import FAREWELL_S, REPORTED, Rendezvous, gone, reason, worker_name
 from psrpc.report import Report, summarize
-from psrpc.saying import say
+from psrpc.saying import hushed, say
 from psrpc.seeking import PairedServers, SingleServers, Way
 from psrpc.slices import in_long_slices
 from psrpc.store.blueprint import Blueprint

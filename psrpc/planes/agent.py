@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import pickle
-import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,6 +24,7 @@ from psrpc import environment
 from psrpc.errors import AddressError, TorchInterfaceError
 from psrpc.planes.gate import Gate, pass_through, shut_for_good
 from psrpc.planes.signing import Signer, Ticket, Tickets
+from psrpc.saying import hushed
 from psrpc.secret import Secret
 
 _NEEDED = {
@@ -55,7 +53,6 @@ _METHODS = {
     "TensorPipeAgent": ("_update_group_membership",),
     "PyRRef": ("_serialize", "_deserialize"),
 }
-_HUSHING = threading.RLock()
 
 
 def check_torch() -> None:
@@ -267,25 +264,6 @@ class Agent:
             self._gate.close()
             self._gate = None
         self._undo.close()
-
-
-@contextmanager
-def hushed() -> Iterator[None]:
-    """Throw away what is written to stderr, C++ included.
-
-    Torch logs every connection that it closes as a fault, and its level of logging
-    can be set by the environment only, before torch is loaded.
-    """
-    with _HUSHING:  # two threads would put each other's nothing back
-        sys.stderr.flush()
-        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        try:
-            os.dup2(nowhere, 2)
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            os.close(nowhere)
 
 
 def _rpc() -> ModuleType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,7 +11,7 @@ from typing import TextIO
 
 import pytest
 
-from psrpc.saying import say
+from psrpc.saying import hushed, say, unlogged
 
 
 @pytest.fixture
@@ -94,3 +95,61 @@ def test_a_reader_that_is_gone_is_no_error(
 def test_without_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     say("to nobody")
+
+
+LOG = """\
+[W1130 04:49:37.050931360 tensorpipe_agent.cpp:917] RPC agent for worker1 encountered error
+[rank3]:[E1130 04:49:37.051232429 socket.cpp:1012] [c10d] Exception in task: EPIPE: broken pipe
+Exception raised from handleException at /pytorch/rref_context.cpp:111 (most recent call first):
+frame #0: c10::Error::Error(c10::SourceLocation) + 0x9d (0x7f6c2eeb460d in libc10.so)
+frame #1: <unknown function> + 0x10e3853 (0x7f6babae3853 in libtorch_python.so)
+
+"""
+
+
+def test_what_torch_logs_is_known_by_its_form() -> None:
+    assert unlogged(LOG) == ""
+    assert unlogged(f"one\n{LOG}two\n\n{LOG}") == "one\ntwo\n\n"
+    assert unlogged(f"{LOG}frame #7 of the film\n") == "frame #7 of the film\n"
+    assert unlogged("step 3  [W]\rstep 4") == "step 3  [W]\rstep 4"
+
+
+MEANWHILE = """
+import os, sys, threading
+from psrpc.saying import hushed, say
+
+def others():
+    say("a worker has come")
+    os.write(2, b"the user's own\\n")
+
+thread = threading.Thread(target=others)
+with hushed():
+    os.write(2, sys.argv[1].encode())
+    thread.start()
+    thread.join()
+    if sys.argv[2:]:
+        raise LookupError
+"""
+
+
+@pytest.mark.parametrize("fails", [(), ("fails",)])
+def test_what_others_write_meanwhile_is_written_afterwards(fails: tuple[str, ...]) -> None:
+    words = [sys.executable, "-c", MEANWHILE, LOG, *fails]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert ended.returncode == len(fails)
+    first, second, *traceback = ended.stderr.splitlines()
+    assert (first, second) == ("psrpc: a worker has come", "the user's own")
+    assert traceback[-1:] == ["LookupError"][: len(fails)]
+
+
+def test_a_closed_stderr_is_no_fault() -> None:
+    kept = os.dup(2)
+    os.close(2)
+    try:
+        with hushed():
+            pass
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(2)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

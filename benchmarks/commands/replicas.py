@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -25,6 +26,7 @@ from benchmarks.variants import MODES, VARIANTS
 @options.steps_option(300)
 @click.option("--mbit", type=click.IntRange(1), default=10000, show_default=True)
 @click.option("--one-host", is_flag=True, help="all processes on this host, without virtual ones")
+@click.option("--overlap", is_flag=True, help="also with overlap, in modes that know it")
 def replicas(
     run: Run,
     given_root: Path | None,
@@ -34,6 +36,7 @@ def replicas(
     steps: int,
     mbit: int,
     one_host: bool,
+    overlap: bool,
 ) -> None:
     """Worker steps per second on the ConvNet of Ray's example, with and without a backup.
 
@@ -48,21 +51,27 @@ def replicas(
 
     work = workload.held(run.folder, options.data_root(given_root))
     kind = VARIANTS["shm" if one_host and plane == "shm" else "rpc"]
+    ahead = replace(kind, arguments={**kind.arguments, "overlap": True})
+    shown = {mode: (mode, kind) for mode in modes}
+    if overlap:
+        shown |= {f"{mode} with overlap": (mode, ahead) for mode in modes if mode != "sync"}
     with ExitStack() as stack:
         jobs: list[Contender] = []
-        for mode in modes:
+        for title, (mode, variant) in shown.items():
             for backups in (0, 1):
                 fleet = None
                 if not one_host:
                     fleet = stack.enter_context(namespaces.fleet(HOSTS, mbit))
-                name = _name(mode, backups)
-                jobs.append(Paired(name, work, kind, mode, workers, backups=backups, fleet=fleet))
+                name = _name(title, backups)
+                jobs.append(
+                    Paired(name, work, variant, mode, workers, backups=backups, fleet=fleet)
+                )
         samples = measure(jobs, run.rounds, Plan(steps), run.tell)
     where = "one host" if one_host else f"{HOSTS} hosts, {mbit} Mbit/s"
-    title = f"replicas, {plane}, {where}: {workers} workers, {run.rounds} rounds of {steps} steps"
-    without = {_name(mode, 1): _name(mode, 0) for mode in modes}
-    run.show(tabulate(title, samples, FIGURES, [Comparison("of none", without, percent=True)]))
+    heading = f"replicas, {plane}, {where}: {workers} workers, {run.rounds} rounds of {steps} steps"
+    without = {_name(title, 1): _name(title, 0) for title in shown}
+    run.show(tabulate(heading, samples, FIGURES, [Comparison("of none", without, percent=True)]))
 
 
-def _name(mode: str, backups: int) -> str:
-    return f"{mode}, {'a backup' if backups else 'none'}"
+def _name(shown: str, backups: int) -> str:
+    return f"{shown}, {'a backup' if backups else 'none'}"

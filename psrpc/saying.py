@@ -20,7 +20,9 @@ _LATER: deque[str] = deque()  # while it is not empty, a thread writes what is i
 _HUSHING = threading.RLock()
 # A line of torch's C++ side, as `[W1130 04:49:37.050931360 socket.cpp:917] text`, and what follows.
 _LOGGED = re.compile(r"(\[\w+\]:)?\[[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ [^]]+\] ")
-_FRAMES = re.compile(r"Exception raised from |frame #|C\+\+ CapturedTraceback:|#\d+ ")
+_FRAMES = re.compile(
+    r"Exception raised from |frame #|<omitting python frames>|C\+\+ CapturedTraceback:|#\d+ "
+)
 
 
 def say(text: str) -> None:

@@ -102,7 +102,8 @@ LOG = """\
 [rank3]:[E1130 04:49:37.051232429 socket.cpp:1012] [c10d] Exception in task: EPIPE: broken pipe
 Exception raised from handleException at /pytorch/rref_context.cpp:111 (most recent call first):
 frame #0: c10::Error::Error(c10::SourceLocation) + 0x9d (0x7f6c2eeb460d in libc10.so)
-frame #1: <unknown function> + 0x10e3853 (0x7f6babae3853 in libtorch_python.so)
+<omitting python frames>
+frame #9: <unknown function> + 0x10e3853 (0x7f6babae3853 in libtorch_python.so)
 
 """
 

@@ -20,8 +20,9 @@ _LATER: deque[str] = deque()  # while it is not empty, a thread writes what is i
 _HUSHING = threading.RLock()
 # A line of torch's C++ side, as `[W1130 04:49:37.050931360 socket.cpp:917] text`, and what follows.
 _LOGGED = re.compile(r"(\[\w+\]:)?\[[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ [^]]+\] ")
-_FRAMES = re.compile(
+_BEHIND = re.compile(
     r"Exception raised from |frame #|<omitting python frames>|C\+\+ CapturedTraceback:|#\d+ "
+    r"|Leaking RRef "
 )
 
 
@@ -104,17 +105,17 @@ def _flush() -> None:
 
 
 def unlogged(text: str) -> str:
-    """A text without the lines that torch's C++ side logs, and the stack frames behind them."""
-    kept, in_frames, in_record = [], False, False
+    """A text without the lines that torch's C++ side logs, and the lists behind them."""
+    kept, in_list, in_record = [], False, False
     for line in text.splitlines(keepends=True):
         if _LOGGED.match(line):
-            in_record, in_frames = True, False
-        elif in_record and _FRAMES.match(line):
-            in_frames = True
-        elif in_frames and not line.strip():
-            in_record = in_frames = False
+            in_record, in_list = True, False
+        elif in_record and _BEHIND.match(line):
+            in_list = True
+        elif in_list and not line.strip():
+            in_record = in_list = False
         else:
-            in_record = in_frames = False
+            in_record = in_list = False
             kept.append(line)
     return "".join(kept)
 

@@ -105,6 +105,10 @@ frame #0: c10::Error::Error(c10::SourceLocation) + 0x9d (0x7f6c2eeb460d in libc1
 <omitting python frames>
 frame #9: <unknown function> + 0x10e3853 (0x7f6babae3853 in libtorch_python.so)
 
+[W1130 06:16:31.117559976 rref_context.cpp:161] Detected RRef Leaks during shutdown.
+Leaking RRef GloballyUniqueId(created_on=0, local_id=4)
+Leaking RRef GloballyUniqueId(created_on=0, local_id=0)
+
 """
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -134,23 +136,93 @@ def run_agent(
 
         interpreter.prepare()
         program, done = interpreter.become, interpreter.DONE
-    for left in reversed(range(restarts + 1)):
-        config = _config(1, 0, patience_s)
-        if program is not sys.executable:
-            config.start_method = "fork"
-        try:
-            elastic_launch(config, program)(*command)
-        except SignalException:
-            return TERMINATED
-        except ChildFailedError as failed:
-            code = int(next(iter(failed.failures.values())).exitcode)
-            if code == done:
-                break
-            if not left or code in _ASKED_TO_LEAVE or not again():
-                return code if code > 0 else 128 - code
-        else:
-            break
+    try:
+        with _Terminations() as terminations:
+            for left in reversed(range(restarts + 1)):
+                config = _config(1, 0, patience_s)
+                if program is not sys.executable:
+                    config.start_method = "fork"
+                try:
+                    terminations.matter()
+                    elastic_launch(config, program)(*command)
+                except ChildFailedError as failed:
+                    code = int(next(iter(failed.failures.values())).exitcode)
+                    if code == done:
+                        break
+                    if not left or code in _ASKED_TO_LEAVE or not again():
+                        return code if code > 0 else 128 - code
+                else:
+                    break
+                finally:
+                    terminations.listen()
+    except SignalException:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may come twice
+        return TERMINATED
     return 0
+
+
+class _Terminations:
+    """SIGTERM: it raises in torch's launch, which leaves its handler, and not between two."""
+
+    def __init__(self) -> None:
+        self._came = self._matters = False
+
+    def __enter__(self) -> _Terminations:
+        _hold_back_at_forks()
+        self._before = self.listen()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def listen(self) -> Any:
+        """Only note it from now on; returns the handler that there was."""
+        self._matters = False
+        return signal.signal(signal.SIGTERM, self._hear)
+
+    def matter(self) -> None:
+        """Raise SignalException when it comes, or has come already."""
+        self._matters = True
+        if self._came:
+            self._hear(signal.SIGTERM, None)
+
+    def _hear(self, number: int, frame: object) -> None:
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+
+        self._came = True
+        if self._matters:
+            raise SignalException("SIGTERM", signal.SIGTERM)
+
+
+@functools.cache
+def _hold_back_at_forks() -> None:
+    """Let SIGTERM be handled after `os.fork`, in which what a handler raises is only printed."""
+    handlers: list[Any] = []
+    came: list[int] = []
+
+    def listen(handler: Any) -> Any:
+        return signal.signal(signal.SIGTERM, handler)
+
+    def hear(number: int, frame: object) -> None:
+        came.append(number)
+
+    def hold() -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        try:
+            handlers.append(listen(hear))
+        except Exception:  # it came just now
+            came.append(signal.SIGTERM)
+            handlers.append(listen(hear))
+
+    def let_go() -> None:
+        while handlers:
+            listen(handlers.pop())
+        if came:
+            came.clear()
+            threading.Timer(_MONITOR_S, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    os.register_at_fork(before=hold, after_in_parent=let_go, after_in_child=let_go)
 
 
 def _config(processes: int, port: int, patience_s: float = _STOP_S) -> Any:

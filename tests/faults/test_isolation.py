@@ -97,12 +97,15 @@ def readers(bench: Bench) -> set[str]:
     return {path.name for path in bench.folder.glob("reads-*")}
 
 
-def test_a_server_that_dies_ends_the_job(bench: Bench) -> None:
-    command = bench.start(*PSRPC, "train", *["--isolate", "--epochs", "500", "--max-restarts", "0"])
+@pytest.mark.parametrize("restarts", ["--max-restarts 0", ""])
+def test_a_server_that_dies_ends_the_job(bench: Bench, restarts: str) -> None:
+    """Also while the others' agents start them again, which are told to stop then."""
+    command = bench.start(*PSRPC, "train", *f"--isolate --epochs 500 {restarts}".split())
     wait_until(lambda: "step " in command.shown(), PATIENCE_S, command.shown)
     os.kill(isolated_rank(command, 0), signal.SIGKILL)
     ended = command.finish()
     assert ended.code == 1
+    assert "Traceback" not in ended.err
     assert ended.lines[-1].startswith("Error: server 0 died, so the job was ended: it would have")
     assert ended.took_s < 2 * SOON_S
     command.leaves_nothing()

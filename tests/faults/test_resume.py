@@ -119,7 +119,9 @@ def test_a_job_that_is_told_to_stop_is_cut_first(bench: Bench, told: tuple[int, 
     (out,) = [each.out for each in go_on(bench, "bounded", 2, 2, epochs) if each.out]
     report = json.loads(out)
     assert report["samples_counted_once"] is True
-    assert [each["samples"] for each in report["epoch_accounts"]] == [400] * epochs
+    # The next one may have begun when the first life was cut: somebody had work of it.
+    done = [each["samples"] for each in report["epoch_accounts"] if each["over"]]
+    assert done == [400] * epochs
     assert report["worker_steps"] < epochs * 80
 
 

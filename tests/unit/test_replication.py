@@ -448,6 +448,7 @@ def test_a_backup_that_is_busy_says_that_it_lives() -> None:
         # More than may lie.
         pushes = [push(pair.primary, pair.stage, 0, clock) for clock in range(40)]
         assert busy.wait(PATIENCE_S)
+        pushes.append(push(pair.primary, pair.stage, 0, 40))  # it has not come with the others
         while not words.empty():
             words.get()
         while words.get(timeout=PATIENCE_S) != Beat():

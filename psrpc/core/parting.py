@@ -103,4 +103,4 @@ class Parting:
     def _go(self, worker: int, told: Left) -> None:
         self.here.discard(worker)
         self._stayed.pop(worker, None)
-        self._told[worker] = told
+        self._told.setdefault(worker, told)  # the death of one that has reported changes nothing

@@ -55,6 +55,14 @@ def test_the_dead_do_not_report_when_they_come_back() -> None:
     assert left(office.bye(Bye(1), 23)) == {23: True}, "as the first time"
 
 
+def test_one_that_has_reported_and_dies_has_reported() -> None:
+    office = parted(2)
+    assert left(office.bye(Bye(0), 20)) == {20: True}
+    office.lose(0)
+    assert left(office.bye(Bye(0), 21)) == {21: True}
+    assert left(office.bye(Bye(1), 22)) == {22: False}
+
+
 def test_one_that_waits_and_dies_is_not_chosen() -> None:
     office = parted()
     office.bye(Bye(1), 21)

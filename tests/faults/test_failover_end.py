@@ -47,9 +47,9 @@ def test_kill_9_of_a_server_while_workers_say_farewell(
     assert script != test_failover.SCRIPT
     monkeypatch.setattr(test_failover, "SCRIPT", script)
     mode = "sync" if plane == "collective" else "async"
-    # Nobody waits for those who have left to come back.
-    strikes = {"STRIKES": moment, "SHARD": str(shard)}
-    job = begin(mode, plane, servers=2, epochs=1, rejoin_s=600.0, **strikes)
+    # Nobody waits until those who have left are taken for dead.
+    given = {"STRIKES": moment, "SHARD": str(shard), "DEAD_AFTER_S": "600"}
+    job = begin(mode, plane, servers=2, epochs=1, **given)
     ended = job.ranks.finish()
     codes = [each.code for each in ended]
     assert sorted(codes) == [-9, 0, 0, 0, 0, 0], job.ranks.shown()

@@ -250,6 +250,45 @@ def test_one_that_a_signal_ended_before_it_could_leave_stays_away(
     assert len(list(bench.folder.glob("began-*"))) == starts
 
 
+TOLD = """
+    import os, signal, sys, time
+
+    def told_again():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if sys.argv[1] == "fork":  # registered first, so it runs before ours is done
+        os.register_at_fork(after_in_parent=told_again)
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from psrpc.launch import _Terminations
+
+    def raises(number, frame):
+        raise SignalException("told", signal.Signals(number))
+
+    try:
+        with _Terminations() as terminations:
+            if sys.argv[1] == "between":
+                told_again()
+                print("noted", flush=True)
+                terminations.matter()
+            else:
+                signal.signal(signal.SIGTERM, raises)  # as torch's launch has it
+                if os.fork() == 0:
+                    os._exit(0)
+                print("forked", flush=True)
+                time.sleep(60)
+    except SignalException:
+        print("raised", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("when", "first"), [("between", "noted"), ("fork", "forked")])
+def test_an_agent_is_told_to_stop_where_it_cannot(bench: Bench, when: str, first: str) -> None:
+    """Between two processes, or within `os.fork`, in which what a handler raises is printed."""
+    bench.write("told.py", TOLD)
+    ended = bench.run("told.py", when, fresh=True)
+    assert (ended.code, ended.out, ended.lines) == (0, f"{first}\nraised\n", [])
+
+
 @pytest.mark.parametrize(
     ("address", "code", "reason"),
     [

@@ -61,6 +61,7 @@ ROOMS = (
     "lifeline",
     "notes",
     "saying",
+    "hosted",
     "forks",
     "promises",
     "modes",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any, TypeVar
 import click
 
 from psrpc._version import __version__
-from psrpc.errors import ConfigError, DeposedError, PsrpcError, UsageError
-from psrpc.scripted import WithScript
+from psrpc.errors import ConfigError, PsrpcError, UsageError
+from psrpc.scripted import OfScript, WithScript
 from psrpc.settings import OPTIONS, TrainSettings, of_the_launcher, parse
 
 _INTERRUPTED = 130
@@ -102,30 +101,33 @@ def train(
             f"--workers {settings.workers} does not fit: torchrun has started {place.world_size} "
             f"processes, which leaves {workers} workers beside {serving} server(s)"
         )
-    from psrpc.lifeline import die_with_launcher
-    from psrpc.notes import confess, failed_already, over_already
-    from psrpc.saying import call_this_process
-    from psrpc.trainer import take_part
+    from psrpc.hosted import hosted
 
-    die_with_launcher()
-    call_this_process(f"psrpc rank {place.rank}")
-    if failed_already() or over_already():
-        sys.exit(0 if over_already() else 1)
-    try:
+    with hosted(place):
+        from psrpc.trainer import take_part
+
         take_part(settings, place)
-    except DeposedError as error:
-        # Not a failure of the job: as a new process it may be of use again.
-        print(f"psrpc: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except PsrpcError as error:
-        if not confess(error):
-            raise
-        sys.exit(error.exit_code)
-    except Exception as error:
-        # Shown here, by the process in which it happened, and nowhere else.
-        traceback.print_exc()
-        confess(_own_failure(error))
-        sys.exit(1)
+
+
+@cli.command(cls=OfScript)
+@click.argument("script", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("-m", "module", is_flag=True, help="SCRIPT is a module, as of python -m")
+@click.option("--servers", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--replicas", type=click.IntRange(0, 1), default=0, show_default=True)
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--revived", is_flag=True, help="servers come back, to run's checkpoints")
+@click.option("--max-restarts", type=click.IntRange(0), default=100, show_default=True)
+@click.option("--interface", help="as of psrpc train")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="of the job's address")
+def launch(**asked: Any) -> None:
+    """Start a script of your own, with a launcher for each of its processes.
+
+    SCRIPT calls psrpc.run, with these --servers and --replicas, and has the arguments that follow
+    it. A process that dies ends no other, and comes back, as with psrpc train --isolate.
+    """
+    from psrpc.isolation import launch_script
+
+    launch_script(**asked)
 
 
 @cli.command()
@@ -365,7 +367,7 @@ def _start(settings: TrainSettings, argv: list[str], *, isolate: bool) -> None:
     with with_a_way_back(settings), agents() as nursery:
         _look_ahead(settings, len(names))
         where = settings.port, settings.max_restarts, settings.interface
-        launch_isolated(nursery, argv, crew, *where)
+        launch_isolated(nursery, ["-m", "psrpc", *argv], crew, *where)
 
 
 def _look_ahead(settings: TrainSettings, processes: int) -> None:
@@ -376,12 +378,6 @@ def _look_ahead(settings: TrainSettings, processes: int) -> None:
         for each in errors:
             _tell(each)
         sys.exit(min(each.exit_code for each in errors))
-
-
-def _own_failure(error: Exception) -> PsrpcError:
-    from psrpc.errors import JobFailedError
-
-    return JobFailedError(f"a process failed: {type(error).__name__}: {error} (traceback above)")
 
 
 def _tell(error: PsrpcError) -> None:

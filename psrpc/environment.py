@@ -35,7 +35,9 @@ class Place:
     `rank` is `JOINS` for one that comes to a job that runs already. `node_of` is the host of every
     rank, by number, and `nodes` are the hosts' names; both are empty if the launcher does not say.
     One that joins is a worker, unless it `becomes` a server: which, of how many, and, if that is
-    to have a backup, by which command, and whether it is the first of the two.
+    to have a backup, by which command, and whether it is the first of the two. `crew` is what
+    `psrpc launch` was told, if that started it: servers, backups of each, and whether servers go
+    back to a checkpoint.
     """
 
     rank: int
@@ -49,6 +51,7 @@ class Place:
     node_of: tuple[int, ...] = ()
     nodes: tuple[str, ...] = ()
     becomes: tuple[int, ...] | None = None
+    crew: tuple[int, ...] = ()
 
     @property
     def joins(self) -> bool:
@@ -75,9 +78,9 @@ def place(variables: Mapping[str, str] | None = None) -> Place | None:
     env = os.environ if variables is None else variables
     if PLACE in env:
         said = json.loads(env[PLACE])
-        node_of, nodes = (tuple(said.pop(name, ())) for name in ("node_of", "nodes"))
+        node_of, nodes, crew = (tuple(said.pop(name, ())) for name in ("node_of", "nodes", "crew"))
         becomes = tuple(said.pop("becomes", None) or ()) or None
-        return Place(**said, node_of=node_of, nodes=nodes, becomes=becomes)
+        return Place(**said, node_of=node_of, nodes=nodes, becomes=becomes, crew=crew)
     needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in needed if name not in env]
     if "RANK" in missing or "WORLD_SIZE" in missing:

@@ -11,17 +11,19 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING
 
-from psrpc import environment
+from psrpc import environment, hosted
 from psrpc.addresses import chosen
 from psrpc.environment import JOINS, Place
-from psrpc.errors import JobFailedError, PeerLostError, PsrpcError
+from psrpc.errors import ConfigError, JobFailedError, PeerLostError, PsrpcError, UsageError
 from psrpc.interrupts import INTERRUPTED, TERMINATED
 from psrpc.launch import child_variables, run_agent
 from psrpc.lifeline import die_with_launcher
@@ -236,28 +238,34 @@ def _server_died(shard: int, crew: Crew) -> JobFailedError:
     backup = " and its backup" if crew.replicas else ""
     text = f"server {shard}{backup} died, so the job was ended"
     if not crew.replicas and not crew.goes_back:
-        text += ": it would have gone on with --replicas 1, or from a checkpoint (--checkpoint-dir)"
+        text += ": it would have gone on with --replicas 1, or from a checkpoint"
+        text += " (psrpc train --checkpoint-dir, psrpc launch --revived)"
     return JobFailedError(text)
 
 
 def launch_isolated(
     nursery: Nursery,
-    arguments: Sequence[str],
+    command: Sequence[str],
     crew: Crew,
     port: int,
     restarts: int,
     interface: str | None = None,
+    *,
+    told: bool = False,
 ) -> None:
-    """Run `python -m psrpc ARGUMENTS` under an agent for each role, and wait for the end.
+    """Run `python COMMAND` under an agent for each role, and wait for the end.
 
-    All listen on `interface` (None: loopback, or what torch's variables say). Blocks. Raises what
-    ended the job, and KeyboardInterrupt; no process is left.
+    With `told` each process learns what it was started for, as its own settings must be. All
+    listen on `interface` (None: loopback, or what torch's variables say). Blocks. Raises what ended
+    the job, and KeyboardInterrupt; no process is left.
     """
     host = chosen(interface or environment.interface() or "lo").address
     store, port = keep_store(host, port)
     world_size = crew.serving + crew.workers
     first = place_of(host, port, uuid.uuid4().hex, world_size=world_size)
-    with terminable(), Roles(nursery, ["-m", "psrpc", *arguments]) as roles:
+    if told:
+        first = replace(first, crew=(crew.servers, crew.replicas, int(crew.goes_back)))
+    with terminable(), Roles(nursery, command) as roles:
         for rank in range(world_size):
             # A server that came back without a backup or a checkpoint would begin afresh.
             comes_back = rank >= crew.serving or crew.replicas or crew.goes_back
@@ -265,6 +273,48 @@ def launch_isolated(
             roles.start(replace(first, rank=rank, local_rank=rank), restarts=often)
         roles.wait(crew)
     del store
+
+
+def launch_script(
+    script: Sequence[str],
+    *,
+    module: bool,
+    servers: int,
+    replicas: int,
+    workers: int,
+    revived: bool,
+    max_restarts: int,
+    interface: str | None,
+    port: int,
+) -> None:
+    """Run a user's script (or a `module`) as `launch_isolated` does psrpc's own command.
+
+    Raises ConfigError or UsageError for what cannot be started.
+    """
+    crew = Crew(servers, replicas, workers, revived)
+    _check_script(script[0], crew, module=module)
+    words = ["-m", *script] if module else script
+    with agents() as nursery:
+        command = ["-m", hosted.MODULE, *words]
+        launch_isolated(nursery, command, crew, port, max_restarts, interface, told=True)
+
+
+def _check_script(name: str, crew: Crew, *, module: bool) -> None:
+    if environment.place() is not None:
+        raise UsageError(
+            "psrpc launch starts the processes itself: under torchrun or srun start only the script"
+        )
+    problems = []
+    if crew.replicas and crew.goes_back:
+        problems.append("--revived is for servers without backups: leave it or --replicas out")
+    if module:
+        top = name.partition(".")[0]
+        if PathFinder.find_spec(top, [os.getcwd(), *sys.path]) is None:
+            problems.append(f"there is no module {top}, here or installed")
+    elif not os.path.isfile(name):
+        problems.append(f"there is no script {name}")
+    if problems:
+        raise ConfigError(problems)
 
 
 def keep_store(host: str, port: int) -> tuple[TCPStore, int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
-from psrpc import addresses
+from psrpc import addresses, hosted
 from psrpc._version import __version__
 from psrpc.environment import SECRET_FILE, Place, choose_interface
 from psrpc.environment import interface as interface_here
@@ -215,5 +215,8 @@ def find(said: str, script: Sequence[str], interface: str | None) -> Running:
     host, port = split(address)
     if lobby.arguments is not None and script:
         raise UsageError(f"the job at {address} was started by psrpc train: give no script")
-    command = list(script) if lobby.arguments is None else ["-m", "psrpc", *lobby.arguments]
+    if lobby.arguments is not None:
+        command = ["-m", "psrpc", *lobby.arguments]
+    else:
+        command = ["-m", hosted.MODULE, *script] if script else []
     return Running(host, port, lobby, lobby.admit(host), command)

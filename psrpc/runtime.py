@@ -32,7 +32,7 @@ from psrpc.replicas import ReplicaNode
 from psrpc.report import Report
 from psrpc.rollcall import RollCall
 from psrpc.saying import one_line_errors
-from psrpc.seating import fellow_workers, role, seated
+from psrpc.seating import check_crew, fellow_workers, role, seated
 from psrpc.spares import spare_node
 from psrpc.store.blueprint import Blueprint, GroupsFactory, OptimizerFactory, draw
 from psrpc.worker import Worker
@@ -90,7 +90,7 @@ def run(
     progress: bool = False,
     progress_samples: int | None = None,
 ) -> Result:
-    """Take this process's part in a job started by torchrun; blocks until the job is done.
+    """Take this process's part in a job of torchrun or psrpc launch; blocks until that is done.
 
     The first `servers` ranks serve parameters, as many more are their backups with `replicas=1`,
     each of the others calls `train(worker)`. `model` is a module, or a class or function that makes
@@ -118,7 +118,7 @@ def run(
         timeouts_s = {"start": start_timeout_s, "collective": collective_timeout_s}
         shards, life = (servers, replicas), elastic or Elastic()
         job = _job(place, shards, mode, names, overlap, seed, timeouts_s, life)
-        job = _with_checkpoints(job, checkpointing, hosts or Hosts())
+        job = _with_checkpoints(job, place, checkpointing, hosts or Hosts())
         _compute_with(threads)
         watch = _Watch(progress, progress_samples)
         return _take_part(job, place, train, model, optimizer, param_groups, device, watch)
@@ -175,7 +175,7 @@ def _place(problems: list[str]) -> Place:
     if place is None:
         raise UsageError(
             "psrpc.run must be started by torchrun: torchrun --nproc-per-node=3 script.py "
-            "(the first `servers` processes serve, the rest work)"
+            "(the first `servers` processes serve, the rest work), or by psrpc launch script.py"
         )
     return place
 
@@ -284,9 +284,12 @@ def _named(key: str, roll: RollCall) -> str:
     return roll.name(int(number)) if number.isdigit() else key
 
 
-def _with_checkpoints(job: Job, checkpointing: Checkpointing | None, hosts: Hosts) -> Job:
+def _with_checkpoints(
+    job: Job, place: Place, checkpointing: Checkpointing | None, hosts: Hosts
+) -> Job:
     job = replace(job, checkpointing=checkpointing, hosts=hosts)
     job.check()
+    check_crew(place, job.servers, job.replicas, goes_back=job.goes_back)
     return job
 
 

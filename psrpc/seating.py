@@ -31,6 +31,17 @@ def seated(place: Place, servers: int, replicas: int, placement: Placement) -> P
     return replace(place, rank=rank_of(place.rank, processes, node_of), node_of=node_of)
 
 
+def check_crew(place: Place, servers: int, replicas: int, *, goes_back: bool) -> None:
+    """Raise ConfigError if `psrpc launch` has started this process for a job of another shape."""
+    if not place.crew or place.crew == (servers, replicas, int(goes_back)):
+        return
+    shape = f"--servers {servers} --replicas {replicas}{' --revived' * goes_back}"
+    raise ConfigError(
+        f"psrpc.run has servers={servers}, replicas={replicas}"
+        f"{' and checkpoints to go back to' * goes_back} here: start it by psrpc launch {shape}"
+    )
+
+
 def role(rank: int, servers: int, replicas: int) -> str:
     """What a rank is called."""
     if rank < servers:

@@ -28,7 +28,7 @@ def script(name: str) -> str:
 def launch_of(script: str) -> list[str]:
     """What torchrun is given to run a script."""
     lines = "".join(blocks("sh")).splitlines()
-    (line,) = (line for line in lines if line.endswith(f" {script}"))
+    (line,) = (x for x in lines if x.startswith("torchrun") and x.endswith(f" {script}"))
     words = shlex.split(line)
     assert words[0] == "torchrun"
     return words[1:]
@@ -87,3 +87,13 @@ def test_psrpc_join_is_there() -> None:
     words = shlex.split(line.split("psrpc join", 1)[1])
     context = cli.commands["join"].make_context("join", words)
     assert context.params["workers"] == 2
+
+
+def test_psrpc_launch_is_there() -> None:
+    lines = [x for block in blocks("sh") for x in block.splitlines() if "psrpc launch" in x]
+    assert len(lines) >= 2
+    for line in lines:
+        words = shlex.split(line.split("psrpc launch", 1)[1])
+        context = cli.commands["launch"].make_context("launch", words)
+        assert context.params["workers"] == 4
+        assert context.params["script"] == ("train.py",)

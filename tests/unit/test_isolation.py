@@ -40,7 +40,7 @@ def ended(crew: Crew, *codes: int | None) -> Roles:
 SINGLE, PAIRS = Crew(2, 0, 1), Crew(2, 1, 1)
 ALONE = (
     "server 1 died, so the job was ended: it would have gone on with --replicas 1, or from a "
-    "checkpoint (--checkpoint-dir)"
+    "checkpoint (psrpc train --checkpoint-dir, psrpc launch --revived)"
 )
 
 

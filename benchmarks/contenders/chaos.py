@@ -91,6 +91,8 @@ class Chaos:
         out = self._program.run([*command, *self._options], {}, killer)
         if not out.strip():
             raise BenchmarkError(f"{self.name}: nobody has reported results")
+        if self._blows.every_s is not None and not killer.killed:
+            raise BenchmarkError(f"{self.name}: nobody was killed; give more --epochs")
         results = json.loads(out)
         return Sample(
             {

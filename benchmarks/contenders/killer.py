@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 from benchmarks import marks, proc
 
 _LOOK_AGAIN_S = 0.2
+_NAME = "psrpc rank "
 
 
 class Killer:
@@ -55,17 +55,17 @@ class Killer:
 
 
 def isolated(marking: str) -> dict[int, int]:
-    """The processes (not their agents) of a `psrpc train --isolate`, and their ranks."""
+    """The processes (not their agents) of a `psrpc train --isolate`, and their ranks.
+
+    They tell it by their names, for as forks they have no environment of their own in `/proc`.
+    """
     ranks: dict[int, int] = {}
     for pid in proc.marked(marking):
         with suppress(OSError):
-            words = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
-            env = dict(word.split("=", 1) for word in words if "=" in word)
-            place = json.loads(env.get("PSRPC_PLACE", "{}"))
-            if "rank" in place:
-                ranks[pid] = place["rank"]
-    # Each is a fork of its agent, with the environment that this was started in.
-    return {pid: rank for pid, rank in ranks.items() if proc.parent(pid) in ranks}
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            if name.startswith(_NAME):
+                ranks[pid] = int(name.removeprefix(_NAME))
+    return ranks
 
 
 def isolated_workers(marking: str, first: int) -> list[int]:

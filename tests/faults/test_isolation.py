@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
+from benchmarks.contenders.killer import Killer, isolated, isolated_servers, isolated_workers
 from psrpc import __version__
 from psrpc.lobby import KEY, look_up
 from psrpc.replication.authority import REPLICAS, Authority
@@ -108,6 +109,24 @@ def test_a_server_that_dies_ends_the_job(bench: Bench, restarts: str) -> None:
     assert "Traceback" not in ended.err
     assert ended.lines[-1].startswith("Error: server 0 died, so the job was ended: it would have")
     assert ended.took_s < 2 * SOON_S
+    command.leaves_nothing()
+
+
+def test_benchmarks_find_whom_to_kill(bench: Bench) -> None:
+    """They look for forks from outside, which have no environment of their own in /proc."""
+    mark = {"PSRPC_TEST_VICTIMS": "here"}
+    options = "--isolate --epochs 500 --replicas 1 --workers 2"
+    command = bench.start(*PSRPC, "train", *options.split(), fresh=True, **mark)
+    wait_until(lambda: "step " in command.shown(), PATIENCE_S, command.shown)
+    mine = "PSRPC_TEST_VICTIMS=here"
+    assert sorted(isolated(mine).values()) == [0, 1, 2, 3]
+    assert isolated_workers(mine, 3) == [isolated_rank(command, 3)]
+    servers = {isolated_rank(command, 0), isolated_rank(command, 1)}
+    with Killer(lambda: isolated_servers(mine, 2), 0.1) as killer:
+        wait_until(lambda: killer.killed, PATIENCE_S, command.shown)
+    assert killer.killed[0][1] in servers
+    command.process.send_signal(signal.SIGINT)
+    command.finish()
     command.leaves_nothing()
 
 

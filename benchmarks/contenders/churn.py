@@ -27,6 +27,7 @@ FIGURES = (PAUSE, USUAL, NOT_BACK, JOINED)
 _PATIENCE_S = 60.0
 _LOOK_AGAIN_S = 0.02
 _WINDOW_S = 2.5
+_ASIDE_S = 0.5
 _BEGIN = 200  # characters that hold a process's first marks
 
 
@@ -133,7 +134,8 @@ def summarize(made: Sequence[Mark], kills: Sequence[float], *, back: bool = True
     built_s = max(m.at_s for m in made if (m.name, m.pid) == (marks.BUILT, joiner))
     figures = {
         PAUSE.name: max(_longest(steps, killed_s, killed_s + _WINDOW_S) for killed_s in kills),
-        USUAL.name: max(_longest(steps, killed_s - _WINDOW_S, killed_s) for killed_s in kills),
+        # Not the step under way at the kill.
+        USUAL.name: max(_longest(steps, s - _WINDOW_S, s - _ASIDE_S) for s in kills),
         JOINED.name: steps[joiner][1] - built_s,
     }
     if back:

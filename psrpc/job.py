@@ -83,8 +83,8 @@ class Checkpointing:
     written). The newest `keep` stay. `resume` is "never", "auto" (the newest good one in
     `directory`; none is no error), or the folder of one. If servers are `revived`, the job goes
     back to its newest checkpoint when one without a backup dies, as soon as its launcher has
-    started it again; every process needs a launcher of its own then, and the store one that
-    stays.
+    started it again: `psrpc launch --revived`. Every process needs a launcher of its own then,
+    and the store one that stays.
     """
 
     directory: str

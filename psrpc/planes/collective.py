@@ -56,8 +56,8 @@ class CollectiveLink:
 
     def open(self, layout: ShardLayout) -> Buffers:
         """See `Link`. On the CPU, weights may land where the group writes them."""
-        self._staging = Staging(layout, self._device)
         in_place = self._device.type == "cpu" and not self._moves
+        self._staging = Staging(layout, self._device, apart=in_place)
         weights = self._staging.weights if in_place else layout.empty()
         return self._begin(Buffers(weights, lambda side: layout.empty()))
 

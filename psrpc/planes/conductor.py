@@ -327,19 +327,22 @@ class Conductor:
         return self._staging.total()
 
     def _spread(self, round_: Round) -> None:
-        """Send weights and the answer to a round's workers; those who miss it come again."""
+        """Send weights and the answer to a round's workers; those who miss it come again.
+
+        If there are none, the round is broken: then all of them do.
+        """
         assert round_.group is not None
         first = round_.answers[0][0] if round_.answers else None
         alike = isinstance(first, Stepped) and all(r == first for r, _ in round_.answers)
         weights = next((w for r, w in round_.answers if isinstance(r, Stepped)), None)
-        self._staging.put(
-            self._staging.weights if weights is None else weights,
-            first if isinstance(first, Stepped) and alike else None,
-        )
-        try:
-            round_.group.broadcast(self._staging.spread)
-        except PeerLostError:
+        if weights is None:
             self._drop(round_)
+        else:
+            self._staging.put(weights, first if isinstance(first, Stepped) and alike else None)
+            try:
+                round_.group.broadcast(self._staging.spread)
+            except PeerLostError:
+                self._drop(round_)
         round_.answers = []
         self._forget(round_)
 

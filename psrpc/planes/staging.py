@@ -21,27 +21,39 @@ class Staging:
 
     `sums` are what is reduced, one tensor for each dtype that is added up in: half
     precision is added up in float32, complex numbers as pairs. `spread` is what is
-    broadcast: a reply for all of its workers, and `weights`, which are views of it.
+    broadcast: a reply for all of its workers, and `weights`, which are views of it. Both are the
+    same memory, for no sum is needed any more when weights are sent; unless they are `apart`, where
+    the weights are a model's.
     """
 
-    def __init__(self, layout: ShardLayout, device: torch.device) -> None:
+    def __init__(self, layout: ShardLayout, device: torch.device, *, apart: bool = False) -> None:
         self._dtypes = [torch_dtype(segment.dtype) for segment in layout.segments]
-        reals = [
-            s.numel << d.is_complex for s, d in zip(layout.segments, self._dtypes, strict=True)
-        ]
+        numels = [segment.numel for segment in layout.segments]
+        sizes = [n * dtype.itemsize for n, dtype in zip(numels, self._dtypes, strict=True)]
+        rooms = [_padded(size) for size in (_HEAD, *sizes)]
+        summed = [_summed_in(dtype) for dtype in self._dtypes]
+        reals = [n << dtype.is_complex for n, dtype in zip(numels, self._dtypes, strict=True)]
+        addends = [_padded(n * kind.itemsize) for n, kind in zip(reals, summed, strict=True)]
+        memory = torch.zeros(
+            sum(addends) if apart else max(sum(addends), sum(rooms)),
+            dtype=torch.uint8,
+            device=device,
+        )
         self.sums: list[torch.Tensor] = []
         self._addends = [torch.empty(0)] * len(reals)
+        begin = 0
         for dtype in (torch.float32, torch.float64):
-            mine = [i for i, kind in enumerate(self._dtypes) if _summed_in(kind) is dtype]
+            mine = [i for i, kind in enumerate(summed) if kind is dtype]
             if mine:
-                room = [_padded(reals[i]) for i in mine]
-                self.sums.append(torch.zeros(sum(room), dtype=dtype, device=device))
-                for i, part in zip(mine, self.sums[-1].split(room), strict=True):
+                rows = [addends[i] // dtype.itemsize for i in mine]
+                size = sum(rows) * dtype.itemsize
+                self.sums.append(memory[begin : begin + size].view(dtype))
+                begin += size
+                for i, part in zip(mine, self.sums[-1].split(rows), strict=True):
                     self._addends[i] = part[: reals[i]]
-        sizes = [s.numel * d.itemsize for s, d in zip(layout.segments, self._dtypes, strict=True)]
-        room = [_padded(size) for size in (_HEAD, *sizes)]
-        self.spread = torch.zeros(sum(room), dtype=torch.uint8, device=device)
-        self._head, *rest = self.spread.split(room)
+        own = torch.zeros(sum(rooms), dtype=torch.uint8, device=device) if apart else memory
+        self.spread = own[: sum(rooms)]
+        self._head, *rest = self.spread.split(rooms)
         self.weights = [
             part[:size].view(dtype)
             for part, size, dtype in zip(rest, sizes, self._dtypes, strict=True)
@@ -70,7 +82,7 @@ class Staging:
     def put(self, weights: Sequence[torch.Tensor], reply: Stepped | None) -> bool:
         """Make ready what is to be broadcast; returns whether there is room for the reply.
 
-        Without one whoever gets this is to ask for his own.
+        Without one whoever gets this is to ask for his own. The sums are gone then.
         """
         data = b"" if reply is None else codec.encode(reply)
         fits = len(data) <= _HEAD - _LENGTH

@@ -65,6 +65,11 @@ def stepped(bench: Bench) -> list[Any]:
     return list(bench.folder.glob("stepped-*"))
 
 
+def checkpoints(bench: Bench) -> set[Any]:
+    """The checkpoints that are made."""
+    return set(bench.folder.glob("kept/checkpoint-????????"))
+
+
 def in_a_hurry(command: Command, bench: Bench) -> dict[str, Any]:
     """Let the job end, and see that each sample is in the weights once."""
     (bench.folder / "hurry").touch()
@@ -102,11 +107,13 @@ def test_a_worker_that_dies_comes_back_and_others_join(bench: Bench) -> None:
 
 def test_a_server_goes_back_to_a_checkpoint(bench: Bench) -> None:
     command = launch(bench, "--revived", "back")
-    wait_until(lambda: list(bench.folder.glob("kept/*")), PATIENCE_S, command.shown)
-    os.kill(isolated_rank(command, 0), signal.SIGKILL)
-    # Only one that has served can leave another checkpoint.
-    before = set(bench.folder.glob("kept/*"))
-    wait_until(lambda: set(bench.folder.glob("kept/*")) - before, PATIENCE_S, command.shown)
+    wait_until(lambda: checkpoints(bench), PATIENCE_S, command.shown)
+    before = isolated_rank(command, 0)
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: before not in command.pids(), PATIENCE_S, command.shown)
+    made = checkpoints(bench)
+    # Only a server that came back can make another one.
+    wait_until(lambda: checkpoints(bench) - made, PATIENCE_S, command.shown)
     in_a_hurry(command, bench)
 
 

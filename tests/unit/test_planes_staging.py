@@ -34,6 +34,30 @@ def test_two_tensors_are_reduced_however_many_segments_there_are() -> None:
     assert Staging(ShardLayout((), ()), CPU).sums == []
 
 
+def test_sums_and_what_is_spread_are_one_memory_unless_apart() -> None:
+    """A server's sums are used when weights are sent; a worker's weights may be its model's."""
+    staging = Staging(LAYOUT, CPU)
+    held = {total.untyped_storage().data_ptr() for total in (*staging.sums, staging.spread)}
+    assert len(held) == 1
+    apart, weights = Staging(LAYOUT, CPU, apart=True), some(3)
+    apart.put(weights, None)
+    apart.load(some(1), 1.0)
+    for kept, put in zip(apart.weights, weights, strict=True):
+        assert torch.equal(kept, put)
+
+
+@pytest.mark.parametrize("dtypes", [("bfloat16",), ("float32",), ("float64", "float16"), ()])
+def test_there_is_room_for_either(dtypes: tuple[str, ...]) -> None:
+    layout = ShardLayout(tuple(Segment(0, dtype, 1001) for dtype in dtypes), ())
+    staging = Staging(layout, CPU)
+    ones = [torch.ones_like(flat) for flat in layout.empty()]
+    staging.load(ones, 1.0)
+    assert all(torch.equal(total, one) for total, one in zip(staging.total(), ones, strict=True))
+    assert staging.put(ones, Stepped(1, 0))
+    assert staging.reply() == Stepped(1, 0)
+    assert all(torch.equal(got, one) for got, one in zip(staging.weights, ones, strict=True))
+
+
 def test_gradients_are_added_up_by_their_weights() -> None:
     staging, other, first, second = Staging(LAYOUT, CPU), Staging(LAYOUT, CPU), some(1), some(2)
     staging.load(first, 0.25)

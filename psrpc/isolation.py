@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -251,19 +252,19 @@ def launch_isolated(
     restarts: int,
     interface: str | None = None,
     *,
-    told: bool = False,
+    script: Sequence[str] = (),
 ) -> None:
     """Run `python COMMAND` under an agent for each role, and wait for the end.
 
-    With `told` each process learns what it was started for, as its own settings must be. All
-    listen on `interface` (None: loopback, or what torch's variables say). Blocks. Raises what ended
-    the job, and KeyboardInterrupt; no process is left.
+    If that runs a user's `script`, each process learns what it was started for, as its own settings
+    must be. All listen on `interface` (None: loopback, or what torch's variables say). Blocks.
+    Raises what ended the job, and KeyboardInterrupt; no process is left.
     """
     host = chosen(interface or environment.interface() or "lo").address
-    store, port = keep_store(host, port)
+    store, port = keep_store(host, port, script)
     world_size = crew.serving + crew.workers
     first = place_of(host, port, uuid.uuid4().hex, world_size=world_size)
-    if told:
+    if script:
         first = replace(first, crew=(crew.servers, crew.replicas, int(crew.goes_back)))
     with terminable(), Roles(nursery, command) as roles:
         for rank in range(world_size):
@@ -296,7 +297,7 @@ def launch_script(
     words = ["-m", *script] if module else script
     with agents() as nursery:
         command = ["-m", hosted.MODULE, *words]
-        launch_isolated(nursery, command, crew, port, max_restarts, interface, told=True)
+        launch_isolated(nursery, command, crew, port, max_restarts, interface, script=words)
 
 
 def _check_script(name: str, crew: Crew, *, module: bool) -> None:
@@ -317,8 +318,10 @@ def _check_script(name: str, crew: Crew, *, module: bool) -> None:
         raise ConfigError(problems)
 
 
-def keep_store(host: str, port: int) -> tuple[TCPStore, int]:
+def keep_store(host: str, port: int, script: Sequence[str] = ()) -> tuple[TCPStore, int]:
     """Keep a job's store for as long as the first result lives; the second is its port.
+
+    Says how others join, who need the `script` of the job if it has one.
 
     Raises AddressError if that cannot be had.
     """
@@ -335,7 +338,8 @@ def keep_store(host: str, port: int) -> tuple[TCPStore, int]:
         wait_for_workers=False,
         master_listen_fd=listener.detach(),
     )
-    say(f"more workers may come: psrpc join {host}:{port}")
+    words = ["--", *script] if script[:1] == ["-m"] else script
+    say(f"more workers may come: {shlex.join(['psrpc', 'join', f'{host}:{port}', *words])}")
     return store, port
 
 

@@ -96,8 +96,9 @@ def test_a_worker_that_dies_comes_back_and_others_join(bench: Bench) -> None:
     until_stepped(command, bench, 2)
     os.kill(isolated_rank(command, 2), signal.SIGKILL)
     until_stepped(command, bench)
-    (address,) = re.findall(r"psrpc join (\S+)", command.shown())
-    joined = bench.start(*PSRPC, "join", address, "train.py", "train", "1", "0")
+    (words,) = re.findall(r"psrpc (join .*)", command.shown())
+    assert words.endswith(" train.py train 1 0")
+    joined = bench.start(*PSRPC, *words.split())
     until_stepped(command, bench)
     assert in_a_hurry(command, bench)["workers_lost"] == 1
     there = joined.finish()
@@ -140,12 +141,15 @@ def test_an_error_of_the_users_ends_the_job(bench: Bench) -> None:
     command.leaves_nothing()
 
 
-def test_a_module(bench: Bench) -> None:
+def test_a_module_which_others_join(bench: Bench) -> None:
     bench.write("train.py", SCRIPT)
-    (bench.folder / "hurry").touch()
-    ended = bench.run(*PSRPC, "launch", "--workers", "1", "-m", "train", "train", "1", "0")
-    assert ended.code == 0, ended.err
-    assert json.loads(ended.out)["samples_counted_once"] is True
+    command = bench.start(*PSRPC, "launch", "--workers", "1", "-m", "train", "train", "1", "0")
+    until_stepped(command, bench)
+    (words,) = re.findall(r"psrpc (join .*)", command.shown())
+    joined = bench.start(*PSRPC, *words.split())
+    until_stepped(command, bench)
+    in_a_hurry(command, bench)
+    assert joined.finish().code == 0
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130)])

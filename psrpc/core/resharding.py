@@ -80,7 +80,7 @@ class Resharding:
         self._stranded: list[Token] = []  # of workers that have lost a server meanwhile
         self._behind: dict[int, set[int]] = {}  # by layout: workers that may not know of it
         self._out: list[Decision] = []
-        self._settled: Settled | None = None  # what was said of the present layout
+        self._settled: dict[int, Settled] = {}  # by layout that is or was in force: what was said
         self._own: list[Cut | Settled | Retire] = []
 
     @property
@@ -236,8 +236,9 @@ class Resharding:
         self, ready: Ready, token: Token, shard: ShardCore, here: Collection[int]
     ) -> list[Decision]:
         change, server = self._change, ready.worker
-        if self._settled is not None and ready.layout == self.layout:
-            return [Answer(token, self._settled, "that layout is in force")]
+        if ready.layout in self._settled:
+            # Or was: whoever takes a dead one's place may not have heard of a later one.
+            return [Answer(token, self._settled[ready.layout], "that layout is in force")]
         if change is None or ready.layout != change.layout:
             return [Answer(token, Again(), "that layout was given up")]
         fresh = server >= change.before
@@ -267,7 +268,8 @@ class Resharding:
         self.seats = tuple(change.seats[server] for server in range(change.servers))
         self._behind[self.layout] = set(here)
         self._newsroom.servers = change.servers
-        settled = self._settled = Settled(self.layout, change.servers, self._newsroom.said + 1)
+        settled = Settled(self.layout, change.servers, self._newsroom.said + 1)
+        self._settled[self.layout] = settled
         self._say(settled)
         why = f"layout {self.layout} is in force"
         told = [Answer(token, settled, why) for token in change.waiting.values()]

@@ -125,6 +125,21 @@ def test_a_change_is_in_force_when_the_last_server_is_ready() -> None:
     assert found == Servers(1, (seat(0), seat(1)))
 
 
+def test_who_takes_a_new_servers_place_later_hears_that_it_was_one() -> None:
+    """After another change, too, of which the heir has not heard: by then workers may follow it."""
+    parley = agreed()
+    parley.about(Offer(1, SPARE, 2), 3)
+    first = parley.cut()
+    parley.ready(0, first, 4)
+    parley.ready(1, first, 5)
+    assert parley.scale(1) == Agreed(2, 1)
+    parley.shard.cut(parley.cut_of_two())
+    parley.ready(0, parley.latest, 6)
+    assert parley.core.resharding.layout == 2
+    heir = Ready(1, first.layout, error="it has died")
+    assert answers(parley.about(heir, 7)) == {7: Settled(1, 2, heard=2)}
+
+
 def test_a_worker_that_lost_a_server_hears_what_becomes_of_the_change() -> None:
     parley = agreed(servers=1, before=2)
     resharding = parley.core.resharding

@@ -95,6 +95,11 @@ def test_an_heir_that_cannot_hear_of_a_cut_that_it_did_not_halt_for_is_found_out
     assert "it has halted for no layout" in fails("async", 400)
 
 
+def test_an_heir_hears_of_a_layout_that_is_in_force_no_more() -> None:
+    """Of a new server that died: a later change has come into force before the heir asks."""
+    migrate("backup", 300_089, churn=True)
+
+
 def test_the_command_replays_a_seed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--mode", "sync", "--seed", "3", "--churn", "--trace"]) == 0
     assert "server 0 <- " in capsys.readouterr().out

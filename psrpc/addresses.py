@@ -166,6 +166,6 @@ def listen(address: str, port: int) -> socket.socket:
     except OSError as error:
         raise AddressError(
             f"rank 0 cannot listen on {address}:{port} ({error.strerror or error}): choose another "
-            "port (--master-port of torchrun, --port of psrpc train)"
+            "port (--master-port of torchrun, --port of psrpc train and psrpc launch)"
         ) from error
     return listener

@@ -115,15 +115,17 @@ def train(
 @click.option("--servers", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--replicas", type=click.IntRange(0, 1), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--revived", is_flag=True, help="servers come back, to run's checkpoints")
+@click.option("--revived", is_flag=True, help="as Checkpointing(revived=True): servers come back")
 @click.option("--max-restarts", type=click.IntRange(0), default=100, show_default=True)
-@click.option("--interface", help="as of psrpc train")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="of the job's address")
+@click.option("--interface", help="network interface to listen on  [loopback]")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="of its store  [a free one]")
 def launch(**asked: Any) -> None:
-    """Start a script of your own, with a launcher for each of its processes.
+    """Run your script, a launcher for each process.
 
-    SCRIPT calls psrpc.run, with these --servers and --replicas, and has the arguments that follow
-    it. A process that dies ends no other, and comes back, as with psrpc train --isolate.
+    SCRIPT calls psrpc.run, with these --servers and --replicas; options stand before it, and what
+    follows it is its own. A process that dies ends no other, and comes back, as with psrpc train
+    --isolate. By the address that is shown first others join (psrpc join). Ends with 0 when the job
+    and all of the script are done, 1 when something failed, 2 for wrong usage, 130 when stopped.
     """
     from psrpc.isolation import launch_script
 
@@ -203,16 +205,14 @@ def join(
     HOST:PORT is what the job showed at its start, FILE its --address-file. A job of `psrpc train`
     tells its options by itself; for one of a script of your own, give SCRIPT and its arguments.
     """
-    from psrpc.isolation import agents, launch_joiners, place_of
+    from psrpc.isolation import agents, launch_joiners
 
     with agents() as nursery:
         from psrpc.lobby import find
 
         job = find(address, script, interface)
         job.check_command()
-        size = job.lobby.world_size
-        place = place_of(job.host, job.port, job.lobby.job, world_size=size, one_host=job.one_host)
-        launch_joiners(nursery, job.command, place, workers, max_restarts)
+        launch_joiners(nursery, job.command, job.place, workers, max_restarts)
 
 
 @cli.command(cls=WithScript)

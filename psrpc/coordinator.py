@@ -18,8 +18,8 @@ from psrpc.core.ledger import Ledger
 from psrpc.core.shard import ShardCore
 from psrpc.counts import Reshard
 from psrpc.desk import Answers, Call, Desk, lost_a_server, resolve, worker_failed
-from psrpc.errors import ConfigError, JobFailedError, ProtocolError, PsrpcError, encode
-from psrpc.job import PROTOCOL, Job
+from psrpc.errors import JobFailedError, ProtocolError, PsrpcError, encode
+from psrpc.job import PROTOCOL, Job, check_alike
 from psrpc.messages import (
     Acquire,
     Bye,
@@ -40,7 +40,7 @@ from psrpc.messages import (
 )
 from psrpc.meter import Meter
 from psrpc.modes import OnFailure, OnPoison
-from psrpc.moves import ABOUT_SERVERS, Agreed, Moved, Retire, Scale, Settled
+from psrpc.moves import ABOUT_SERVERS, Agreed, Moved, Offer, Retire, Scale, Settled
 from psrpc.orders import Cut, PutPart, Watch
 from psrpc.planes import base
 from psrpc.planes.base import Landing
@@ -91,7 +91,6 @@ class Coordinator:
         self.reshards: Callable[[], tuple[Reshard, ...]] = tuple
         # A worker lost a server: to be looked into, on another thread.
         self.suspect: Callable[[PsrpcError], None] | None = None
-        self._signature = blueprint.signature
         self._model, self._blueprint = model, blueprint
         self._take_rest()
         self._lock = threading.Lock()
@@ -112,6 +111,7 @@ class Coordinator:
             GetFrozen: lambda request, call: [(call, (Done(), self._frozen))],
             GetStats: self._get_stats,
             **dict.fromkeys(ABOUT_SERVERS, self._word(lambda *word: self.core.reshard(*word))),
+            Offer: self._offer,
             Scale: self._scale,
         }
         server.observe = self.meter.count
@@ -285,15 +285,16 @@ class Coordinator:
                 f"{who} speaks version {request.protocol} of the protocol, this server "
                 f"{PROTOCOL}: install the same psrpc everywhere"
             )
-        ours = dict(self.job.settings)
-        differing = [
-            f"{name} is {text} on {who} and {ours.get(name)} on the server"
-            for name, text in request.settings
-            if ours.get(name) != text
-        ]
-        if differing:
-            raise ConfigError(f"{line}; give every process the same" for line in differing)
-        compare(request.model, self._signature, who)
+        self._compare(request, who)
+
+    def _offer(self, request: Offer, call: Call) -> Answers:
+        self._compare(request, f"the new server {request.worker}")
+        return self._word(self.core.reshard)(request, call)
+
+    def _compare(self, request: Register | Offer, who: str) -> None:
+        ours = (*self.job.settings, *self._blueprint.options)
+        check_alike(request.settings, ours, who)
+        compare(request.model, self._blueprint.signature, who)
 
     def _word(
         self, decide: Callable[[Any, Token, ShardCore], Sequence[Decision]]

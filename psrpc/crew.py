@@ -31,6 +31,7 @@ from psrpc.messages import (
     Welcome,
 )
 from psrpc.planes.base import Link, Payload, Pending
+from psrpc.store.blueprint import Blueprint
 
 _ATTEMPTS = 5  # to come to the job, while it takes this worker for dead
 _LOOK_UP_S = 0.1  # how often whoever waits for others looks whether it was asked to leave
@@ -88,7 +89,7 @@ class Crew:
             if not self.leave_soon.is_set():
                 raise
 
-    def register(self, model: tuple[tuple[str, tuple[int, ...], str], ...]) -> Welcome:
+    def register(self, drawn: Blueprint) -> Welcome:
         """Come to the job, or come back to it; blocks until it begins.
 
         Raises ClosedError if this worker is asked to leave meanwhile.
@@ -100,8 +101,8 @@ class Crew:
             request = Register(
                 self.process,
                 PROTOCOL,
-                model,
-                self.job.settings,
+                drawn.signature,
+                (*self.job.settings, *drawn.options),
                 rank=self.rank,
                 serial=self.generation,
                 layout=self._follower.layout,

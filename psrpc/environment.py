@@ -36,8 +36,8 @@ class Place:
     rank, by number, and `nodes` are the hosts' names; both are empty if the launcher does not say.
     One that joins is a worker, unless it `becomes` a server: which, of how many, and, if that is
     to have a backup, by which command, and whether it is the first of the two. `crew` is what
-    `psrpc launch` was told, if that started it: servers, backups of each, and whether servers go
-    back to a checkpoint.
+    whoever started it was told, if it was, or has found: servers, backups of each, and whether
+    servers go back to a checkpoint.
     """
 
     rank: int
@@ -66,6 +66,31 @@ class Place:
     def one_host(self) -> bool:
         """Whether all processes of the job run on this host."""
         return self.local_world_size == self.world_size
+
+
+def place_of(
+    address: str,
+    port: int,
+    job: str,
+    *,
+    world_size: int,
+    one_host: bool = True,
+    becomes: tuple[int, ...] | None = None,
+    crew: tuple[int, ...] = (),
+) -> Place:
+    """Where a process that joins a job stands: on its one host, or on one of several."""
+    return Place(
+        rank=JOINS,
+        world_size=world_size,
+        local_rank=0,
+        local_world_size=world_size if one_host else 1,
+        address=address,
+        port=port,
+        agent_keeps_store=True,
+        job=job,
+        becomes=becomes,
+        crew=crew,
+    )
 
 
 def place(variables: Mapping[str, str] | None = None) -> Place | None:

@@ -12,23 +12,21 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING
 
 from psrpc import environment, hosted
 from psrpc.addresses import chosen
-from psrpc.environment import JOINS, Place
+from psrpc.environment import Place, place_of
 from psrpc.errors import ConfigError, JobFailedError, PeerLostError, PsrpcError, UsageError
 from psrpc.interrupts import INTERRUPTED, TERMINATED
 from psrpc.launch import child_variables, run_agent
 from psrpc.lifeline import die_with_launcher
-from psrpc.notes import Notes
+from psrpc.notes import Notes, failed_already
 from psrpc.nursery import Forked, Nursery
 from psrpc.saying import call_this_process, say
 
@@ -39,29 +37,6 @@ _LOOK_AGAIN_S = 0.1
 _GRACE_S = 5.0  # from a failure until what still runs is ended
 _STOP_S = 3.0  # what agents give their processes to end
 _LONGER_S = 3.0  # and what they themselves are given beside
-
-
-def place_of(
-    address: str,
-    port: int,
-    job: str,
-    *,
-    world_size: int,
-    one_host: bool = True,
-    becomes: tuple[int, ...] | None = None,
-) -> Place:
-    """Where a process that joins a job stands: on its one host, or on one of several."""
-    return Place(
-        rank=JOINS,
-        world_size=world_size,
-        local_rank=0,
-        local_world_size=world_size if one_host else 1,
-        address=address,
-        port=port,
-        agent_keeps_store=True,
-        job=job,
-        becomes=becomes,
-    )
 
 
 @dataclass(frozen=True)
@@ -194,9 +169,10 @@ class Roles:
         ]
 
     def _reason(self, crew: Crew) -> PsrpcError | None:
-        if self._served(crew) and not self._failed(crew, confessed=False):
-            return None  # whoever failed after that was too late to matter
         confessed = self._notes.failure()
+        if self._served(crew) and not self._failed(crew, confessed=False):
+            # To those that it lost then, the job's end mattered; what else failed is the user's.
+            return None if isinstance(confessed, PeerLostError) else confessed
         if confessed is not None and not isinstance(confessed, PeerLostError):
             return confessed
         for shard in range(crew.servers):
@@ -263,9 +239,8 @@ def launch_isolated(
     host = chosen(interface or environment.interface() or "lo").address
     store, port = keep_store(host, port, script)
     world_size = crew.serving + crew.workers
-    first = place_of(host, port, uuid.uuid4().hex, world_size=world_size)
-    if script:
-        first = replace(first, crew=(crew.servers, crew.replicas, int(crew.goes_back)))
+    told = (crew.servers, crew.replicas, int(crew.goes_back)) if script else ()
+    first = place_of(host, port, uuid.uuid4().hex, world_size=world_size, crew=told)
     with terminable(), Roles(nursery, command) as roles:
         for rank in range(world_size):
             # A server that came back without a backup or a checkpoint would begin afresh.
@@ -293,14 +268,14 @@ def launch_script(
     Raises ConfigError or UsageError for what cannot be started.
     """
     crew = Crew(servers, replicas, workers, revived)
-    _check_script(script[0], crew, module=module)
     words = ["-m", *script] if module else script
+    _check_script(words, crew)
     with agents() as nursery:
         command = ["-m", hosted.MODULE, *words]
         launch_isolated(nursery, command, crew, port, max_restarts, interface, script=words)
 
 
-def _check_script(name: str, crew: Crew, *, module: bool) -> None:
+def _check_script(words: Sequence[str], crew: Crew) -> None:
     if environment.place() is not None:
         raise UsageError(
             "psrpc launch starts the processes itself: under torchrun or srun start only the script"
@@ -308,12 +283,8 @@ def _check_script(name: str, crew: Crew, *, module: bool) -> None:
     problems = []
     if crew.replicas and crew.goes_back:
         problems.append("--revived is for servers without backups: leave it or --replicas out")
-    if module:
-        top = name.partition(".")[0]
-        if PathFinder.find_spec(top, [os.getcwd(), *sys.path]) is None:
-            problems.append(f"there is no module {top}, here or installed")
-    elif not os.path.isfile(name):
-        problems.append(f"there is no script {name}")
+    if why := hosted.why_not(words):
+        problems.append(why)
     if problems:
         raise ConfigError(problems)
 
@@ -370,4 +341,5 @@ def _be_agent() -> int:
     if apart:
         os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # its process is told, and the launcher decides
-    return run_agent(command, restarts, patience_s=patience_s)
+    again = lambda: not failed_already()  # noqa: E731
+    return run_agent(command, restarts, patience_s=patience_s, again=again)

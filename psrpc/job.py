@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -72,6 +73,20 @@ class Elastic:
         times = (("dead_after_s", self.dead_after_s), ("rejoin_timeout_s", self.rejoin_timeout_s))
         problems += [f"{name} must be above 0 s, not {s:g}" for name, s in times if not s > 0]
         return problems
+
+
+def check_alike(
+    theirs: Sequence[tuple[str, str]], ours: Sequence[tuple[str, str]], who: str
+) -> None:
+    """Raise ConfigError with all settings that `who` has otherwise than the server."""
+    known = dict(ours)
+    differing = [
+        f"{name} is {text} on {who} and {known[name]} on the server"
+        for name, text in theirs
+        if known.get(name, text) != text
+    ]
+    if differing:
+        raise ConfigError(f"{line}; give every process the same" for line in differing)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from psrpc import addresses, hosted
 from psrpc._version import __version__
-from psrpc.environment import SECRET_FILE, Place, choose_interface
+from psrpc.environment import SECRET_FILE, Place, choose_interface, place_of
 from psrpc.environment import interface as interface_here
 from psrpc.errors import AddressError, ConfigError, SecretError, UsageError
 from psrpc.job import Job
@@ -36,7 +36,8 @@ class Lobby:
     the name of the user's. `world_size` and `servers` are what the job was started with. `one_host`
     is whether all of that is on one host, `loopback` whether nobody else can reach it.
     `unscalable` is why servers cannot be added or removed, if they cannot; `replicas` are the
-    backups that each has. A process of it that is silent for `dead_after_s` is taken for dead.
+    backups that each has. A process of it that is silent for `dead_after_s` is taken for dead, and
+    servers of one that `goes_back` come back to a checkpoint.
     """
 
     job: str
@@ -50,6 +51,12 @@ class Lobby:
     unscalable: str = ""
     replicas: int = 0
     dead_after_s: float = 10.0
+    goes_back: bool = False
+
+    @property
+    def crew(self) -> tuple[int, ...]:
+        """See `Place.crew`."""
+        return (self.servers, self.replicas, int(self.goes_back))
 
     def admit(self, host: str) -> bool:
         """Whether a worker here is on the job's one host; `host` is the address of its store.
@@ -82,6 +89,7 @@ def publish_lobby(rendezvous: Rendezvous, job: Job, place: Place) -> None:
         unscalable=job.unscalable,
         replicas=job.replicas,
         dead_after_s=job.elastic.dead_after_s,
+        goes_back=job.goes_back,
     )
     rendezvous.announce(KEY, json.dumps(vars(lobby)))
     if job.hosts.address_file is not None:
@@ -193,6 +201,14 @@ class Running:
         """HOST:PORT, as it was given."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def place(self) -> Place:
+        """Where a worker that joins it here stands."""
+        size, crew = self.lobby.world_size, self.lobby.crew
+        return place_of(
+            self.host, self.port, self.lobby.job, world_size=size, one_host=self.one_host, crew=crew
+        )
+
     def check_command(self) -> None:
         """Raise UsageError unless it is known what to run."""
         if not self.command:
@@ -215,6 +231,8 @@ def find(said: str, script: Sequence[str], interface: str | None) -> Running:
     host, port = split(address)
     if lobby.arguments is not None and script:
         raise UsageError(f"the job at {address} was started by psrpc train: give no script")
+    if script and (why := hosted.why_not(script)):
+        raise UsageError(why)
     if lobby.arguments is not None:
         command = ["-m", "psrpc", *lobby.arguments]
     else:

@@ -89,12 +89,15 @@ class AwaitScale(Request):
 class Offer(Request):
     """A new process wants to be server `worker` of `servers`; `process` is its number.
 
-    Answered with the cut from which it is to begin. `attempt` counts its offers.
+    Answered with the cut from which it is to begin. `attempt` counts its offers; `model` and
+    `settings` are as in `Register`.
     """
 
     process: int
     servers: int
     attempt: int = 0
+    model: tuple[tuple[str, tuple[int, ...], str], ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -62,20 +62,36 @@ def confess(error: PsrpcError) -> bool:
 
     Returns False if no launcher of ours asked for it, or it is gone.
     """
+    return _confess(_note_of(error)) is not None
+
+
+def confess_news(error: PsrpcError) -> bool:
+    """The same; returns whether no other process had written down just that before."""
+    note = _note_of(error)
+    return _confess(note) != note
+
+
+def _note_of(error: PsrpcError) -> bytes:
+    return json.dumps(encode(error)).encode()
+
+
+def _confess(said: bytes) -> bytes | None:
+    """Returns what was written down before; None if nobody wants to know."""
     path = environment.failure_file()
     try:
         note = None if path is None else os.open(path, os.O_RDWR)
     except OSError:
-        return False
+        return None
     if note is None:
-        return False
+        return None
     try:
         fcntl.flock(note, fcntl.LOCK_EX)
-        if not os.fstat(note).st_size:
-            os.write(note, json.dumps(encode(error)).encode())
+        before = os.pread(note, os.fstat(note).st_size, 0)
+        if not before:
+            os.write(note, said)
     finally:
         os.close(note)
-    return True
+    return before
 
 
 def over_already() -> bool:

@@ -19,6 +19,7 @@ from psrpc.core.seats import Placement
 from psrpc.display import ProgressLine
 from psrpc.environment import Place
 from psrpc.errors import ConfigError, JobOverError, ModelError, PsrpcError, UsageError
+from psrpc.hosted import note_run
 from psrpc.interrupts import Interrupts
 from psrpc.job import Backend, Checkpointing, Elastic, Hosts, Job, NonFinite, PlaneChoice
 from psrpc.lives import LifeNode
@@ -169,6 +170,7 @@ def _take_part(
 
 
 def _place(problems: list[str]) -> Place:
+    note_run()
     if problems:
         raise ConfigError(problems)
     place = environment.place()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 
 from psrpc.core.decisions import some_servers
 from psrpc.environment import Place
 from psrpc.errors import JobOverError, PeerLostError, PsrpcError, ScaleError
-from psrpc.isolation import Roles, place_of, terminable
+from psrpc.isolation import Roles, terminable
 from psrpc.job import PlaneChoice
 from psrpc.lobby import Lobby, Running
 from psrpc.messages import Reply
@@ -44,10 +45,7 @@ def scale(nursery: Nursery, job: Running, servers: int) -> None:
         raise ScaleError(f"the job at {job.address} cannot be scaled: {job.lobby.unscalable}")
 
     def place(becomes: tuple[int, ...] | None = None) -> Place:
-        name, size = job.lobby.job, job.lobby.world_size
-        return place_of(
-            job.host, job.port, name, world_size=size, one_host=job.one_host, becomes=becomes
-        )
+        return replace(job.place, becomes=becomes)
 
     with (
         terminable(),

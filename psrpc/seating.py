@@ -32,14 +32,20 @@ def seated(place: Place, servers: int, replicas: int, placement: Placement) -> P
 
 
 def check_crew(place: Place, servers: int, replicas: int, *, goes_back: bool) -> None:
-    """Raise ConfigError if `psrpc launch` has started this process for a job of another shape."""
-    if not place.crew or place.crew == (servers, replicas, int(goes_back)):
+    """Raise ConfigError if this process was started for a job of another shape."""
+    ours = (servers, replicas, int(goes_back))
+    if not place.crew or place.crew == ours:
         return
-    shape = f"--servers {servers} --replicas {replicas}{' --revived' * goes_back}"
+    who = "the job" if place.joins else "psrpc launch"
     raise ConfigError(
-        f"psrpc.run has servers={servers}, replicas={replicas}"
-        f"{' and checkpoints to go back to' * goes_back} here: start it by psrpc launch {shape}"
+        f"psrpc.run has {_shape(ours)} here, and {who} has {_shape(place.crew)}: give both the same"
     )
+
+
+def _shape(crew: tuple[int, ...]) -> str:
+    servers, replicas, goes_back = crew
+    way = "Checkpointing(revived=True), for --revived" if goes_back else "no --revived"
+    return f"servers={servers}, replicas={replicas} and {way}"
 
 
 def role(rank: int, servers: int, replicas: int) -> str:

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from psrpc.errors import JobOverError, PeerLostError, PsrpcError, ScaleError, encode
+from psrpc.errors import (
+    JobOverError,
+    ModelError,
+    PeerLostError,
+    PsrpcError,
+    ScaleError,
+    UsageError,
+    encode,
+)
 from psrpc.job import Job
 from psrpc.messages import Reply
 from psrpc.mover import CUT_WITHIN_S, gather
@@ -80,7 +88,7 @@ class SpareNode(ServerNode):
         """Offer this process, take its rows, and wait until it is a server."""
         attempt = 0
         while True:
-            offer = Offer(self.index, number, self._servers, attempt)
+            offer = _offer(self, number, self._servers, attempt)
             reply = _ask(coordinator, offer)
             if isinstance(reply, Cut):
                 reply = _ask(coordinator, self._take(reply))
@@ -166,7 +174,7 @@ class SparePairNode(ReplicaNode):
         """Offer this pair, take its rows, and wait until it is a server."""
         attempt = 0
         while True:
-            offer = Offer(self.index, number, self.server.servers, attempt)
+            offer = _offer(self, number, self.server.servers, attempt)
             reply = _ask(coordinator, offer)
             if isinstance(reply, Cut):
                 reply = _ask(coordinator, self._take(reply, primary))
@@ -200,10 +208,16 @@ class SparePairNode(ReplicaNode):
         raise ScaleError("a new server died before it served")
 
 
+def _offer(node: ServerNode, number: int, servers: int, attempt: int) -> Offer:
+    drawn = node.blueprint
+    settings = (*node.job.settings, *drawn.options)
+    return Offer(node.index, number, servers, attempt, drawn.signature, settings)
+
+
 def _ask(coordinator: Link, request: Offer | Ready) -> Reply:
     try:
         return coordinator.call(request).wait()[0]
-    except (ScaleError, JobOverError):
+    except (ScaleError, JobOverError, UsageError, ModelError):
         raise
     except PsrpcError as error:
         raise ScaleError(f"the job has ended: {error}") from None

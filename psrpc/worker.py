@@ -76,7 +76,7 @@ class Worker:
 
     def start(self) -> None:
         """Come to the job and take its weights. Blocks until the job begins."""
-        self.rank = self.crew.register(self._blueprint.signature).rank
+        self.rank = self.crew.register(self._blueprint).rank
         self.follower.bind(self.model)
         self._exchange = Exchange(self.follower, self._progress, int(self.job.overlap))
         while not (self._safely(self._untrained.take_frozen) and self._safely(self._take_rest)):
@@ -340,7 +340,7 @@ class Worker:
         self._exchange.drop()
         self._samples, self._loss, self._fetched = None, None, None
         with self._tally.waiting():
-            self.crew.register(self._blueprint.signature)
+            self.crew.register(self._blueprint)
 
     # Steps.
 

@@ -366,6 +366,8 @@ class PrimaryService(Decrees):
             self._changed.notify_all()
         if held == wanted and held.backup is not None and held.epoch > _FIRST_PAIRED:
             say(f"shard {self.server.index} has a backup again")
+        if held == wanted and held.backup is None and not self._over:
+            say(f"shard {self.server.index} has no backup now")
         self._go_on()
         if self.deposed:
             self.server.ended.set()

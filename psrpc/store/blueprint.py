@@ -65,6 +65,16 @@ class Blueprint:
         """Name, shape and dtype of every trained parameter, as a worker shows it to the servers."""
         return tuple((spec.name, spec.shape, spec.dtype) for spec in self.specs)
 
+    @property
+    def options(self) -> tuple[tuple[str, str], ...]:
+        """The optimizer and its plain options, as pairs of name and text, as `Job.settings`."""
+        name = self.kind.__name__
+        pairs = [("optimizer", name)]
+        for index, group in enumerate(self.groups):
+            where = f"{name}'s group {index}" if len(self.groups) > 1 else name
+            pairs += [(f"{key} of {where}", repr(v)) for key, v in group.items() if _plain(v)]
+        return tuple(pairs)
+
     def untrained(self, model: nn.Module) -> list[nn.Parameter]:
         """The parameters of `model` that no server keeps, in order."""
         trained = {spec.name for spec in self.specs}
@@ -119,6 +129,13 @@ def compare(
             f"{who} has another model than the server: only {owner} has the parameter "
             f"{_say(extra)}; give every process the same model"
         )
+
+
+def _plain(value: object) -> bool:
+    """Whether equal values of this kind have equal texts in all processes."""
+    if isinstance(value, tuple | list):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _say(parameter: tuple[str, tuple[int, ...], str]) -> str:

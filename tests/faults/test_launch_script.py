@@ -18,6 +18,9 @@ SCRIPT = """
     from torch.utils.data import TensorDataset
 
     what, servers, replicas = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    optimizer = getattr(torch.optim, sys.argv[4] if len(sys.argv) > 4 else "SGD")
+    if what == "exit":
+        sys.exit(3)
     hurry = pathlib.Path("hurry")
 
     def train(worker):
@@ -37,12 +40,14 @@ SCRIPT = """
     result = psrpc.run(
         train,
         model=lambda: torch.nn.Linear(4, 3),
-        optimizer=functools.partial(torch.optim.SGD, lr=2.0**-12),
+        optimizer=functools.partial(optimizer, lr=2.0**-12),
         mode=psrpc.BoundedStaleness(2),
         servers=servers,
         replicas=replicas,
         checkpointing=checkpointing,
     )
+    if what == "all raise late" or what == "raise late" and result.is_main:
+        raise OSError("no room for the model")
     if result.is_main:
         print(json.dumps(dataclasses.asdict(result.report)))
 """
@@ -141,6 +146,63 @@ def test_an_error_of_the_users_ends_the_job(bench: Bench) -> None:
     command.leaves_nothing()
 
 
+@pytest.mark.parametrize("what", ["raise late", "all raise late"])
+def test_what_fails_after_the_job_is_a_failure_too(bench: Bench, what: str) -> None:
+    """A script writes its model there, perhaps; where all fail alike, one says it."""
+    (bench.folder / "hurry").touch()
+    ended = launch(bench, "", what).finish()
+    assert ended.code == 1, ended.err
+    assert ended.err.count("Traceback (most recent call last)") == 1, ended.err
+    assert ended.lines[-1] == "Error: a process failed: OSError: no room for the model (see above)"
+
+
+def test_a_script_that_ends_itself(bench: Bench) -> None:
+    ended = launch(bench, "", "exit").finish()
+    assert ended.code == 1
+    assert ended.lines[1:] == ["Error: the script ended itself: sys.exit(3)"]
+
+
+def test_a_script_without_psrpc(bench: Bench) -> None:
+    bench.write("train.py", "print('hello')")
+    ended = bench.run(*PSRPC, "launch", "train.py")
+    assert ended.code == 2
+    assert ended.lines[1:] == ["Error: the script came to its end without calling psrpc.run"]
+
+
+def test_a_script_that_python_cannot_read(bench: Bench) -> None:
+    bench.write("train.py", "def (:")
+    ended = bench.run(*PSRPC, "launch", "train.py")
+    assert ended.code == 1
+    assert "Traceback" not in ended.err
+    assert ended.err.count("SyntaxError: invalid syntax\n") == 1, ended.err
+
+
+def test_who_comes_with_another_script_is_told_and_the_job_goes_on(bench: Bench) -> None:
+    command = launch(bench, "", "train")
+    until_stepped(command, bench)
+    (address,) = re.findall(r"psrpc join (\S+)", command.shown())
+    other = "optimizer is Adam on {} and SGD on the server; give every process the same"
+    shape = (
+        "psrpc.run has servers=1, replicas=1 and no --revived here, and the job has servers=1, "
+        "replicas=0 and no --revived: give both the same"
+    )
+    cases = {
+        ("join", address, "nowhere.py"): "there is no script nowhere.py",
+        ("join", address, "train.py", "train", "1", "1"): shape,
+        ("join", address, "train.py", "train", "1", "0", "Adam"): other.format("worker 2"),
+        ("scale", address, "--servers", "2", "train.py", "train", "1", "1"): shape,
+        ("scale", address, "--servers", "2", "train.py", "train", "1", "0", "Adam"): other.format(
+            "the new server 1"
+        ),
+    }
+    for words, said in cases.items():
+        ended = bench.run(*PSRPC, *words)
+        assert ended.code == 2, ended.err
+        assert ended.lines[-1] == f"Error: {said}"
+        assert "Traceback" not in ended.err
+    in_a_hurry(command, bench)
+
+
 def test_a_module_which_others_join(bench: Bench) -> None:
     bench.write("train.py", SCRIPT)
     command = bench.start(*PSRPC, "launch", "--workers", "1", "-m", "train", "train", "1", "0")
@@ -198,6 +260,6 @@ def test_a_script_of_another_shape(bench: Bench) -> None:
     bench.write("train.py", SCRIPT)
     ended = refused(bench, "--servers 1 --replicas 1 train.py train 2 0")
     assert ended.lines[1:] == [
-        "Error: psrpc.run has servers=2, replicas=0 here: start it by psrpc launch --servers 2 "
-        "--replicas 0"
+        "Error: psrpc.run has servers=2, replicas=0 and no --revived here, and psrpc launch has "
+        "servers=1, replicas=1 and no --revived: give both the same"
     ]

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from psrpc import environment
+from psrpc.environment import place_of
 from psrpc.errors import PeerLostError, encode
-from psrpc.isolation import Crew, Roles, place_of
+from psrpc.isolation import Crew, Roles
 from psrpc.nursery import Nursery
 
 

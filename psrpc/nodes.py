@@ -42,6 +42,7 @@ from psrpc.rendezvous import (
     worker_name,
 )
 from psrpc.reshaper import Reshaper
+from psrpc.saying import say
 from psrpc.secret import Secret
 from psrpc.server import ParameterServer
 from psrpc.store.blueprint import Blueprint
@@ -50,6 +51,7 @@ from psrpc.watcher import Watcher
 
 SERVER_THREADS = 4
 _LOOK_AGAIN_S = 0.5  # each look costs an idle server a wake-up
+_TELL_AFTER_S = 5.0  # of too few workers: who died may be back before that
 _COORDINATOR = "server0"
 _RESUME = "resume"  # the key of the checkpoint's folder from which all servers go on, or ""
 
@@ -273,6 +275,7 @@ class ServerNode:
         """
         began_s = time.monotonic()
         short_since_s: float | None = None
+        told = False
         while not self.server.ended.wait(_LOOK_AGAIN_S):
             look()
             if self.job.checkpointing is not None and (self._asked.is_set() or asked()):
@@ -282,9 +285,12 @@ class ServerNode:
             if not members.started and now_s - began_s > self.start_within_s:
                 self._fail(self._nobody_came(coordinator))
             if not members.short:
-                short_since_s = None
+                short_since_s, told = None, False
             elif short_since_s is None:
                 short_since_s = now_s
+            elif not told and now_s - short_since_s > _TELL_AFTER_S:
+                told = True
+                say(f"{self._left(len(members.live))}: others may come within {self._waits}")
             elif now_s - short_since_s > self.job.elastic.rejoin_timeout_s:
                 if (maker := self.checkpointer) is not None and maker.begun:
                     maker.make_last()
@@ -315,11 +321,15 @@ class ServerNode:
         return StartTimeoutError(f"these have not come within {self.start_within_s:g} s: {who}")
 
     def _deserted(self, live: int) -> JobFailedError:
+        return JobFailedError(f"{self._left(live)}, and nobody has come within {self._waits}")
+
+    def _left(self, live: int) -> str:
         least = self.job.elastic.min_workers or 1
-        return JobFailedError(
-            f"{live} workers are left of the {least} that the job needs, and nobody has come "
-            f"within {self.job.elastic.rejoin_timeout_s:g} s"
-        )
+        return f"{live} workers are left of the {least} that the job needs"
+
+    @property
+    def _waits(self) -> str:
+        return f"{self.job.elastic.rejoin_timeout_s:g} s"
 
     def _last_to_leave(self) -> list[str]:
         if self.server.left is not None:

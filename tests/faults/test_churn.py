@@ -414,6 +414,8 @@ def test_without_workers_a_job_waits_for_one(bench: Bench) -> None:
     until_steps(bench, ranks, 1, 5)
     for rank in (1, 2, 3):
         os.kill(ranks.pid(rank), signal.SIGKILL)
+    told = "psrpc: 0 workers are left of the 1 that the job needs: others may come within "
+    wait_until(lambda: told in ranks.shown(), PATIENCE_S, ranks.shown)
     again = bench.again(ranks, 1)
     wait_until(lambda: began(bench, "1", again), PATIENCE_S, ranks.shown)
     ended = enough(bench, ranks)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import runpy
 import sys
@@ -111,6 +112,5 @@ def main(words: Sequence[str]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    from psrpc import hosted as _this  # not __main__, of which the script makes another
-
-    _this.main(sys.argv[1:])
+    # Not this module, for the script makes another `__main__`.
+    importlib.import_module(MODULE).main(sys.argv[1:])

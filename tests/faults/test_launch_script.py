@@ -27,7 +27,7 @@ SCRIPT = """
         for epoch in range(4):
             for (x,) in worker.batches(TensorDataset(torch.ones(400, 4)), 5):
                 if not hurry.exists():
-                    time.sleep(0.05)
+                    time.sleep(0.5 if what == "slow" else 0.05)
                 worker.model(x).sum().backward()
                 worker.step()
                 if worker.rank == 1 and what == "raise":
@@ -178,7 +178,7 @@ def test_a_script_that_python_cannot_read(bench: Bench) -> None:
 
 
 def test_who_comes_with_another_script_is_told_and_the_job_goes_on(bench: Bench) -> None:
-    command = launch(bench, "", "train")
+    command = launch(bench, "", "slow")
     until_stepped(command, bench)
     (address,) = re.findall(r"psrpc join (\S+)", command.shown())
     other = "optimizer is Adam on {} and SGD on the server; give every process the same"
@@ -188,10 +188,10 @@ def test_who_comes_with_another_script_is_told_and_the_job_goes_on(bench: Bench)
     )
     cases = {
         ("join", address, "nowhere.py"): "there is no script nowhere.py",
-        ("join", address, "train.py", "train", "1", "1"): shape,
-        ("join", address, "train.py", "train", "1", "0", "Adam"): other.format("worker 2"),
-        ("scale", address, "--servers", "2", "train.py", "train", "1", "1"): shape,
-        ("scale", address, "--servers", "2", "train.py", "train", "1", "0", "Adam"): other.format(
+        ("join", address, "train.py", "slow", "1", "1"): shape,
+        ("join", address, "train.py", "slow", "1", "0", "Adam"): other.format("worker 2"),
+        ("scale", address, "--servers", "2", "train.py", "slow", "1", "1"): shape,
+        ("scale", address, "--servers", "2", "train.py", "slow", "1", "0", "Adam"): other.format(
             "the new server 1"
         ),
     }

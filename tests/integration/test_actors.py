@@ -424,9 +424,10 @@ def test_a_pool_ends_whose_jobs_were_given_up_before_it_was_there(tmp_path: Path
 
 
 def test_a_pool_grows_while_jobs_wait_and_nobody_waits_behind_a_long_one(tmp_path: Path) -> None:
-    gates = [tmp_path / str(i) for i in range(3)]
+    gates = [tmp_path / str(i) for i in range(4)]
 
     def wait(path: str) -> int:
+        Path(f"{path}-begun").touch()
         deadline = time.monotonic() + PATIENCE_S
         while not os.path.exists(path) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -435,11 +436,12 @@ def test_a_pool_grows_while_jobs_wait_and_nobody_waits_behind_a_long_one(tmp_pat
     with psrpc.Pool(size=(1, 4)) as pool:
         assert pool.size == 1
         held = [pool.submit(wait, str(gate)) for gate in gates]
-        assert pool.submit(square, 3).result(PATIENCE_S) == 9  # by the fourth
+        begun = lambda: len(list(tmp_path.glob("*-begun")))  # noqa: E731
+        wait_until(lambda: begun() == 4, PATIENCE_S, lambda: f"{begun()} have begun")
         assert pool.size == 4
         for gate in gates:
             gate.touch()
-        assert [future.result(PATIENCE_S) for future in held] == [1, 1, 1]
+        assert [future.result(PATIENCE_S) for future in held] == [1, 1, 1, 1]
 
 
 def test_usual_slips_are_said() -> None:

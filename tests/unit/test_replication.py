@@ -331,6 +331,7 @@ def test_it_is_told_when_a_shard_has_a_backup_again(
     freight.close()
     LoopbackLink(pair.primary).call(GetStats(0)).wait(PATIENCE_S)
     assert pair.authority.look() == Reign(3, 1)
+    assert told.get(timeout=PATIENCE_S) == "shard 0 has no backup now"
     pair.follow()
     assert told.get(timeout=PATIENCE_S) == "shard 0 has a backup again"
     assert told.empty(), "the first one was no news"

@@ -37,6 +37,7 @@ _SEEN = "seen"  # the key of the address at which other hosts reach the store's 
 FAREWELL_S = 2.0
 FAILED = "failed"  # the key under which a server says why it could not begin
 STOP = "stop"  # the key under which a server says that it was asked to end the job
+FAREWELL = "farewell"  # what a worker says under `gone`; the coordinator's word of it is another
 REPORTED = "reported"  # the key under which the worker that reports says that it has all
 PULSE = "pulse"  # the key under which the coordinator says where it hears who is alive
 

@@ -32,7 +32,16 @@ from psrpc.planes.entrance import Entrance
 from psrpc.planes.groups import Fabric
 from psrpc.planes.rpc import Patience, answers, serve
 from psrpc.pulse import Pulse
-from psrpc.rendezvous import FAILED, FAREWELL_S, STOP, Rendezvous, gone, reason, worker_name
+from psrpc.rendezvous import (
+    FAILED,
+    FAREWELL,
+    FAREWELL_S,
+    STOP,
+    Rendezvous,
+    gone,
+    reason,
+    worker_name,
+)
 from psrpc.replication import places
 from psrpc.replication.authority import REPLICAS, Authority
 from psrpc.replication.failover import FailoverLink
@@ -239,7 +248,10 @@ class ReplicaNode(ServerNode):
     def _listen_to_hearts(self, primary: PrimaryService, rendezvous: Rendezvous) -> str:
         if self.coordinator is None:
             return ""
-        self.coordinator.lost = lambda process: rendezvous.say(gone(worker_name(process)))
+        # Not by one that is cut off, and takes for dead who has another coordinator.
+        self.coordinator.lost = lambda process: primary.when_safe(
+            partial(rendezvous.say, gone(worker_name(process)))
+        )
         lose = watched(self.coordinator, primary.lose)
         self.pulse = Pulse(self.agent.host, self.job.elastic.dead_after_s, lose, self.secret)
         self.coordinator.expected = self.pulse.expect
@@ -346,7 +358,7 @@ class ReplicaNode(ServerNode):
         if not self._heir or not coordinator.look(lambda core: core.members.finished):
             return
         for process in coordinator.look(lambda core: set(core.processes)) - self._departed:
-            if rendezvous.heard(gone(worker_name(process)), hush=False) is not None:
+            if rendezvous.heard(gone(worker_name(process)), hush=False) == FAREWELL:
                 self._departed.add(process)
                 if (worker := coordinator.core.worker_of(process)) is not None:
                     self._primary.handle(Bye(worker, gone=True), (), lambda payload: None)

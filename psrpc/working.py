@@ -24,7 +24,7 @@ from psrpc.planes.agent import Agent
 from psrpc.planes.base import Link
 from psrpc.planes.groups import Fabric
 from psrpc.planes.select import planes_of
-from psrpc.rendezvous import FAREWELL_S, REPORTED, Rendezvous, gone, reason, worker_name
+from psrpc.rendezvous import FAREWELL, FAREWELL_S, REPORTED, Rendezvous, gone, reason, worker_name
 from psrpc.report import Report, summarize
 from psrpc.saying import hushed, say
 from psrpc.seeking import PairedServers, SingleServers, Way
@@ -125,7 +125,7 @@ class WorkerNode:
         finally:
             heart.stop()
             self._lost = rendezvous.heard(gone(agent.name)) is not None  # the coordinator's word
-            rendezvous.say(gone(agent.name))
+            rendezvous.say(gone(agent.name), FAREWELL)
             # A server that still listens would log the end of a worker as a fault.
             # It may itself wait that long, for a worker that never came.
             if self.worker is None or not self.worker.leaving:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -12,7 +12,7 @@ import torch
 
 from psrpc.core.replication import Primary, Reign
 from psrpc.errors import PeerLostError, ProtocolError, encode
-from psrpc.messages import Failure, Ping, Push, Request
+from psrpc.messages import Done, Failure, Ping, Push, Request
 from psrpc.planes import base
 from psrpc.planes.base import Landing, Payload, is_hidden
 from psrpc.replication.authority import Authority
@@ -230,6 +230,18 @@ class PrimaryService(Decrees):
         # One whose optimizer has raised may have done half a step, and says why itself.
         if due and self.server.failure is None:
             self._forward(Check(digest(self.service)), ())
+
+    def when_safe(self, act: Callable[[], object]) -> None:
+        """Act when no failure of this server can undo what it has decided; never if it is deposed.
+
+        To be called while it decides; what it answers then is sent before.
+        """
+
+        def answer(payload: Payload) -> None:
+            if not isinstance(payload[0], Failure):
+                act()
+
+        self._keep(answer, None, (Done(), []))
 
     def _keep(self, answer: base.Answer, land: Landing | None, payload: Payload) -> None:
         with self._changed:

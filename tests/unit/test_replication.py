@@ -59,6 +59,7 @@ from psrpc.store.layout import ShardLayout
 from psrpc.store.shard import ShardStore
 from tests import bomb
 from tests.bomb import Bomb
+from tests.processes import wait_until
 
 PATIENCE_S = 20.0
 SECRET = Secret(b"a secret of these tests")
@@ -373,6 +374,30 @@ def test_one_that_is_deposed_and_does_not_know_it_yet_learns_it_at_its_end(pair:
     assert pair.primary.deposed
     with pytest.raises(PeerLostError, match="another server has shard 0"):
         pending.wait(PATIENCE_S)
+    freight.close()
+
+
+def test_a_death_is_told_when_no_failure_can_undo_it(pair: Pair) -> None:
+    """Nor by one that is deposed: it may be cut off from those who live."""
+    told: list[int] = []
+
+    def tell(process: int) -> None:
+        pair.primary.when_safe(partial(told.append, process))
+
+    pair.stage.coordinator.lost = tell
+    freight = reach(pair.harbour.address, 7, PATIENCE_S, SECRET)
+    entries.send(freight, Has(next_of(freight, Copy).number))
+    assert pair.primary.wait_for_backup(PATIENCE_S)
+    pair.primary.lose(50, "it is silent")
+    death = next_of(freight, Entry)
+    assert told == []
+    entries.send(freight, Has(death.number))
+    wait_until(lambda: told == [50], PATIENCE_S, lambda: str(told))
+    pair.primary.lose(51, "it is silent")
+    pair.authority.change(Reign(2, 1, 7), Reign(3, 7))
+    pair.primary.close(0.0)
+    assert pair.primary.deposed
+    assert told == [50]
     freight.close()
 
 

@@ -153,7 +153,10 @@ class ReplicaNode(ServerNode):
             self._make_way(rendezvous, why)
             return None
         if follower.reign is None:
-            if follower.orphan:
+            if not follower.orphan:
+                # Its primary says that itself, unless it dies before.
+                rendezvous.await_or_give_up([gone(self._name)], 2 * FAREWELL_S)
+            if follower.orphan or rendezvous.heard(gone(self._name)) is None:
                 self._end_in_its_place(rendezvous)
             return None
         say(f"shard {self.index} has lost its server, and its backup has taken over")

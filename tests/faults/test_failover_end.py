@@ -54,3 +54,39 @@ def test_kill_9_of_a_server_while_workers_say_farewell(
     codes = [each.code for each in ended]
     assert sorted(codes) == [-9, 0, 0, 0, 0, 0], job.ranks.shown()
     check(job, ended, epochs=1)
+
+
+LAST_BREATH = """
+    import signal
+    from psrpc.replication.primary import PrimaryService
+
+    dies = rank == os.environ["DIES"]
+    go_on, close = PrimaryService._go_on, PrimaryService.close
+
+    def go_on_if_it_must(self):  # what it says at its end is still in its memory
+        if not (dies and self.ended.is_set()):
+            go_on(self)
+
+    def close_and_die(self, timeout_s):
+        close(self, timeout_s)
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    PrimaryService._go_on, PrimaryService.close = go_on_if_it_must, close_and_die
+
+    def model():
+"""
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_kill_9_of_a_server_that_has_told_its_backup_of_the_end(
+    begin: Any, monkeypatch: pytest.MonkeyPatch, rank: str
+) -> None:
+    """And nobody else yet: its backup does."""
+    script = test_failover.SCRIPT.replace("\n    def model():\n", LAST_BREATH, 1)
+    assert script != test_failover.SCRIPT
+    monkeypatch.setattr(test_failover, "SCRIPT", script)
+    job = begin("async", "rpc", servers=2, epochs=1, DIES=rank, DEAD_AFTER_S="600")
+    ended = job.ranks.finish()
+    assert sorted(each.code for each in ended) == [-9, 0, 0, 0, 0, 0], job.ranks.shown()
+    check(job, ended, epochs=1)

@@ -75,7 +75,6 @@ def place_of(
     *,
     world_size: int,
     one_host: bool = True,
-    becomes: tuple[int, ...] | None = None,
     crew: tuple[int, ...] = (),
 ) -> Place:
     """Where a process that joins a job stands: on its one host, or on one of several."""
@@ -88,7 +87,6 @@ def place_of(
         port=port,
         agent_keeps_store=True,
         job=job,
-        becomes=becomes,
         crew=crew,
     )
 

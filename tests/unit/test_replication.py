@@ -9,6 +9,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,6 +43,8 @@ from psrpc.modes import Asynchronous, Mode, Synchronous
 from psrpc.orders import Cut, Halt
 from psrpc.planes import codec
 from psrpc.planes.loopback import LoopbackLink
+from psrpc.rendezvous import FAREWELL, gone, worker_name
+from psrpc.replicas import ReplicaNode
 from psrpc.replication import entries
 from psrpc.replication.authority import Authority
 from psrpc.replication.entries import Beat, Copy, Entry, Has
@@ -637,3 +640,18 @@ def test_a_state_is_made_of_listed_types_alone() -> None:
         with pytest.raises(ProtocolError, match="is no part of a server's state"):
             restore(stage.coordinator, {**state, "shard": pickle.dumps(poison)}, tensors)
     assert not bomb.went_off
+
+
+def test_an_heir_hears_farewells_from_the_workers_alone() -> None:
+    """One that was taken for dead, and came back, may have been called gone by the coordinator."""
+    node = ReplicaNode.__new__(ReplicaNode)
+    heard: list[int] = []
+    primary: Any = SimpleNamespace(handle=lambda bye, *more: heard.append(bye.worker))
+    node._heir, node._departed, node._primary = True, set(), primary
+    finished = SimpleNamespace(finished=True)
+    core = SimpleNamespace(members=finished, processes=[2, 3, 4], worker_of=lambda process: process)
+    coordinator: Any = SimpleNamespace(core=core, look=lambda asks: asks(core))
+    said = {gone(worker_name(2)): FAREWELL, gone(worker_name(3)): ""}
+    store: Any = SimpleNamespace(heard=lambda key, hush: said.get(key))
+    node._hear_farewells(coordinator, store)
+    assert heard == [2]

@@ -318,12 +318,12 @@ class Checkpointer:
             due_s, due_updates = self._next()
 
     def _updates(self) -> int:
+        self._coordinator.server.catch_up()
         return self._coordinator.meter.steps
 
     def _next(self) -> tuple[float, float]:
         """When the next checkpoint is due: the time, or the number of updates."""
-        never = float("inf")
-        every_s, every = self._plan.every_s, self._plan.every_updates
+        never, every_s, every = float("inf"), self._plan.every_s, self._plan.every_updates
         due_s = never if every_s is None else time.monotonic() + every_s
         return due_s, never if every is None else self._updates() + every
 

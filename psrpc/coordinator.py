@@ -202,7 +202,7 @@ class Coordinator:
         self._model.load_state_dict(dict(rest), strict=False)
         self._take_rest()
         self.core.incarnation = int(record["incarnation"]) + 1
-        self.meter.samples_before = self.server.core.stats().samples
+        self.meter.samples_before = self.server.stats().samples
         self.core.leases.restore(epochs_of(record), ledgers)
 
     def buffers(self) -> list[torch.Tensor]:
@@ -329,6 +329,7 @@ class Coordinator:
         if isinstance(word, Settled):
             self.settled_s = time.monotonic()
             self.meter.await_next()
+            self.server.awaited = True
         return self.server.hears(word)
 
     def _scale(self, request: Scale, call: Call) -> Answers:
@@ -378,7 +379,7 @@ class Coordinator:
         if request.layout != self.server.layout:
             return [(call, (Moved(self.server.layout), []))]
         reply = StatsReply(
-            shard=self.server.core.stats(),
+            shard=self.server.stats(),
             workers=tuple(sorted(self.core.stats.items())),
             final_loss=self.meter.loss,
             leases=self.core.leases.export(),

@@ -2,114 +2,35 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
 import torch
 
 from psrpc.core.progress import Progress
-from psrpc.errors import FencedError, MovedError, PeerLostError, PsrpcError
+from psrpc.errors import FencedError, PeerLostError, PsrpcError
 from psrpc.follow import Follower
 from psrpc.messages import Override, Peek, Pull, Push, Reply, Request, UpdateKey
-from psrpc.planes.base import Link, Payload, Pending
+from psrpc.planes.base import Link, Pending
 from psrpc.store.binding import raise_nonfinite
+from psrpc.ticket import OVER, Ticket, Unsent, each_of
+from psrpc.usual import LATEST, NO_LOSS, Usual
 
-_LOOK_S = 1.0  # how often a worker that waits for one shard looks at the others
+QuickWay = Callable[[Usual], Pending | None]  # see `QuickLink`
 
 
-class Ticket:
-    """A push or a pull under way. `result` finishes it; used from the training thread."""
+class _Step(NamedTuple):
+    """What a push says to every shard; see `Push`."""
 
-    def __init__(
-        self,
-        pending: Sequence[Pending],
-        finish: Callable[[list[Reply]], None],
-        again: Callable[[PsrpcError], list[Pending]] | None = None,
-    ) -> None:
-        """`again` asks once more when servers have moved, or raises what it is given."""
-        self._pending = list(pending)
-        self._again = again
-        self._finish: Callable[[list[Reply]], None] | None = finish
-        self._error: Exception | None = None
-        self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext
-        self.fenced: Callable[[], object] | None = None  # called by `result` in place of raising
-
-    def done(self) -> bool:
-        """Whether `result` would return at once."""
-        return self._error is not None or all(pending.done() for pending in self._pending)
-
-    def result(self, timeout_s: float | None = None) -> None:
-        """Block until all shards have answered; weights are then in the model.
-
-        Raises TimeoutError if that takes longer than `timeout_s` seconds: the model is as it
-        was, and `result` may be called again. Raises what a server answered with, and
-        PeerLostError if one is gone: then the model is as it was, and every later call raises
-        the same. If this worker was taken for dead it has come back when this returns: a push did
-        not count, weights are fresh.
-        """
-        try:
-            self.settle(timeout_s)
-        except FencedError:
-            if self.fenced is None:
-                raise
-            self._finish = self._error = None
-            self.fenced()
-
-    def settle(self, timeout_s: float | None = None) -> None:
-        """The same, but FencedError is raised like all others."""
-        if self._error is not None:
-            raise self._error
-        if self._finish is None:
-            return
-        with self.waiting():
-            self._arrive(timeout_s)
-            self._finish([pending.wait()[0] for pending in self._pending])
-        self._finish = None
-
-    def arrive(self) -> None:
-        """Block until all shards have answered; nothing lands. Raises what they answered with."""
-        if self._finish is not None and self._error is None:
-            self._arrive(None)
-
-    def _arrive(self, timeout_s: float | None) -> None:
-        """Wait for all answers before the weights of any of them land."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        try:
-            while True:
-                try:
-                    self._arrive_all(deadline)
-                    return
-                except (MovedError, PeerLostError) as error:
-                    if self._again is None:
-                        raise
-                    self._pending = self._again(error)
-        except TimeoutError:
-            raise
-        except Exception as error:
-            self._error = error
-            raise
-
-    def _arrive_all(self, deadline: float | None) -> None:
-        _each(self._pending, lambda pending: self._arrive_one(pending, deadline))
-
-    def _arrive_one(self, pending: Pending, deadline: float | None) -> None:
-        """Wait for one shard's answer, which may wait for another one: that may be lost."""
-        others = [each for each in self._pending if each is not pending]
-        while True:
-            left_s = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-            slice_s = _LOOK_S if left_s is None else min(left_s, _LOOK_S)
-            try:
-                pending.arrive(slice_s if others else left_s)
-                return
-            except TimeoutError:
-                if deadline is not None and time.monotonic() >= deadline:
-                    raise
-            for each in others:
-                if each.done():
-                    with suppress(FencedError):
-                        each.arrive()
+    key: UpdateKey
+    read: int | None
+    samples: int
+    pull: bool
+    overrides: tuple[Override, ...]
+    loss: float | None
 
 
 @dataclass
@@ -125,39 +46,6 @@ class _Sent:
     at_once: bool
     gradients: list[list[torch.Tensor]] | None = None
     absent: list[tuple[int, ...]] = field(default_factory=list)
-
-
-class Unsent:
-    """What could not even be sent: a `Pending` whose server is lost."""
-
-    def __init__(self, error: PeerLostError) -> None:
-        self._error = error
-
-    def done(self) -> bool:
-        """See `Pending`."""
-        return True
-
-    def arrive(self, timeout_s: float | None = None) -> Payload:
-        """See `Pending`."""
-        raise self._error
-
-    wait = arrive
-
-
-def _each(pending: Sequence[Pending], arrive: Callable[[Pending], object]) -> None:
-    """Let all answers arrive. Raises FencedError if one shard says so, when all have answered.
-
-    The others say so too, and where answers come in turn, one that nobody took would be taken for
-    the next one. After other errors there are other links, or none.
-    """
-    fenced: FencedError | None = None
-    for each in pending:
-        try:
-            arrive(each)
-        except FencedError as error:
-            fenced = error
-    if fenced is not None:
-        raise fenced
 
 
 class Exchange:
@@ -189,6 +77,49 @@ class Exchange:
         """Whether no parameter has a gradient now."""
         return self._binding.empty()
 
+    def step(self, *, leased: bool, samples: int, loss: float | None) -> Ticket | None:
+        """As `push` with weights at once, where nothing is rare, by the one server's short way.
+
+        What is pushed is the lease's batch, or else (not `leased`) made from other data.
+
+        Returns None, and has sent nothing, where there is no such way, or something is rare. All
+        that is said with a push is here, so that a step of a small model touches little code: what
+        it touches, gradients have pushed out of the caches.
+        """
+        links, progress = self._links, self._progress
+        quick: QuickWay | None = getattr(links[0], "quick", None)
+        if quick is None or len(links) > 1 or progress.folded:
+            return None
+        if self._open is not None:
+            self.settle()
+        if progress.has_news_for(0) or not self._binding.ready():
+            return None
+        read = LATEST if self.read_clock is None else self.read_clock
+        push = Usual(
+            progress.worker,
+            progress.clock,
+            self._ahead,
+            *progress.usual_key(leased=leased),
+            samples,
+            read,
+            NO_LOSS if loss is None else loss,
+            True,
+            False,
+            self._follower.layout,
+        )
+        try:
+            answer = quick(push)
+        except PeerLostError as error:
+            answer = Unsent(error)
+        if answer is None:
+            progress.went_on(leased=leased)
+            self._binding.scatter()
+            self.read_clock = progress.clock
+            return OVER
+        key = progress.next_key() if leased else progress.own_key()
+        step = _Step(key, self.read_clock, samples, pull=True, overrides=(), loss=loss)
+        return self._await([answer], self._sent(step, True, None, [()]), step)
+
     def push(
         self,
         key: UpdateKey,
@@ -208,46 +139,60 @@ class Exchange:
         begin from zero.
         """
         self.settle()
+        step = _Step(key, read, samples, pull, overrides, loss)
         absent = self._binding.gather()
         bad = self._binding.nonfinite()
         if bad is not None and not skip_nonfinite:
             raise_nonfinite(bad, self._progress.clock)
         self._skipped += bad is not None
-
-        def request(server: int) -> Push:
-            return Push(
-                self._progress.worker,
-                self._progress.clock,
-                key,
-                samples,
-                pull=pull,
-                absent=sent.absent[server],
-                void=bad is not None,
-                also=self._progress.folded,
-                overrides=overrides,
-                loss=loss if server == 0 else None,
-                view=self._progress.news_for(server),
-                ahead=self._ahead,
-                read=read,
-                layout=self._follower.layout,
-            )
-
-        gradients = self._binding.in_use() if bad is None else None
-        sent = _Sent(request, pull, at_once, gradients, absent)
+        sent = self._sent(step, at_once, bad, absent)
         pending = self._send(sent)
         if not at_once:
             self._binding.turn()
+        return self._await(pending, sent, step)
 
-        def finish(replies: list[Reply]) -> None:
-            late = self._progress.answered(key, replies)
-            self._late += late
-            self._late_samples += samples if late else 0
-            if pull:
-                self._landed()
-            while self._progress.apart:  # no push may come before all shards are at its round
-                self._progress.pulled(self._follower.through(self._ask_for_clocks))
+    def _sent(
+        self, step: _Step, at_once: bool, bad: str | None, absent: list[tuple[int, ...]]
+    ) -> _Sent:
+        """What goes to all shards for a step; without gradients if some of them are `bad`."""
 
-        return self._keep(pending, finish, sent)
+        def request(server: int) -> Push:
+            return self._push_of(step, server, sent.absent[server], void=bad is not None)
+
+        gradients = None if bad is not None else self._binding.in_use()
+        sent = _Sent(request, step.pull, at_once, gradients, absent)
+        return sent
+
+    def _await(self, pending: Sequence[Pending], sent: _Sent, step: _Step) -> Ticket:
+        return self._keep(pending, partial(self._pushed, step), sent)
+
+    def _push_of(self, step: _Step, server: int, absent: tuple[int, ...], *, void: bool) -> Push:
+        return Push(
+            self._progress.worker,
+            self._progress.clock,
+            step.key,
+            step.samples,
+            pull=step.pull,
+            absent=absent,
+            void=void,
+            also=self._progress.folded,
+            overrides=step.overrides,
+            loss=step.loss if server == 0 else None,
+            view=self._progress.news_for(server),
+            ahead=self._ahead,
+            read=step.read,
+            layout=self._follower.layout,
+        )
+
+    def _pushed(self, step: _Step, replies: list[Reply]) -> None:
+        """All shards have answered a push."""
+        late = self._progress.answered(step.key, replies)
+        self._late += late
+        self._late_samples += step.samples if late else 0
+        if step.pull:
+            self._landed()
+        while self._progress.apart:  # no push may come before all shards are at its round
+            self._progress.pulled(self._follower.through(self._ask_for_clocks))
 
     def pull(self, *, at_once: bool) -> Ticket:
         """Ask every shard for the weights of the next step; see `Link` for `at_once`.
@@ -276,7 +221,7 @@ class Exchange:
 
     def _ask_for_weights(self) -> list[Reply]:
         pending = self._send(_Sent(self._pull_of, land=True, at_once=True))
-        _each(pending, lambda each: each.arrive())
+        each_of(pending, lambda each: each.arrive())
         return [each.wait()[0] for each in pending]
 
     def _send(self, sent: _Sent) -> list[Pending]:
@@ -309,7 +254,7 @@ class Exchange:
 
     def _peek(self, request: Peek) -> None:
         pending = [link.exchange(request, send=False, land=True) for link in self._links]
-        _each(pending, lambda each: each.wait())
+        each_of(pending, lambda each: each.wait())
 
     def drop(self) -> None:
         """Forget the gradients that were made, and what was read: this worker begins anew.
@@ -325,9 +270,9 @@ class Exchange:
         self._binding.gather()
         self._binding.clear()
 
-    def clear(self) -> None:
-        """Let the model's gradients begin from zero."""
-        self._binding.clear()
+    def clear(self, *, pushed: bool = False) -> None:
+        """Let the model's gradients begin from zero; see `Gradients.clear`."""
+        self._binding.gradients.clear(pushed=pushed)
 
     def release(self) -> None:
         """Let go of the model, which keeps its weights."""

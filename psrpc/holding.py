@@ -14,6 +14,25 @@ from psrpc.store.shard import ShardStore
 _LARGE_BYTES = 1 << 18  # below, weights stay in the cache until all are stepped
 
 
+class Turn:
+    """A lock. Who takes it finds all things done that were put off; who takes `lock` does not."""
+
+    def __init__(self, catch_up: Callable[[], object]) -> None:
+        self.lock = threading.Lock()
+        self._catch_up = catch_up
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+        try:
+            self._catch_up()
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def __exit__(self, *raised: object) -> None:
+        self.lock.release()
+
+
 class Holding:
     """A shard's decisions, its rows, and the requests that wait for it.
 
@@ -31,7 +50,7 @@ class Holding:
         self.left: int | None = None
         self.fresh = False
         self.next: tuple[int, int, ShardStore] | None = None
-        self._lock = threading.Lock()
+        self._lock = Turn(self._catch_up)
         self._failure: PsrpcError | None = None
         self._use(store)
 
@@ -79,6 +98,9 @@ class Holding:
             self.core.settle()
             return self._send_on()
 
+    def _catch_up(self) -> None:
+        """Do what was put off."""
+
     def _settle(self) -> Answers:
         assert self.next is not None
         (self.layout, self.servers, store), self.next = self.next, None
@@ -91,4 +113,4 @@ class Holding:
 
     def _use(self, store: ShardStore) -> None:
         self.store = store
-        self._large = any(flat.nbytes >= _LARGE_BYTES for flat in store.flats)
+        self.large = any(flat.nbytes >= _LARGE_BYTES for flat in store.flats)

@@ -197,7 +197,7 @@ class LifeNode(ServerNode):
         if self.life > 1:
             coordinator.core.go_back(self._first)
         else:
-            self._lives.remember("samples", self.server.core.stats().samples_before)
+            self._lives.remember("samples", self.server.stats().samples_before)
 
     def _choose(self) -> Checkpoint | None:
         """The checkpoint to go on from: that of a job's later lives is its own, or its first's."""
@@ -262,11 +262,11 @@ class LifeNode(ServerNode):
         def look() -> None:
             with suppress(PeerLostError):
                 while not self.server.ended.wait(_LOOK_S):
-                    lives.count(self.life, self.index, self.server.core.stats().updates_applied)
+                    lives.count(self.life, self.index, self.server.stats().updates_applied)
                     if lives.now() > self.life:
                         self.passed.set()
                         self.server.ended.set()
-                lives.count(self.life, self.index, self.server.core.stats().updates_applied)
+                lives.count(self.life, self.index, self.server.stats().updates_applied)
 
         self._looks = threading.Thread(target=look, name="psrpc-lives", daemon=True)
         self._looks.start()
@@ -305,7 +305,7 @@ class LifeNode(ServerNode):
         if self.life == 1:
             return
         done = self._lives.counted(self.life - 1, self.job.servers)
-        kept = self.server.core.stats().updates_applied
+        kept = self.server.stats().updates_applied
         before = self._lives.recall(f"redone/{self.life - 1}")
         coordinator.updates_redone = before + max(done - kept, 0)
         self._lives.remember(f"redone/{self.life}", coordinator.updates_redone)

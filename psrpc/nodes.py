@@ -278,6 +278,7 @@ class ServerNode:
         told = False
         while not self.server.ended.wait(_LOOK_AGAIN_S):
             look()
+            self.server.catch_up()  # for who watches
             if self.job.checkpointing is not None and (self._asked.is_set() or asked()):
                 self._stop_early(coordinator)
                 return
@@ -346,7 +347,9 @@ class ServerNode:
     def _entrance(self, servers: int) -> Entrance:
         """Let workers in to this server's shard of so many."""
         layout = self.blueprint.layouts(servers)[self.index]
-        entrance = Entrance(self.agent, self.secret, self.service, layout, self.job.plane)
+        # Another service than the shard's own (or its coordinator's) is to hear of each push.
+        quick = self.server if self.service in (self.server, self.coordinator) else None
+        entrance = Entrance(self.agent, self.secret, self.service, layout, self.job.plane, quick)
         entrance.open()
         return entrance
 

@@ -72,6 +72,15 @@ class DistributedOptimizer(torch.optim.Optimizer):
             or _global_optimizer_post_hooks
         )
 
+    @property
+    def as_at_start(self) -> bool:
+        """Whether all options are the very objects that they were, as long as no schedule is."""
+        for group, initial in zip(self.param_groups, self._initial, strict=True):
+            for key, value in initial.items():
+                if group[key] is not value:
+                    return False
+        return True
+
     def note_push(self) -> None:
         """A push was made by `Worker.push` or `push_pull`: to schedulers, that is a step."""
         self._opt_called = True

@@ -13,7 +13,6 @@ from psrpc.core.decisions import Answer, Apply, Decision, Image, Same
 from psrpc.core.shard import ShardCore
 from psrpc.desk import Answers, Call, lost_a_server, resolve, worker_failed
 from psrpc.errors import JobFailedError, ProtocolError, PsrpcError, encode
-from psrpc.holding import Holding
 from psrpc.job import Job
 from psrpc.messages import (
     Adopt,
@@ -37,9 +36,11 @@ from psrpc.moves import Moved, Retire, Settled
 from psrpc.orders import Closed, Cut, Halt
 from psrpc.planes import base
 from psrpc.planes.base import Landing, Payload, StretchLanding
+from psrpc.quick import Quick
 from psrpc.store.blueprint import Blueprint
 from psrpc.store.image import ShardImage
 from psrpc.store.shard import Contribution, Joint, ShardStore
+from psrpc.usual import Usual
 
 
 def _in_stretches(land: Landing) -> TypeGuard[StretchLanding]:
@@ -50,7 +51,7 @@ class _StepFailedError(Exception):
     """The optimizer, a class of the user's choice, raised: nobody knows what it did before."""
 
 
-class ParameterServer(Holding):
+class ParameterServer(Quick):
     """Keeps one shard of the model and serves every plane through `handle`.
 
     `handle` may be called from any thread and never blocks on another worker: a
@@ -62,12 +63,9 @@ class ParameterServer(Holding):
         self.index = index
         core = ShardCore(job.mode, follows=index > 0, explains=False)
         super().__init__(core, store, job.servers)
-        self.observe: Callable[[Push, int], None] = lambda push, staleness: None
         # Called while the shard stands still; takes the image over, and must release it. Without
         # it no image is made: another server of the shard writes it.
         self.pictured: Callable[[Cut, ShardImage, dict[str, Any]], None] | None = None
-        # Called when a round may be complete with pushes that wait elsewhere; must not block.
-        self.stirred: Callable[[], None] = lambda: None
         # Called when the shard begins to stand still for a new layout.
         self.stands: Callable[[Cut], None] = lambda cut: None
         self.hears: Callable[[Cut | Settled | Retire], Answers] = self.hear
@@ -219,7 +217,7 @@ class ParameterServer(Holding):
         try:
             return self._carry_out(decide())
         except _StepFailedError as failed:
-            return self._give_up(failed)
+            return self._give_up(failed.__cause__ or failed)
         finally:
             self.stirred()
 
@@ -254,31 +252,35 @@ class ParameterServer(Holding):
         try:
             return handler(call.request, call)
         except _StepFailedError as failed:
-            answers = self._give_up(failed)
+            cause = failed.__cause__ or failed
+            answers = self._give_up(cause)
             return [
                 *((each, payload) for each, payload in answers if each is not call),
-                (call, _failure(self._reason(failed.__cause__))),
+                (call, _failure(self._reason(cause))),
             ]
         except PsrpcError as error:
             return [(call, _failure(error))]
 
-    def _give_up(self, failed: _StepFailedError) -> Answers:
-        self._failure = self._reason(failed.__cause__)
+    def _give_up(self, error: BaseException) -> Answers:
+        self._failure = self._reason(error)
         self.ended.set()
         return [(each, _failure(self._failure)) for each in self.desk.clear()]
 
-    def _reason(self, error: BaseException | None) -> PsrpcError:
+    def _reason(self, error: BaseException) -> PsrpcError:
         return JobFailedError(f"server {self.index}: {type(error).__name__}: {error}")
 
     def _push(self, push: Push, call: Call) -> Answers:
         sent = call.tensors
         if not (push.void or isinstance(sent, Joint)) and (sent or self.core.wants(push)):
             self.store.check(call.tensors, f"worker {push.worker}")
-        usual = self.core.quick(push)
-        if usual is None:
+        usual = Usual.of(push)
+        lead = None if usual is None else self.core.quick(usual)
+        if lead is None:
             return self._carry_out(self.core.push(push, self.desk.open(call)))
-        reply, staleness = usual
-        self._step([call], [staleness])
+        reply = Stepped(self.core.version, lead)
+        self._apply([call])
+        if self.awaited:
+            self._enter()
         return [(call, (reply, self._granted(call, reply)))]
 
     def _pull(self, pull: Pull, call: Call) -> Answers:
@@ -308,7 +310,7 @@ class ParameterServer(Holding):
         for place, decision in enumerate(decisions):
             match decision:
                 case Apply(tokens, _, staleness):
-                    takers = self._takers(decisions[place + 1 :]) if self._large else []
+                    takers = self._takers(decisions[place + 1 :]) if self.large else []
                     self._step([self.desk.look(token) for token in tokens], staleness, takers)
                 case Answer(token, reply):
                     call = self.desk.close(token)
@@ -335,6 +337,12 @@ class ParameterServer(Holding):
     def _step(
         self, calls: Sequence[Call], staleness: Sequence[int], takers: Sequence[Call] = ()
     ) -> None:
+        self._apply(calls, takers)
+        for call, stale in zip(calls, staleness, strict=True):
+            if isinstance(call.request, Push):
+                self.observe(call.request, stale)
+
+    def _apply(self, calls: Sequence[Call], takers: Sequence[Call] = ()) -> None:
         pushes = [call.request for call in calls if isinstance(call.request, Push)]
         contributions = [
             Contribution(call.tensors, push.samples, push.absent, push.overrides)
@@ -352,9 +360,8 @@ class ParameterServer(Holding):
             raise _StepFailedError from error
         for call in takers:
             call.landed = len(call.lands)
-        for call, push, stale in zip(calls, pushes, staleness, strict=True):
+        for call in calls:
             call.tensors = ()
-            self.observe(push, stale)
 
     def _granted(self, call: Call, reply: Reply) -> list[torch.Tensor]:
         return self._weights_for(call) if self._wants(call, reply) else []

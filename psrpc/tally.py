@@ -32,7 +32,7 @@ class Tally:
     """A worker's counters. Times are in seconds."""
 
     def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+        self.now = clock.now  # in seconds
         self._began_s = 0.0
         self._wait_s = 0.0
         self.steps = 0
@@ -40,12 +40,13 @@ class Tally:
 
     def begin(self) -> None:
         """Training begins now."""
-        self._began_s = self._clock.now()
+        self._began_s = self.now()
 
-    def stepped(self, samples: int) -> None:
-        """One more step was made, of so many samples."""
+    def stepped(self, samples: int, wait_s: float = 0.0) -> None:
+        """One more step was made, of so many samples, and so much time was spent waiting."""
         self.steps += 1
         self.samples += samples
+        self._wait_s += wait_s
 
     def waiting(self) -> Waiting:
         """For a `with`: the time in its block was spent waiting."""
@@ -55,10 +56,6 @@ class Tally:
         """So much more time was spent waiting."""
         self._wait_s += seconds
 
-    def now(self) -> float:
-        """The time by this tally's clock, in seconds."""
-        return self._clock.now()
-
     def stats(self, skipped: int, late: int = 0, late_samples: int = 0) -> WorkerStats:
         """All of it, with the number of steps that were skipped as not finite.
 
@@ -67,7 +64,7 @@ class Tally:
         return WorkerStats(
             steps=self.steps - late,
             samples=self.samples - late_samples,
-            busy_s=self._clock.now() - self._began_s,
+            busy_s=self.now() - self._began_s,
             wait_s=self._wait_s,
             nonfinite_skipped=skipped,
         )

@@ -13,22 +13,23 @@ from torch.utils.data import Dataset
 
 from psrpc.batches import Collate, batches, check_samples
 from psrpc.clock import Clock, SystemClock
-from psrpc.core.progress import Progress
 from psrpc.crew import Crew
-from psrpc.errors import ClosedError, FencedError
-from psrpc.exchange import Exchange, Ticket
+from psrpc.errors import FencedError
+from psrpc.exchange import Exchange
 from psrpc.follow import Follower, Found
-from psrpc.job import Job, NonFinite
+from psrpc.job import Job
 from psrpc.messages import Lease, Peek
 from psrpc.optimizer import DistributedOptimizer
 from psrpc.planes.base import Link
 from psrpc.samples import Samples
+from psrpc.stepping import Stepping
 from psrpc.store.blueprint import Blueprint
 from psrpc.tally import Tally
+from psrpc.ticket import Ticket
 from psrpc.untrained import Untrained
 
 
-class Worker:
+class Worker(Stepping):
     """One worker of a job. All methods are for the thread that trains.
 
     Attributes: `model` (its parameters are the servers' weights as of the last pull),
@@ -51,28 +52,21 @@ class Worker:
         process: int | None = None,
         found: Found | None = None,
     ) -> None:
-        self.job = job
+        super().__init__(job, blueprint, Tally(clock or SystemClock()))
         self.rank = 0 if rank is None else rank
         self.stayed = self.main = False
         self.num_workers = job.workers
         self.seed = job.seed
         self.model = model
         self.device = next(model.parameters()).device
-        self._blueprint = blueprint
-        self._tally = Tally(clock or SystemClock())
-        self._progress = Progress(-1)
         self.follower = Follower(links, blueprint, self._progress, found or Found())
         self._untrained = Untrained(model, blueprint, links, self._progress, self.follower)
         number = process if process is not None else self.rank
         self.crew = Crew(job, self._progress, links, number, rank, self.follower)
         steps = (self._optimizer_step, lambda: self._exchange.clear(), self._fetch_state)
         self.optimizer = DistributedOptimizer(model, blueprint, *steps)
-        self._fetched: Lease | None = None
-        self._samples: int | None = None
-        self._loss: torch.Tensor | float | None = None
         self._epoch = -1
-        self._flushed = False
-        self._closed = self._released = False
+        self._released = False
 
     def start(self) -> None:
         """Come to the job and take its weights. Blocks until the job begins."""
@@ -163,12 +157,13 @@ class Worker:
         self._loss = loss.detach() if isinstance(loss, torch.Tensor) else loss
         if samples is not None:
             self._samples = check_samples(samples)
-        if self.optimizer.hooked:
+        hooked = self.optimizer.hooked
+        if hooked:
             self.optimizer.step()
         else:
             self._optimizer_step()
         if not self.job.overlap:
-            self._exchange.clear()
+            self._exchange.clear(pushed=not hooked)
 
     def push(self) -> Ticket:
         """Push the gradients without waiting. The ticket's result comes when they are applied
@@ -334,65 +329,6 @@ class Worker:
             except FencedError:
                 self._rejoin()
         return False
-
-    def _rejoin(self) -> None:
-        """This worker was taken for dead: others have its work. Begin anew."""
-        self._exchange.drop()
-        self._samples, self._loss, self._fetched = None, None, None
-        with self._tally.waiting():
-            self.crew.register(self._blueprint)
-
-    # Steps.
-
-    def _optimizer_step(self) -> None:
-        flushed, self._flushed = self._flushed, False
-        if flushed and self._exchange.empty:
-            return  # a loop's own step for what was left of its epoch, which is done
-        try:
-            ticket = self._push(pull=True, at_once=not self.job.overlap)
-            if not self.job.overlap:
-                ticket.result()
-        except FencedError:
-            self._rejoin()
-
-    def _push(self, *, pull: bool, at_once: bool) -> Ticket:
-        if self._closed:
-            raise ClosedError(f"worker {self.rank} has left the job and cannot step")
-        read = self._exchange.read_clock  # what is under way may bring newer weights
-        self._exchange.settle()
-        self._ensure_active()
-        leased = self._fetched is not None
-        samples = 1 if self._samples is None else self._samples
-        key = self._progress.next_key() if leased else self._progress.own_key()
-        loss = self._loss
-        with self._tally.waiting():
-            ticket = self._exchange.push(
-                key,
-                read=read,
-                samples=samples,
-                pull=pull,
-                overrides=self.optimizer.overrides(),
-                loss=float(loss) if loss is not None else None,
-                skip_nonfinite=self.job.nonfinite is NonFinite.SKIP,
-                at_once=at_once,
-            )
-        self.optimizer.note_push()
-        self._tally.stepped(samples)
-        self._samples, self._loss, self._fetched = None, None, None
-        ticket.waiting = self._tally.waiting
-        return ticket
-
-    def _ensure_active(self) -> None:
-        if not self._progress.active:
-            with self._tally.waiting():
-                self.crew.enter()
-            self._refresh()
-
-    def _refresh(self) -> None:
-        """After a pause, start from weights as the mode demands."""
-        if self._exchange.stale:
-            with self._tally.waiting():
-                self._exchange.pull(at_once=True).result()
 
     def _fetch_state(self) -> dict[int, dict[str, Any]]:
         self._safely(self._exchange.settle)

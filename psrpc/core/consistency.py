@@ -11,6 +11,7 @@ are; only a new view looks at them all.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import NamedTuple
 
 from psrpc.core.decisions import Token
@@ -146,6 +147,24 @@ class Gate:
         self._clocks[worker] = clock + 1
         self._floor = floor
         return clock + 1 - floor
+
+    def advance_together(self, workers: Collection[int]) -> bool:
+        """Finish the current step of all that are stepping, if they are these and at one clock.
+
+        All may then start the next one. Returns False, and changes nothing, where somebody waits
+        or is ahead, or others are stepping.
+        """
+        if self._turn or self._by_floor or self._by_worker or self._ahead:
+            return False
+        count, floor = len(self._active), self._floor
+        if len(workers) != count or self._standing.get(floor) != count:
+            return False
+        if not self._active.issuperset(workers):
+            return False
+        self._floor = floor = floor + 1
+        self._clocks.update(dict.fromkeys(workers, floor))
+        self._standing = Counter({floor: count})
+        return True
 
     def ask(self, token: Token, start: Start) -> None:
         """Let `start` wait for its turn; `release` hands `token` back when it has come."""

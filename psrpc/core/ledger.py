@@ -40,7 +40,7 @@ class Ledger:
 
     def record(self, key: UpdateKey) -> None:
         """Note that `key` is applied; one that was before is counted as doubled."""
-        following = self.next_in(key)
+        following = self.next_in(*key)
         if following is not None:  # the usual case
             following.extend()
             return
@@ -54,12 +54,20 @@ class Ledger:
             del self._open[key.stream]
             self._closed.setdefault(key.stream.major, Ranges()).add(key.stream.minor)
 
-    def next_in(self, key: UpdateKey) -> Ranges | None:
-        """The open stream's ranges which `key` continues and does not complete, or None."""
-        marks = self._open.get(key.stream)
-        if marks is None or key.sequence + 1 == key.total:
+    def next_in(self, stream: Stream, sequence: int, total: int) -> Ranges | None:
+        """The open stream's ranges which an update continues and does not complete, or None."""
+        marks = self._open.get(stream)
+        if marks is None or sequence + 1 == total:
             return None
-        return marks if marks.continued_by(key.sequence) else None
+        return marks if marks.continued_by(sequence) else None
+
+    def is_next(self, stream: Stream, sequence: int) -> bool:
+        """Whether an update is new, and follows the latest one of its stream or begins it."""
+        marks = self._open.get(stream)
+        if marks is not None:
+            return marks.continued_by(sequence)
+        leased = stream.kind is StreamKind.LEASE
+        return not (sequence or (leased and self.closed(stream.major, stream.minor)))
 
     def steps_in(self, lease: Lease) -> int:
         """How many of a lease's updates are applied, up to the first that is not."""

@@ -119,6 +119,14 @@ class Progress:
         """The name of an update made from data of the worker's own."""
         return UpdateKey(Stream(StreamKind.WORKER, self.worker, self.incarnation), self._pushes)
 
+    def usual_key(self, *, leased: bool) -> tuple[int, int, int, int, int]:
+        """The same as numbers: those of `Usual`, from `kind` to `total`."""
+        if not leased:
+            return 1, self.worker, self.incarnation, self._pushes, 0
+        lease = self.lease
+        assert lease is not None
+        return 0, lease.epoch, lease.index, self.step, lease.steps
+
     def fold(self) -> None:
         """The current batch has no update of its own: it goes into the next one's."""
         self.folded += (self.next_key(),)
@@ -164,12 +172,16 @@ class Progress:
 
     def finished(self, key: UpdateKey | None = None) -> None:
         """The push of `key` (by default `next_key`) is applied by every shard."""
+        self.went_on(leased=(key or self.next_key()).stream.kind is StreamKind.LEASE)
+
+    def went_on(self, *, leased: bool) -> None:
+        """The push of the lease's batch, or else of data of its own, is applied by every shard."""
         self.clock += 1
         self.folded = ()
-        if (key or self.next_key()).stream.kind is StreamKind.WORKER:
-            self._pushes += 1
-        else:
+        if leased:
             self._advance()
+        else:
+            self._pushes += 1
         self._done += self._spent
         self._spent.clear()
 
@@ -189,9 +201,13 @@ class Progress:
         """There are other servers: nobody knows of a view by this worker."""
         self._told.clear()
 
+    def has_news_for(self, server: int) -> bool:
+        """Whether there is a view that `server` has not been told of by this worker."""
+        return self._told.get(server, 0) < self.view.epoch
+
     def news_for(self, server: int) -> View | None:
         """The view, if `server` has not been told of it by this worker."""
-        if self._told.get(server, 0) >= self.view.epoch:
+        if not self.has_news_for(server):
             return None
         self._told[server] = self.view.epoch
         return self.view

@@ -55,6 +55,11 @@ class Rounds:
         self._rounds: dict[int, dict[int, Entry]] = {}  # by clock, then by worker
         self._keys: set[UpdateKey] = set()
 
+    @property
+    def empty(self) -> bool:
+        """Whether no push waits for its round."""
+        return not self._rounds
+
     def join(self, entry: Entry) -> bool:
         """Take a push in; returns whether the lowest round may be complete with it."""
         push = entry.push

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from psrpc.core.consistency import Gate, Ready, Start
-from psrpc.core.counting import Counting
-from psrpc.core.cutting import Cutting
+from psrpc.core.consistency import Ready, Start
 from psrpc.core.decisions import (
     Answer,
     Apply,
@@ -19,17 +17,16 @@ from psrpc.core.decisions import (
     Token,
     some_workers,
 )
-from psrpc.core.fronts import Fronts
 from psrpc.core.ledger import Ledger
-from psrpc.core.rounds import Entry, Rounds
-from psrpc.core.told import Told
+from psrpc.core.quick import QuickShard
+from psrpc.core.rounds import Entry
 from psrpc.counts import ShardStats
 from psrpc.messages import Failure, Lease, LeaseId, Pull, Push, Stepped, UpdateKey, View
-from psrpc.modes import Aggregation, Mode
+from psrpc.modes import Mode
 from psrpc.orders import Cut, Watch
 
 
-class ShardCore:
+class ShardCore(QuickShard):
     """Decides for one shard; the same state and the same events give the same decisions.
 
     `follows` is whether it is another than shard 0, which decides for all what a round is made
@@ -38,29 +35,20 @@ class ShardCore:
     """
 
     def __init__(self, mode: Mode, *, follows: bool = False, explains: bool = True) -> None:
-        self.mode = mode
+        super().__init__(mode, follows)
         self._explains = explains
-        self.gate = Gate(mode.bound)
-        self.version = 0
         self.dropped: list[tuple[int, UpdateKey]] = []  # that came too late, and are to be redone
         self.eventful = False  # a round was closed or an update dropped, and nobody was told
-        self.ledger = Ledger()  # the applied updates, which others do not change
-        self._rounds = Rounds(self.gate, mode.backups, follows=follows)
-        self._counting = Counting()
-        self._cutting = Cutting(self.gate)
-        self._fronts = Fronts()
         self._heard: dict[int, int] = {}  # of each worker the clock of its latest push
         self._late: dict[Token, int] = {}  # pushes that came too late, with their clocks
-        self._told = Told()
         self._open: dict[tuple[int, int], Token] = {}
-        self._answers: dict[int, tuple[int, Stepped]] = {}
 
     def adopt(self, view: View | None) -> list[Decision]:
         """Take a newer view: those it leaves out are waited for no longer."""
         if view is None or not self.gate.adopt(view):
             return []
         self._told.view = view
-        self._counting.keep(self.gate.active)
+        self.books.counting.keep(self.gate.active)
         dropped = self._drop_absent()
         return [*dropped, *self._close_rounds(), *self._release(), *self._try_cut()]
 
@@ -81,34 +69,6 @@ class ShardCore:
         if (push.worker, push.clock) in self._open:
             decisions.append(Hold(token, self._why_held(push) if self._explains else ""))
         return decisions
-
-    def quick(self, push: Push) -> tuple[Stepped, int] | None:
-        """The answer to a usual push, and its staleness in clocks: as `push` decides, in one look.
-
-        Usual is one that is applied as it comes, continues its stream, and whose worker goes on
-        at once, with nobody waiting for anything. For any other push this returns None, and
-        nothing has changed.
-        """
-        if self.mode.aggregation is not Aggregation.PUSH or self._cutting.number is not None:
-            return None
-        if push.view is not None or push.also or push.void:
-            return None
-        marks = self.ledger.next_in(push.key)
-        if marks is None:
-            return None
-        worker, clock = push.worker, push.clock
-        lead = self.gate.advance(worker, clock, push.ahead)
-        if lead is None:
-            return None
-        marks.extend()
-        self._fronts.note(push, self.ledger.closed)
-        staleness = self._counting.count(push)
-        self._counting.applied(1)
-        self.version += 1
-        self._counting.begins(worker, clock + 1, lead, ahead=push.ahead, reads=push.pull)
-        reply = Stepped(self.version, lead)
-        self._answers[worker] = (clock, reply)
-        return reply, staleness
 
     def wants(self, push: Push) -> bool:
         """Whether a push is new here, so that its gradients are needed."""
@@ -143,15 +103,15 @@ class ShardCore:
             "ledger": self.ledger.to_json(),
             "floor": self.gate.floor,
             "version": self.version,
-            **self._counting.record(),
+            **self.books.counting.record(),
         }
 
     def restore(self, record: Mapping[str, Any]) -> None:
         """Go on, before the first request, from what `record` gave; its workers are all gone."""
-        self.ledger = Ledger.from_json(record["ledger"]).only_of(())
+        self.ledger = self.books.ledger = Ledger.from_json(record["ledger"]).only_of(())
         self.gate.raise_to(int(record["floor"]))
         self.version = int(record["version"])
-        self._counting.restore(record)
+        self.books.counting.restore(record)
 
     def heard_of_layout(self, words: int | None = None) -> None:
         """The coordinator has said a word about layouts; or, to a new shard, so many before."""
@@ -196,7 +156,7 @@ class ShardCore:
             self._heard[worker] = min(clock, self.gate.clock(worker) - 1)
         if fresh:
             self._rounds.follow()
-            self._counting.duplicates = 0
+            self.books.counting.duplicates = 0
             self.dropped, self.eventful = [], False
 
     def _go_on(self) -> list[Decision]:
@@ -221,15 +181,15 @@ class ShardCore:
 
     def stats(self) -> ShardStats:
         """The counters since the start."""
-        return self._counting.stats(self.version, self.ledger.coverage())
+        return self.books.counting.stats(self.version, self.ledger.coverage())
 
     def steps_done(self, lease: Lease, worker: int, *, settled: bool) -> int:
         """How many of a lease's updates are on all shards; see `Fronts`."""
-        return self._fronts.steps_done(lease, worker, settled=settled)
+        return self.books.fronts.steps_done(lease, worker, settled=settled)
 
     def forget(self, worker: int, leases: Sequence[LeaseId]) -> None:
         """Nobody will ask about these leases of `worker` again."""
-        self._fronts.forget(worker, leases)
+        self.books.fronts.forget(worker, leases)
 
     @property
     def closed(self) -> Mapping[int, tuple[int, ...]]:
@@ -272,7 +232,7 @@ class ShardCore:
         return self.gate.finished(push.worker, push.clock)
 
     def _accept(self, push: Push, token: Token) -> list[Decision]:
-        self._fronts.note(push, self.ledger.closed)
+        self.books.fronts.note(push, self.ledger.closed)
         late = self._is_late(push)
         self._heard[push.worker] = push.clock
         self._open[push.worker, push.clock] = token
@@ -281,16 +241,16 @@ class ShardCore:
 
     def _take_in(self, push: Push, token: Token) -> list[Decision]:
         carries = push.key not in self.ledger and not self._rounds.waits(push.key)
-        self._counting.duplicates += not carries
+        self.books.counting.duplicates += not carries
         entry = Entry(token, push, carries)
-        if self.mode.aggregation is Aggregation.PUSH:
+        if self._alone:
             applied = self._apply([entry], "it is applied as it comes")
             return applied or [Made(push.clock, (push.worker,), "there is nothing to apply")]
         return self._close_rounds() if self._rounds.join(entry) else []
 
     def _drop_late(self, push: Push, token: Token) -> list[Decision]:
         """Its round went on without it: its worker goes on where the others are."""
-        self._counting.dropped_late += 1
+        self.books.counting.dropped_late += 1
         if not self._rounds.follows:
             self.dropped += [(push.worker, key) for key in (push.key, *push.also)]
             self.eventful = True
@@ -312,19 +272,19 @@ class ShardCore:
     def _repeat(self, push: Push, token: Token) -> Decision:
         first = self._open.get((push.worker, push.clock))
         if first is not None:
-            self._counting.duplicates += 1
+            self.books.counting.duplicates += 1
             return Same(token, first, f"worker {push.worker} sent step {push.clock} again")
         if not self._seen(push):
             return self._refuse(push.worker, token)
-        self._counting.duplicates += 1
-        clock, answer = self._answers.get(push.worker, (-1, None))
+        self.books.counting.duplicates += 1
+        clock, answer = self.books.answers.get(push.worker, (-1, None))
         if answer is None or clock != push.clock:
             answer = Stepped(self.version, duplicate=True)
         return Answer(token, answer, f"step {push.clock} of worker {push.worker} is done")
 
     def _again(self, push: Push, token: Token) -> list[Decision]:
         """A push that is dealt with has come again."""
-        known = self._answers.get(push.worker, (-1, None))[0] >= push.clock
+        known = self.books.answers.get(push.worker, (-1, None))[0] >= push.clock
         if known or self.gate.clock(push.worker) != push.clock + 1:
             return [self._repeat(push, token)]
         # Its worker was not answered before it had to ask servers of a new layout.
@@ -353,7 +313,7 @@ class ShardCore:
     def _apply(self, entries: list[Entry], reason: str) -> list[Decision]:
         carrying = [entry for entry in entries if entry.carries]
         stale = {entry.token: self._enter(entry.push) for entry in carrying}
-        self._counting.applied(len(carrying))
+        self.books.counting.applied(len(carrying))
         for entry in entries:
             self._finish(entry)
         tokens = tuple(entry.token for entry in carrying if not entry.push.void)
@@ -366,7 +326,7 @@ class ShardCore:
         """Note that an update is applied; returns its staleness in clocks."""
         for key in (push.key, *push.also):
             self.ledger.record(key)
-        return self._counting.count(push)
+        return self.books.counting.count(push)
 
     def _finish(self, entry: Entry) -> None:
         push = entry.push
@@ -386,15 +346,14 @@ class ShardCore:
         clock = start.clock
         if self._rounds.backups and clock < self.gate.clock(worker) == self.gate.floor:
             clock, lead = self.gate.floor, 0  # others have gone on without it
-        self._counting.begins(worker, clock, lead, ahead=start.ahead, reads=start.reads)
+        self.books.counting.begins(worker, clock, lead, ahead=start.ahead, reads=start.reads)
         late = self._late.pop(token, None)
         moved = clock if late is not None or clock > start.clock else None
         step = start.clock - 1 if late is None else late
         # A new view, for all shards to know of a new worker before its first round.
-        alone = self.mode.aggregation is Aggregation.PUSH
-        news = None if alone else self._told.news_for(worker)
+        news = None if self._alone else self._told.news_for(worker)
         reply = Stepped(self.version, lead, late=late is not None, clock=moved, view=news)
         if self._open.get((worker, step)) == token:
             del self._open[worker, step]
-            self._answers[worker] = (step, reply)
+            self.books.answers[worker] = (step, reply)
         return Answer(token, reply, "its turn has come" if late is None else "it came too late")

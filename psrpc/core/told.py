@@ -20,6 +20,10 @@ class Told:
         told = self._told.get(request.worker, 0)
         self._told[request.worker] = max(told, request.view.epoch)
 
+    def knows(self, worker: int) -> bool:
+        """Whether the worker has shown something, and there is no news for it."""
+        return self._told.get(worker, -1) >= self.view.epoch
+
     def news_for(self, worker: int) -> View | None:
         """A view that the worker may not know; it counts as told from now on."""
         if self._told.get(worker, 0) >= self.view.epoch:

@@ -12,6 +12,7 @@ from psrpc.messages import Failure, Reply, Request
 from psrpc.moves import Moved
 from psrpc.store.flats import Buffers
 from psrpc.store.layout import ShardLayout
+from psrpc.usual import Usual
 
 Payload = tuple[Reply, list[torch.Tensor]]
 Answer = Callable[[Payload], object]
@@ -50,6 +51,35 @@ class Service(Protocol):
         Never waits for another worker, never raises. `tensors` are read until then, and
         not written. Weights that belong to the answer are given to `land` (flat CPU
         tensors, one a segment, valid during the call), or else are part of the answer.
+        """
+        ...
+
+
+class Caller(Protocol):
+    """Whoever sent a usual push and waits for its answer, and for weights."""
+
+    @property
+    def land(self) -> Landing:
+        """Where the weights go."""
+        ...
+
+    def grant(self, version: int, lead: int) -> None:
+        """Answer with a `Stepped` of which nothing is rare."""
+        ...
+
+    def answer(self, payload: Payload) -> None:
+        """Give any other answer, in place of that."""
+        ...
+
+
+class QuickService(Protocol):
+    """A server's short way for usual pushes."""
+
+    def quick(self, push: Usual, gradients: Sequence[torch.Tensor], caller: Caller) -> bool:
+        """Take a push with its gradients; `caller` is answered once, now or later.
+
+        Returns False if nothing was done, and `Service.handle` is to take it. Does what that
+        would, and promises the same.
         """
         ...
 
@@ -100,6 +130,18 @@ class Link(Protocol):
 
     def close(self) -> None:
         """Give the way up. Open calls fail with PeerLostError."""
+        ...
+
+
+class QuickLink(Protocol):
+    """A link's short way for usual pushes, while no exchange is under way."""
+
+    def quick(self, push: Usual) -> Pending | None:
+        """Send a push with the gradient buffers, and wait until weights have landed.
+
+        Returns None then; or, if the answer is not the usual one, what has it. Raises
+        PeerLostError.
+        """
         ...
 
 

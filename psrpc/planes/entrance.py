@@ -5,7 +5,7 @@ from __future__ import annotations
 from psrpc.job import PlaneChoice
 from psrpc.moves import Seat
 from psrpc.planes.agent import Agent
-from psrpc.planes.base import Service
+from psrpc.planes.base import QuickService, Service
 from psrpc.planes.doorman import Doorman
 from psrpc.planes.porter import Porter
 from psrpc.secret import Secret
@@ -22,14 +22,15 @@ class Entrance:
         service: Service,
         layout: ShardLayout,
         choice: PlaneChoice,
+        quick: QuickService | None = None,
     ) -> None:
         self._agent = agent
         self._doorman: Doorman | None = None
         self._porter: Porter | None = None
         if choice not in (PlaneChoice.RPC, PlaneChoice.COLLECTIVE):
-            self._doorman = Doorman(service, layout)
+            self._doorman = Doorman(service, layout, quick)
         if choice not in (PlaneChoice.SHM, PlaneChoice.COLLECTIVE):
-            self._porter = Porter(service, layout, agent.host, secret)
+            self._porter = Porter(service, layout, agent.host, secret, quick)
 
     def open(self) -> None:
         """Listen."""

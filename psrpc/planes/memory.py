@@ -16,7 +16,7 @@ from enum import IntEnum
 
 import torch
 
-from psrpc.store.bulk import copy
+from psrpc.store.bulk import copy, copy_all
 from psrpc.store.layout import ShardLayout, torch_dtype
 from psrpc.store.locked import PageLocks
 
@@ -75,10 +75,7 @@ class Region:
 
         Nothing happens after `close`: whoever wanted to read it is gone.
         """
-        targets = self._open_part(part)
-        if targets:
-            for target, flat in zip(targets, flats, strict=True):
-                copy(target, flat, 0, flat.numel())
+        copy_all(self._open_part(part), flats)
 
     def write_stretch(
         self, part: Part, flats: Sequence[torch.Tensor], segment: int, low: int, high: int
@@ -125,7 +122,9 @@ class Region:
     def _open_part(self, part: Part) -> list[torch.Tensor]:
         """As `part`, for threads other than the one that closes; nothing after `close`."""
         with self._lock:
-            return self.part(part) if self._fd >= 0 else []
+            if self._fd < 0:
+                return []
+            return self._parts.get(part) or self.part(part)
 
     def _map(self, part: Part) -> list[torch.Tensor]:
         offset = self._part_bytes * part if self._fd >= 0 else 0

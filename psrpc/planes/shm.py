@@ -26,6 +26,7 @@ from psrpc.planes.rpc import RpcLink
 from psrpc.planes.wire import Ring
 from psrpc.store.flats import Buffers
 from psrpc.store.layout import ShardLayout
+from psrpc.usual import Usual
 
 _MESSAGE_BYTES = 1 << 20
 _ASK_AFTER_S = 60.0
@@ -34,10 +35,10 @@ _ASK_AFTER_S = 60.0
 class ShmPending:
     """The answer to the one exchange that is under way on a link."""
 
-    def __init__(self, link: ShmLink, ahead: bool) -> None:
+    def __init__(self, link: ShmLink, ahead: bool, reply: Reply | None = None) -> None:
         self._link = link
         self._ahead = ahead
-        self._payload: Payload | None = None
+        self._payload: Payload | None = None if reply is None else (reply, [])
 
     def done(self) -> bool:
         """See `Pending`."""
@@ -131,6 +132,21 @@ class ShmLink:
             raise self.lost(error.strerror or str(error)) from None
         return ShmPending(self, bool(ahead))
 
+    def quick(self, push: Usual) -> Pending | None:
+        """See `QuickLink`."""
+        sock = self._sock
+        try:
+            sock.send(wire.pack_usual(self._buffers.side, push))
+            message = sock.recv(_MESSAGE_BYTES)
+        except BlockingIOError:
+            message = b""
+        except OSError as error:
+            raise self.lost(error.strerror or str(error)) from None
+        if message[:1] == wire.GRANTED and message.endswith(wire.NOTHING_RARE):
+            return None
+        reply = wire.unpack_reply(message or self._receive())
+        return ShmPending(self, ahead=False, reply=reply)
+
     def hang_up(self) -> None:
         """Say nothing more to this server; the buffers stay, as memory of this process alone.
 
@@ -155,6 +171,9 @@ class ShmLink:
 
     def receive(self) -> Reply:
         """Wait for the answer. Raises PeerLostError."""
+        return wire.unpack_reply(self._receive())
+
+    def _receive(self) -> bytes:
         while True:
             try:
                 message = self._sock.recv(_MESSAGE_BYTES)
@@ -167,7 +186,7 @@ class ShmLink:
                 break
         if not message:
             raise self.lost("it closed its socket")
-        return wire.unpack_reply(message)
+        return message
 
     def take_weights(self) -> None:
         """Let the weights that were fetched ahead be the model's."""

@@ -10,18 +10,9 @@ import struct
 from typing import NamedTuple
 
 from psrpc.errors import ProtocolError
-from psrpc.messages import (
-    Failure,
-    Pull,
-    Push,
-    Reply,
-    Request,
-    Stepped,
-    Stream,
-    StreamKind,
-    UpdateKey,
-)
+from psrpc.messages import Failure, Pull, Push, Reply, Request, Stepped
 from psrpc.planes import codec
+from psrpc.usual import Usual
 
 
 class Ring(NamedTuple):
@@ -38,13 +29,20 @@ class Ring(NamedTuple):
 
 _OTHER, _PUSH, _PULL, _STEPPED = range(4)
 _HEAD = struct.Struct("<BBB")
-_PUSH_BODY = struct.Struct("<qqBBqqqqqqd??q")
+_HEAD_BYTES = _HEAD.size
+_PUSH_BODY = struct.Struct("<qqBBqqqqqqd??q")  # a `Usual`
+_WHOLE_PUSH = struct.Struct("<BBBqqBBqqqqqqd??q")
 _PULL_BODY = struct.Struct("<qqqq")
 _STEPPED_BODY = struct.Struct("<Bqq??q")
-_KINDS = (StreamKind.LEASE, StreamKind.WORKER)
-# A loss of NaN says no more than none, and travels as none.
+_RARE = struct.calcsize("<Bqq")  # where a reply has what is rare
 _NONE = 2  # of a side, or of `ahead`
-_LATEST = -1  # of `read`; of a reply's clock: the usual one
+_USUAL_HEADS = {
+    _HEAD.pack(_PUSH, side, ahead): (side, ahead) for side in (0, 1) for ahead in (0, 1)
+}
+_LATEST = -1  # of a reply's clock: the usual one
+# So begin, and end, the bytes of a `Stepped` of which nothing is rare.
+GRANTED = bytes([_STEPPED])
+NOTHING_RARE = _STEPPED_BODY.pack(_STEPPED, 0, 0, False, False, _LATEST)[_RARE:]
 
 
 def pack(ring: Ring) -> bytes:
@@ -66,10 +64,10 @@ def unpack(message: bytes) -> Ring:
     if kind == _PUSH:
         request: Request = _unpack_push(message)
     elif kind == _PULL:
-        worker, clock, begun, layout = _PULL_BODY.unpack_from(message, _HEAD.size)
+        worker, clock, begun, layout = _PULL_BODY.unpack_from(message, _HEAD_BYTES)
         request = Pull(worker, clock, ahead=begun, layout=layout)
     else:
-        request = codec.decode(message[_HEAD.size :])
+        request = codec.decode(message[_HEAD_BYTES:])
         if not isinstance(request, Request):
             raise ProtocolError(f"a {type(request).__name__} is no request")
     return Ring(request, None if side == _NONE else side, None if ahead == _NONE else bool(ahead))
@@ -98,50 +96,34 @@ def unpack_reply(message: bytes) -> Reply:
     return reply
 
 
+def pack_usual(side: int, push: Usual) -> bytes:
+    """A ring of a usual push as bytes: one set of gradients, for weights that land at once."""
+    return _WHOLE_PUSH.pack(_PUSH, side, False, *push)
+
+
+def unpack_usual(message: bytes) -> tuple[Usual, int, int] | None:
+    """A ring of a usual push that has gradients and a place for weights, or None.
+
+    It is as `Ring` has it: the push, the side of its gradients, and `ahead`.
+    """
+    if len(message) != _WHOLE_PUSH.size or message[0] != _PUSH or _NONE in message[1 : _HEAD.size]:
+        return None
+    push = Usual._make(_PUSH_BODY.unpack_from(message, _HEAD_BYTES))
+    return None if push.void or not push.pull else (push, message[1], message[2])
+
+
+def pack_granted(version: int, lead: int) -> bytes:
+    """A `Stepped` of which nothing is rare, as bytes."""
+    return _STEPPED_BODY.pack(_STEPPED, version, lead, False, False, _LATEST)
+
+
 def _pack_push(push: Push) -> bytes:
-    key = push.key
-    rare = push.absent or push.also or push.overrides or push.view
-    body = _PUSH_BODY.pack(
-        push.worker,
-        push.clock,
-        push.ahead,
-        _KINDS.index(key.stream.kind),
-        key.stream.major,
-        key.stream.minor,
-        key.sequence,
-        key.total,
-        push.samples,
-        _LATEST if push.read is None else push.read,
-        float("nan") if push.loss is None else push.loss,
-        push.pull,
-        push.void,
-        push.layout,
-    )
-    if not rare:
-        return body
+    body = _PUSH_BODY.pack(*Usual.part_of(push))
     tail = (push.absent, push.also, push.overrides, push.view)
-    return body + codec.encode(tail)
+    return body + codec.encode(tail) if any(tail) else body
 
 
 def _unpack_push(message: bytes) -> Push:
-    fields = _PUSH_BODY.unpack_from(message, _HEAD.size)
-    worker, clock, ahead, kind, major, minor, sequence, total, samples, read, *rest = fields
-    loss, pull, void, layout = rest
-    tail = message[_HEAD.size + _PUSH_BODY.size :]
-    absent, also, overrides, view = codec.decode(tail) if tail else ((), (), (), None)
-    return Push(
-        worker,
-        clock,
-        UpdateKey(Stream(_KINDS[kind], major, minor), sequence, total),
-        samples,
-        pull,
-        absent,
-        void,
-        also,
-        overrides,
-        None if loss != loss else loss,
-        view,
-        ahead,
-        None if read == _LATEST else read,
-        layout,
-    )
+    usual = Usual._make(_PUSH_BODY.unpack_from(message, _HEAD_BYTES))
+    tail = message[_HEAD_BYTES + _PUSH_BODY.size :]
+    return usual.push(*codec.decode(tail)) if tail else usual.push()

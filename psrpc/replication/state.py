@@ -35,6 +35,7 @@ def capture(service: Replicated) -> tuple[dict[str, Any], list[torch.Tensor], Ca
     Nothing may come to the service meanwhile.
     """
     server, ahead = server_of(service), server_of(service).next
+    server.catch_up()
     tensors: list[torch.Tensor] = []
     beside = _beside(tensors)
     image = server.store.image()

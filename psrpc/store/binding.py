@@ -43,7 +43,7 @@ class Binding:
         self._staged = _is_apart(self._device)
         self._settle(layouts, buffers)
         flats = [self._own(shard.gradients) for shard in buffers]
-        self._gradients = Gradients(blueprint, layouts, self._parameters, flats)
+        self.gradients = Gradients(blueprint, layouts, self._parameters, flats)
 
     def _settle(self, layouts: Sequence[ShardLayout], buffers: Sequence[Buffers]) -> None:
         """Let the weights live in these buffers, with the values that they have."""
@@ -75,7 +75,7 @@ class Binding:
             for shard in buffers:
                 shard.turn()
         flats = [self._own(shard.gradients) for shard in buffers]
-        self._gradients.move(layouts, flats)
+        self.gradients.move(layouts, flats)
 
     def _in_use(self, sent: Sequence[list[torch.Tensor]]) -> bool:
         """Whether these are the gradients that a step in the making is added to."""
@@ -116,29 +116,43 @@ class Binding:
     def gather(self) -> list[tuple[int, ...]]:
         """Make the buffers hold this step's gradients; see `Gradients.gather`."""
         self._refuse_frozen()
-        absent = self._gradients.gather()
+        absent = self.gradients.gather()
         if self._staged:
-            self._copy_all([shard.gradients for shard in self._buffers], self._gradients.flats)
+            self._copy_all([shard.gradients for shard in self._buffers], self.gradients.flats)
         return absent
+
+    def ready(self) -> bool:
+        """Whether the buffers hold this step's gradients, of all parameters, and all are finite.
+
+        Nothing has changed where this is False, as for a model on a GPU.
+        """
+        gradients = self.gradients
+        if self._staged or self._frozen or not gradients.ready():
+            return False
+        for shard in gradients.flats:
+            for flat in shard:
+                if not cmath.isfinite(flat.sum().item()):
+                    return False
+        return True
 
     def empty(self) -> bool:
         """Whether no parameter has a gradient."""
-        absent = self._gradients.gather()
+        absent = self.gradients.gather()
         pieces = zip(absent, self._layouts, strict=True)
         return all(len(missing) == len(layout.pieces) for missing, layout in pieces)
 
     def clear(self) -> None:
         """Begin a step: its gradients are added to zeros."""
-        self._gradients.clear()
+        self.gradients.clear()
 
     def turn(self) -> None:
         """Leave the gradients to those who send them; begin a step in the other buffers."""
         for shard in self._buffers:
             shard.turn()
         if self._staged:
-            self._gradients.clear()
+            self.gradients.clear()
         else:
-            self._gradients.turn([shard.gradients for shard in self._buffers])
+            self.gradients.turn([shard.gradients for shard in self._buffers])
 
     def scatter(self) -> None:
         """Let the model see the weights that have landed."""
@@ -152,7 +166,7 @@ class Binding:
 
     def nonfinite(self) -> str | None:
         """The name of a parameter with NaN or Inf in its gathered gradient, if there is one."""
-        for layout, flats in zip(self._layouts, self._gradients.flats, strict=True):
+        for layout, flats in zip(self._layouts, self.gradients.flats, strict=True):
             # A sum may overflow where all of its parts are finite; a closer look tells.
             if all(map(_sums_up, flats)):
                 continue
@@ -163,7 +177,7 @@ class Binding:
 
     def release(self) -> None:
         """Give the model memory of its own, with the weights that it has, and let go of it."""
-        self._gradients.release()
+        self.gradients.release()
         for parameter, _, _ in self._resident:
             parameter.data = parameter.data.clone()
 

@@ -7,6 +7,7 @@ Both functions release the GIL.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 
@@ -18,6 +19,12 @@ def copy(target: torch.Tensor, source: torch.Tensor, low: int, high: int) -> Non
     item = source.itemsize
     start, size_bytes = low * item, (high - low) * item
     ctypes.memmove(target.data_ptr() + start, source.data_ptr() + start, size_bytes)
+
+
+def copy_all(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    """Copy each flat tensor to the one of its place, as far as there are `targets`."""
+    for target, source in zip(targets, sources, strict=False):
+        ctypes.memmove(target.data_ptr(), source.data_ptr(), source.nbytes)
 
 
 def clear(flat: torch.Tensor) -> None:

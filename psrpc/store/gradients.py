@@ -23,6 +23,7 @@ Flats = Sequence[list[torch.Tensor]]  # by shard, then by segment
 
 _FIRST = 1 << 10
 _GRADIENT = operator.attrgetter("grad")
+_ADDRESS = torch.Tensor.data_ptr
 
 
 class GradientSet:
@@ -52,20 +53,24 @@ class GradientSet:
         # `data`: no view to autograd, which adds to it each step.
         self.homes = [view.data for view in self._views]
         self.addresses = [home.data_ptr() for home in self.homes]
+        # Parameters with their homes, as autograd added to them when all were there.
+        self.order: list[tuple[nn.Parameter, torch.Tensor, int]] = []
 
-    def clear(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Fill with zeros, and let every parameter's `.grad` be its home."""
-        for shard in self.flats:
-            for flat in shard:
-                clear(flat)
-        for index in self.cut:
-            self.homes[index].zero_()
+    def settle(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Let every parameter's `.grad` be its home."""
         for index, parameter in enumerate(parameters):
             home = self.homes[index]
             if home.data_ptr() != self.addresses[index]:
                 home = self.rebuild(index)
             if parameter.grad is not home:
                 parameter.grad = home
+
+    def at_home(self, parameters: Sequence[nn.Parameter]) -> bool:
+        """Whether every parameter's `.grad` is its home, and that where it is sent from."""
+        gradients = map(_GRADIENT, parameters)
+        return all(map(operator.is_, gradients, self.homes)) and self.addresses == list(
+            map(_ADDRESS, self.homes)
+        )
 
     def rebuild(self, index: int) -> torch.Tensor:
         """Make a home again whose tensor was given other memory (as `Module.to` does)."""
@@ -91,6 +96,7 @@ class Gradients:
         self._hooks = [p.register_post_accumulate_grad_hook(self._added.append) for p in parameters]
         self._sets = [GradientSet(layouts, flats, parameters)]
         self._current = self._sets[0]
+        self._home = False  # whether all were there when they were last looked at
         self.clear()
 
     @property
@@ -105,19 +111,54 @@ class Gradients:
         them). Sparse gradients become dense. Raises GradientError for one of the wrong
         shape or dtype.
         """
-        self._present.update(map(id, self._added))
-        self._added.clear()
-        absent = set() if self._at_home() else self._bring_home()
+        absent = set() if self._all_home() else self._bring_home()
         for index, pieces in self._current.cut.items():
             for piece, view in pieces:
                 view.copy_(piece.rows(self._current.homes[index]))
         return pieces_of(self._layouts, absent)
 
-    def clear(self) -> None:
-        """Begin a step: its gradients are added to zeros."""
+    def ready(self) -> bool:
+        """Whether nothing need be gathered: the flat buffers hold every parameter's gradient.
+
+        A backward pass mostly adds to them in the order of the one before.
+        """
+        current, added = self._current, self._added
+        if len(added) != len(current.order) or self._present:
+            return self._look_closely()
+        for given, (parameter, home, address) in zip(added, current.order, strict=True):
+            if given is not parameter or parameter.grad is not home or home.data_ptr() != address:
+                return self._look_closely()
+        self._home = True
+        return True
+
+    def _look_closely(self) -> bool:
+        added, current = list(self._added), self._current
+        if current.cut or not self._all_home():
+            return False
+        if len(added) == len(current.homes):
+            places = {id(parameter): i for i, parameter in enumerate(self._parameters)}
+            indices = [places[id(parameter)] for parameter in added]
+            current.order = [
+                (self._parameters[i], current.homes[i], current.addresses[i]) for i in indices
+            ]
+        return True
+
+    def clear(self, *, pushed: bool = False) -> None:
+        """Begin a step: its gradients are added to zeros.
+
+        They are `pushed` if nobody can have touched a `.grad` since they were gathered.
+        """
         self._present.clear()
         self._added.clear()
-        self._current.clear(self._parameters)
+        current = self._current
+        for shard in current.flats:
+            for flat in shard:
+                clear(flat)
+        for index in current.cut:
+            current.homes[index].zero_()
+        if not (pushed and self._home):
+            current.settle(self._parameters)
+        self._home = False
 
     def turn(self, flats: Flats) -> None:
         """Leave the set in use to those who send it, and begin a step in that of `flats`."""
@@ -132,7 +173,7 @@ class Gradients:
         """Live in the flat buffers of another layout, with what is in those of the present one."""
         self._layouts, before = layouts, self._current
         self._current = GradientSet(layouts, flats, self._parameters)
-        self._sets = [self._current]
+        self._sets, self._home = [self._current], False
         for index, parameter in enumerate(self._parameters):
             home = self._current.homes[index]
             home.copy_(before.homes[index])
@@ -146,15 +187,13 @@ class Gradients:
         for parameter in self._parameters:
             parameter.grad = None
 
-    def _at_home(self) -> bool:
+    def _all_home(self) -> bool:
         """Whether autograd has added to every gradient, and each is where it is sent from."""
-        homes, addresses = self._current.homes, self._current.addresses
-        if len(self._present) < len(homes):
-            return False
-        gradients = map(_GRADIENT, self._parameters)
-        return all(map(operator.is_, gradients, homes)) and addresses == list(
-            map(torch.Tensor.data_ptr, homes)
-        )
+        self._present.update(map(id, self._added))
+        self._added.clear()
+        current = self._current
+        self._home = len(self._present) >= len(current.homes) and current.at_home(self._parameters)
+        return self._home
 
     def _bring_home(self) -> set[int]:
         """Bring every gradient to where it is sent from; returns those that there are not."""

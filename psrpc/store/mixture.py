@@ -37,8 +37,19 @@ class Mixture:
         first = parts[0]
         if self.single:
             return first
-        narrow = first.dtype in _NARROW
-        total = (first.float() if narrow else first) * self._weights[0]
-        for part, weight in zip(parts[1:], self._weights[1:], strict=True):
-            total.add_(part, alpha=weight)
-        return total.to(first.dtype) if narrow else total
+        narrow = is_narrow(first)
+        room = torch.empty_like(first, dtype=torch.float32 if narrow else None)
+        mix(parts, self._weights, room)
+        return room.to(first.dtype) if narrow else room
+
+
+def mix(parts: Sequence[torch.Tensor], weights: Sequence[float], room: torch.Tensor) -> None:
+    """Let `room` be the weighted sum of flat tensors, added up in the order given."""
+    torch.mul(parts[0].to(room.dtype), weights[0], out=room)
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        room.add_(part, alpha=weight)
+
+
+def is_narrow(flat: torch.Tensor) -> bool:
+    """Whether a sum is made in single precision, and rounded once."""
+    return flat.dtype in _NARROW

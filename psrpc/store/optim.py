@@ -29,6 +29,9 @@ from psrpc.store.state import Option, join_state, own, same
 # As many elements as stay in a core's cache with their gradients and state.
 _STRETCH = 1 << 16
 
+# A kernel, and of each segment the weights, the optimizer's state, and its options.
+_ByKernel = tuple[kernels.Kernel, list[tuple[torch.Tensor, kernels.State, kernels.Options]]]
+
 # Called with a segment and the first and the past-the-end element.
 Written = Callable[[int, int, int], None]
 
@@ -55,6 +58,7 @@ class ShardOptimizer:
         ]
         self._optimizer = blueprint.factory(groups) if layout.segments else None
         self._kernel = kernels.kernel_of(self._optimizer) if self._optimizer else None
+        self._by_kernel: _ByKernel | None = None  # as long as nothing but its numbers changes
 
     def step(
         self,
@@ -73,6 +77,7 @@ class ShardOptimizer:
         """
         if self._optimizer is None:
             return
+        self._by_kernel = None
         if overrides or self._overridden:
             self._set_options(overrides)
         given = [
@@ -80,19 +85,42 @@ class ShardOptimizer:
             for segment, gradient in enumerate(gradients)
             if absent or not self._run_kernel(segment, gradient, written)
         ]
-        if not given:
-            return
-        for segment in given:
-            self._give(segment, gradients[segment].whole(), absent)
-        self._step_given(self._optimizer)
-        for parameters in self._of_segment:
-            for parameter in parameters:
-                parameter.grad = None
+        self._step_given({segment: gradients[segment].whole() for segment in given}, absent)
         if written is not None:
             for segment in given:
                 written(segment, 0, self.layout.segments[segment].numel)
 
-    def _step_given(self, optimizer: torch.optim.Optimizer) -> None:
+    def step_alone(self, gradients: Sequence[torch.Tensor]) -> None:
+        """As `step`, with gradients as they are, of all pieces, and the options of the start."""
+        if self._by_kernel is None:
+            self.step([Mixture((gradient,), (1.0,)) for gradient in gradients])
+            self._by_kernel = self._all_by_kernel()
+            return
+        kernel, segments = self._by_kernel
+        for (weights, state, options), gradient in zip(segments, gradients, strict=True):
+            kernel(weights, gradient, state, options)
+
+    def _all_by_kernel(self) -> _ByKernel | None:
+        """How all segments can be stepped as they are now, if their kernel can do that."""
+        if self._kernel is None:
+            return None
+        segments = [(flat, self._ready(i)) for i, flat in enumerate(self._flats)]
+        ready = [(flat, *found) for flat, found in segments if found is not None]
+        return (self._kernel, ready) if len(ready) == len(segments) else None
+
+    def _step_given(self, flats: Mapping[int, torch.Tensor], absent: Collection[int]) -> None:
+        """Let the class step these segments by their gradients."""
+        if not flats:
+            return
+        assert self._optimizer is not None
+        for segment, flat in flats.items():
+            self._give(segment, flat, absent)
+        self._step_class(self._optimizer)
+        for parameters in self._of_segment:
+            for parameter in parameters:
+                parameter.grad = None
+
+    def _step_class(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the class step the parameters that have a gradient."""
         if self._kernel is None:
             optimizer.step()
@@ -102,14 +130,10 @@ class ShardOptimizer:
 
     def _run_kernel(self, segment: int, gradient: Mixture, written: Written | None) -> bool:
         """Step a whole segment by its optimizer's kernel; returns whether that could be done."""
-        kernel = self._kernel
-        if kernel is None or not self._joined[segment]:
+        found, kernel = self._ready(segment), self._kernel
+        if found is None or kernel is None:
             return False
-        assert self._optimizer is not None
-        state = self._state_of(self._of_segment[segment][0])
-        options = self._optimizer.param_groups[self.layout.segments[segment].group]
-        if not kernels.ready(state, options):
-            return False
+        state, options = found
         weights, numel = self._flats[segment], self.layout.segments[segment].numel
         if numel <= _STRETCH or (gradient.single and not state):
             kernel(weights, gradient.whole(), state, options)
@@ -133,6 +157,15 @@ class ShardOptimizer:
 
         spread(step, spans(numel, _STRETCH))
         return True
+
+    def _ready(self, segment: int) -> tuple[kernels.State, kernels.Options] | None:
+        """What the kernel needs to step a whole segment, if that can be done."""
+        if self._kernel is None or not self._joined[segment]:
+            return None
+        assert self._optimizer is not None
+        state = self._state_of(self._of_segment[segment][0])
+        options = self._optimizer.param_groups[self.layout.segments[segment].group]
+        return (state, options) if kernels.ready(state, options) else None
 
     def tensors(self) -> list[torch.Tensor]:
         """The tensors of the optimizer's state, as they lie in memory."""
@@ -168,6 +201,7 @@ class ShardOptimizer:
         `states` are copied, one a piece; an empty one leaves what the class begins with.
         Pieces of a segment that have not come the same way keep their state apart for good.
         """
+        self._by_kernel = None
         for segment, indices in enumerate(self._indices):
             pieces = [(self.layout.pieces[index], states[index]) for index in indices]
             if self._joined[segment]:

@@ -16,7 +16,7 @@ from psrpc.store.blueprint import Blueprint
 from psrpc.store.copies import Copies
 from psrpc.store.image import Frame, PieceImage, ShardImage, room_for
 from psrpc.store.layout import ShardLayout
-from psrpc.store.mixture import Mixture
+from psrpc.store.mixture import Mixture, is_narrow, mix
 from psrpc.store.optim import ShardOptimizer, Written
 from psrpc.store.state import Option, described, own
 
@@ -49,6 +49,7 @@ class ShardStore:
         self._copies = [Copies() for _ in self.flats]
         self._snapshot: list[torch.Tensor] | None = None
         self._frame: Frame | None = None
+        self._sums: list[torch.Tensor] | None = None
 
     def check(self, gradients: Sequence[torch.Tensor], who: str) -> None:
         """Raise GradientError unless `gradients` fit the segments in number, size and dtype."""
@@ -72,6 +73,28 @@ class ShardStore:
         self._snapshot = None
         gradients = reduce(contributions, self.reduction)
         self._optimizer.step(gradients, absent, contributions[0].overrides, written)
+
+    def step_alone(self, gradients: Sequence[torch.Tensor]) -> None:
+        """One optimizer step from one worker's gradients, with the options of the job's start."""
+        self._snapshot = None
+        self._optimizer.step_alone(gradients)
+
+    def step_together(
+        self, gradients: Sequence[Sequence[torch.Tensor]], samples: Sequence[int]
+    ) -> None:
+        """As `step`, with several workers' gradients, of all pieces, and the options of the start.
+
+        Their sums are made in memory that is kept, as large as the shard.
+        """
+        if self._sums is None:
+            self._sums = [torch.empty_like(flat) for flat in self.flats]
+        weights = shares(samples, self.reduction)
+        for room, *parts in zip(self._sums, *gradients, strict=True):
+            if is_narrow(room):
+                room.copy_(Mixture(parts, weights).whole())
+            else:
+                mix(parts, weights, room)
+        self.step_alone(self._sums)
 
     def snapshot(self) -> list[torch.Tensor]:
         """The weights as they are now, one flat copy a segment, shared until the next step."""

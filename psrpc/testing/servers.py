@@ -19,6 +19,7 @@ from psrpc.messages import (
     Register,
     Reply,
     Request,
+    Stepped,
     View,
 )
 from psrpc.moves import ABOUT_SERVERS
@@ -26,6 +27,7 @@ from psrpc.orders import Closed, Cut, Halt, Watch
 from psrpc.testing.calls import Call, Caller, Trace, describe
 from psrpc.testing.network import Network
 from psrpc.testing.witness import Witness
+from psrpc.usual import Usual
 
 _COORDINATED = (Register, Acquire, Idle, Leave, Watch, *ABOUT_SERVERS)
 
@@ -154,11 +156,13 @@ class SimServer:
 
     def _push(self, push: Push, token: Token) -> list[Decision]:
         """Every other push is decided in one look where it can be: both ways must agree."""
-        usual = self.shard.quick(push) if token % 2 else None
-        if usual is None:
+        usual = Usual.of(push) if token % 2 else None
+        lead = None if usual is None else self.shard.quick(usual)
+        if lead is None:
             return self.shard.push(push, token)
-        reply, staleness = usual
+        ((_, staleness),) = self.shard.books.take_entered()
         reason = "it is applied as it comes"
+        reply = Stepped(self.shard.version, lead)
         return [Apply((token,), reason, (staleness,)), Answer(token, reply, reason)]
 
     def _coordinate(

@@ -128,9 +128,10 @@ def serve_plans(pipe: Connection, name: str, number: int) -> None:
         withdraw(agent)
         if order is not None:
             service = order.plan.service(order.index)
-            doorman = Doorman(service, order.plan.layouts()[order.index])
+            quick = getattr(service, "server", service)
+            doorman = Doorman(service, order.plan.layouts()[order.index], quick)
             doorman.start()
-            porter = Porter(service, order.plan.layouts()[order.index], agent.host, SECRET)
+            porter = Porter(service, order.plan.layouts()[order.index], agent.host, SECRET, quick)
             porter.start()
             conductor = order.conductor(service)
             conductor.start()

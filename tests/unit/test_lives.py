@@ -112,14 +112,13 @@ def test_a_later_life_counts_from_where_the_first_began(monkeypatch: pytest.Monk
     told: list[int | None] = []
     monkeypatch.setattr("psrpc.lives.restore_server", lambda *given: told.append(given[-1]))
     stats = SimpleNamespace(samples_before=30, updates_applied=0)
-    core = SimpleNamespace(stats=lambda: stats)
     server = node(
         life=1,
         _first=0,
         checkpointer=object(),
         coordinator=SimpleNamespace(restore=lambda *given: None, core=SimpleNamespace()),
         job=SimpleNamespace(servers=1),
-        server=SimpleNamespace(core=core, adopt=lambda view: None),
+        server=SimpleNamespace(stats=lambda: stats, adopt=lambda view: None),
         store=None,
         blueprint=None,
         _await=lambda look, who: "they are",
@@ -138,8 +137,8 @@ def test_a_later_life_counts_from_where_the_first_began(monkeypatch: pytest.Monk
 
 def test_what_is_done_again_adds_up_over_all_lives() -> None:
     stats = SimpleNamespace(updates_applied=40)
-    core = SimpleNamespace(stats=lambda: stats)
-    server = node(life=3, job=SimpleNamespace(servers=2), server=SimpleNamespace(core=core))
+    counted = SimpleNamespace(stats=lambda: stats)
+    server = node(life=3, job=SimpleNamespace(servers=2), server=counted)
     server._lives.count(2, 0, 55)
     server._lives.count(2, 1, 50)
     server._lives.remember("redone/2", 10)

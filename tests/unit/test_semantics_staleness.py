@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from psrpc.exchange import Ticket
 from psrpc.job import Job
 from psrpc.modes import Asynchronous, BoundedStaleness, Mode, Synchronous
+from psrpc.ticket import Ticket
 from psrpc.worker import Worker
 from tests.unit.reference import batch_of, mlp, run_local
 

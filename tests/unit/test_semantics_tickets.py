@@ -10,12 +10,12 @@ import torch
 from torch.nn import functional as F
 
 from psrpc.errors import JobFailedError, encode
-from psrpc.exchange import Ticket
 from psrpc.job import Job
 from psrpc.messages import Failure, Pull, Push, Request
 from psrpc.modes import Asynchronous
 from psrpc.planes.base import Answer, Landing, Payload, Service
 from psrpc.testing.local import LocalJob
+from psrpc.ticket import Ticket
 from psrpc.worker import Worker
 from tests.unit.reference import batch_of, mlp, same_state, seeded, train_alone
 

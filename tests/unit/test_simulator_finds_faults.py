@@ -154,7 +154,7 @@ def forget_the_answer(patch: Patch) -> None:
 
     def grant(self: ShardCore, ready: Ready) -> Decision:
         decision = original(self, ready)
-        self._answers.clear()
+        self.books.answers.clear()
         return decision
 
     patch.setattr(ShardCore, "_grant", grant)

@@ -96,19 +96,43 @@ SCRIPT = """
         link = worker.follower.links[0 if point == "before" else -1]
         original, calls = link.exchange, []
 
-        def exchange(request, *, send, **more):
+        def begin(send):
             calls.append(send)
             strikes = sum(calls) == 5 and send and not pathlib.Path("struck").exists()
             if strikes and point == "sever":
                 sever(link)
             elif strikes and point != "after":
                 strike(int(number))
+            return strikes and point == "after"
+
+        def exchange(request, *, send, **more):
+            strikes = begin(send)
             pending = original(request, send=send, **more)
-            if strikes and point == "after":
+            if strikes:
                 strike(int(number))
             return pending
 
+        def quick(push):
+            if begin(True):
+                link._sock = Struck(link._sock)
+            return usual(push)
+
+        class Struck:
+            def __init__(self, sock):
+                self.sock = sock
+
+            def __getattr__(self, name):
+                return getattr(self.sock, name)
+
+            def send(self, data):
+                self.sock.send(data)
+                link._sock = self.sock
+                strike(int(number))
+
         link.exchange = exchange
+        usual = getattr(link, "quick", None)
+        if usual is not None:
+            link.quick = quick
 
     if os.environ.get("DIES") == "when registered":
         register = psrpc.crew.Crew.register

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
@@ -14,12 +14,10 @@ from psrpc.core.progress import Progress
 from psrpc.errors import FencedError, PeerLostError, PsrpcError
 from psrpc.follow import Follower
 from psrpc.messages import Override, Peek, Pull, Push, Reply, Request, UpdateKey
-from psrpc.planes.base import Link, Pending
+from psrpc.planes.base import Link, Pending, QuickLink
 from psrpc.store.binding import raise_nonfinite
 from psrpc.ticket import OVER, Ticket, Unsent, each_of
 from psrpc.usual import LATEST, NO_LOSS, Usual
-
-QuickWay = Callable[[Usual], Pending | None]  # see `QuickLink`
 
 
 class _Step(NamedTuple):
@@ -86,38 +84,48 @@ class Exchange:
         that is said with a push is here, so that a step of a small model touches little code: what
         it touches, gradients have pushed out of the caches.
         """
-        links, progress = self._links, self._progress
-        quick: QuickWay | None = getattr(links[0], "quick", None)
+        links, progress, read = self._links, self._progress, self.read_clock
+        link = links[0]
+        quick = getattr(link, "quick", None)
         if quick is None or len(links) > 1 or progress.folded:
             return None
         if self._open is not None:
             self.settle()
         if progress.has_news_for(0) or not self._binding.ready():
             return None
-        read = LATEST if self.read_clock is None else self.read_clock
         push = Usual(
             progress.worker,
             progress.clock,
             self._ahead,
             *progress.usual_key(leased=leased),
             samples,
-            read,
+            LATEST if read is None else read,
             NO_LOSS if loss is None else loss,
             True,
             False,
             self._follower.layout,
         )
         try:
-            answer = quick(push)
+            answer: Pending | None = quick(push)
         except PeerLostError as error:
             answer = Unsent(error)
+        except BaseException:
+            # An interrupt: if the push was sent, its answer is still to be taken.
+            owed = cast(QuickLink, link).owed()
+            if owed is not None:
+                self._await_answer(owed, push)
+            raise
         if answer is None:
             progress.went_on(leased=leased)
             self._binding.scatter()
             self.read_clock = progress.clock
             return OVER
-        key = progress.next_key() if leased else progress.own_key()
-        step = _Step(key, self.read_clock, samples, pull=True, overrides=(), loss=loss)
+        return self._await_answer(answer, push)
+
+    def _await_answer(self, answer: Pending, push: Usual) -> Ticket:
+        """Go on with a push that was sent by the short way as with any other."""
+        told = push.push()
+        step = _Step(told.key, told.read, told.samples, pull=True, overrides=(), loss=told.loss)
         return self._await([answer], self._sent(step, True, None, [()]), step)
 
     def push(

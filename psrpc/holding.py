@@ -9,6 +9,7 @@ from psrpc.core.shard import ShardCore
 from psrpc.desk import Answers, Desk
 from psrpc.errors import JobFailedError, PsrpcError
 from psrpc.moves import Moved
+from psrpc.store.optim import STRETCH
 from psrpc.store.shard import ShardStore
 
 _LARGE_BYTES = 1 << 18  # below, weights stay in the cache until all are stepped
@@ -113,4 +114,6 @@ class Holding:
 
     def _use(self, store: ShardStore) -> None:
         self.store = store
-        self.large = any(flat.nbytes >= _LARGE_BYTES for flat in store.flats)
+        # Of half precision, more elements than one stretch has are fewer bytes.
+        sizes = [(flat.nbytes, flat.numel()) for flat in store.flats]
+        self.large = any(size >= _LARGE_BYTES or count > STRETCH for size, count in sizes)

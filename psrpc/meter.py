@@ -15,7 +15,10 @@ Counts = tuple[int, int, int, float, float]
 
 
 class Meter:
-    """Counts pushes as the first server applies them. Written by its threads, read by any."""
+    """Counts the pushes that the first server applies, at most half a second after that.
+
+    Written by its threads, read by any.
+    """
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()

@@ -23,6 +23,8 @@ from psrpc.planes.base import Caller
 from psrpc.store.shard import ShardStore
 from psrpc.usual import Usual
 
+_ENTER_EVERY = 1 << 10  # steps: nobody else may ask for so long
+
 
 class _Parked(NamedTuple):
     push: Usual
@@ -55,7 +57,7 @@ class Quick(Holding):
             if failed is None:
                 caller.land(self.store.flats)
             version = self.core.version
-            if self.awaited:
+            if self.awaited or not version % _ENTER_EVERY:
                 self._enter()
         if failed is not None:
             resolve(failed)
@@ -85,9 +87,9 @@ class Quick(Holding):
 
     def _in_round(self, came: _Parked) -> bool:
         """Park a push, or apply all that are parked if their round is complete with it."""
-        worker, parked = came.push.worker, self._parked
+        worker = came.push.worker
         with self._lock.lock:
-            stepping = self.core.gate.active
+            parked, stepping = self._parked, self.core.gate.active
             if worker in parked or worker not in stepping or not self._may_take(came.push):
                 return False
             if not self.core.may_park(came.push):
@@ -121,7 +123,7 @@ class Quick(Holding):
         for each in whole:
             each.caller.land(flats)
             each.caller.grant(version, 0)
-        if self.awaited:
+        if self.awaited or not version % _ENTER_EVERY:
             self._enter()
         return None
 

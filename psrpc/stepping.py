@@ -88,6 +88,8 @@ class Stepping:
             loss=None if loss is None else float(loss),
         )
         if ticket is not None:
+            if ticket is not OVER:
+                ticket.waiting = self._tally.waiting
             self._pushed(samples, self._tally.now() - began_s)
         return ticket
 

@@ -144,6 +144,10 @@ class QuickLink(Protocol):
         """
         ...
 
+    def owed(self) -> Pending | None:
+        """The answer that `quick` has not taken, as it was interrupted after it had sent."""
+        ...
+
 
 def checked(payload: Payload) -> Payload:
     """Raise the error that a server answered with, or return the answer."""

@@ -140,7 +140,8 @@ class Doorman:
             self._closed.set()
             guests = dict(self._guests)
         if self._thread is not None:
-            self._listener.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)
             self._thread.join()
         self._listener.close()
         for guest, thread in guests.items():
@@ -168,12 +169,13 @@ class Doorman:
         thread = threading.Thread(
             target=self._attend, args=[guest], name="psrpc-guest", daemon=True
         )
-        with self._lock:
-            if not self._closed.is_set():
+        try:
+            with self._lock:
+                if self._closed.is_set():
+                    raise RuntimeError("nobody is let in any more")
+                thread.start()
                 self._guests[guest] = thread
-        if guest in self._guests:
-            thread.start()
-        else:
+        except RuntimeError:  # also, there are too many threads
             guest.leave()
 
     def _attend(self, guest: _Guest) -> None:

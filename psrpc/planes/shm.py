@@ -71,6 +71,7 @@ class ShmLink:
         self._sock = keep_from_children(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         self.region: Region | None = None  # once open
         self._buffers = Buffers.none()
+        self._owed = False
 
     def connect(self) -> None:
         """Reach the server's socket. Raises AddressError if it is not on this host.
@@ -137,15 +138,23 @@ class ShmLink:
         sock = self._sock
         try:
             sock.send(wire.pack_usual(self._buffers.side, push))
+            self._owed = True
             message = sock.recv(_MESSAGE_BYTES)
         except BlockingIOError:
+            self.control.ping()
             message = b""
         except OSError as error:
             raise self.lost(error.strerror or str(error)) from None
-        if message[:1] == wire.GRANTED and message.endswith(wire.NOTHING_RARE):
-            return None
-        reply = wire.unpack_reply(message or self._receive())
-        return ShmPending(self, ahead=False, reply=reply)
+        reply = None
+        if not (message[:1] == wire.GRANTED and message.endswith(wire.NOTHING_RARE)):
+            reply = wire.unpack_reply(message or self._receive())
+        self._owed = False
+        return None if reply is None else ShmPending(self, ahead=False, reply=reply)
+
+    def owed(self) -> Pending | None:
+        """See `QuickLink`."""
+        owed, self._owed = self._owed, False
+        return ShmPending(self, ahead=False) if owed else None
 
     def hang_up(self) -> None:
         """Say nothing more to this server; the buffers stay, as memory of this process alone.

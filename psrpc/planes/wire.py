@@ -106,10 +106,11 @@ def unpack_usual(message: bytes) -> tuple[Usual, int, int] | None:
 
     It is as `Ring` has it: the push, the side of its gradients, and `ahead`.
     """
-    if len(message) != _WHOLE_PUSH.size or message[0] != _PUSH or _NONE in message[1 : _HEAD.size]:
+    where = _USUAL_HEADS.get(message[:_HEAD_BYTES])
+    if where is None or len(message) != _WHOLE_PUSH.size:
         return None
     push = Usual._make(_PUSH_BODY.unpack_from(message, _HEAD_BYTES))
-    return None if push.void or not push.pull else (push, message[1], message[2])
+    return None if push.void or not push.pull else (push, *where)
 
 
 def pack_granted(version: int, lead: int) -> bytes:

@@ -123,7 +123,7 @@ class Gradients:
         A backward pass mostly adds to them in the order of the one before.
         """
         current, added = self._current, self._added
-        if len(added) != len(current.order) or self._present:
+        if not added or len(added) != len(current.order) or self._present:
             return self._look_closely()
         for given, (parameter, home, address) in zip(added, current.order, strict=True):
             if given is not parameter or parameter.grad is not home or home.data_ptr() != address:

@@ -27,7 +27,7 @@ from psrpc.store.spare import plain_step
 from psrpc.store.state import Option, join_state, own, same
 
 # As many elements as stay in a core's cache with their gradients and state.
-_STRETCH = 1 << 16
+STRETCH = 1 << 16
 
 # A kernel, and of each segment the weights, the optimizer's state, and its options.
 _ByKernel = tuple[kernels.Kernel, list[tuple[torch.Tensor, kernels.State, kernels.Options]]]
@@ -100,6 +100,11 @@ class ShardOptimizer:
         for (weights, state, options), gradient in zip(segments, gradients, strict=True):
             kernel(weights, gradient, state, options)
 
+    @property
+    def kernels_only(self) -> bool:
+        """Whether `step_alone` calls kernels alone, as long as nothing else happens."""
+        return self._by_kernel is not None
+
     def _all_by_kernel(self) -> _ByKernel | None:
         """How all segments can be stepped as they are now, if their kernel can do that."""
         if self._kernel is None:
@@ -135,7 +140,7 @@ class ShardOptimizer:
             return False
         state, options = found
         weights, numel = self._flats[segment], self.layout.segments[segment].numel
-        if numel <= _STRETCH or (gradient.single and not state):
+        if numel <= STRETCH or (gradient.single and not state):
             kernel(weights, gradient.whole(), state, options)
             if written is not None:
                 written(segment, 0, numel)
@@ -155,7 +160,7 @@ class ShardOptimizer:
             if low == 0:
                 state.update((key, part[key]) for key in counts)
 
-        spread(step, spans(numel, _STRETCH))
+        spread(step, spans(numel, STRETCH))
         return True
 
     def _ready(self, segment: int) -> tuple[kernels.State, kernels.Options] | None:

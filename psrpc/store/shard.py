@@ -84,17 +84,19 @@ class ShardStore:
     ) -> None:
         """As `step`, with several workers' gradients, of all pieces, and the options of the start.
 
-        Their sums are made in memory that is kept, as large as the shard.
+        Their sums are made in memory that is kept, as large as the shard, or in fresh one for a
+        class of its own, which may keep them.
         """
-        if self._sums is None:
-            self._sums = [torch.empty_like(flat) for flat in self.flats]
         weights = shares(samples, self.reduction)
-        for room, *parts in zip(self._sums, *gradients, strict=True):
+        sums = self._sums
+        if sums is None or not self._optimizer.kernels_only:
+            sums = self._sums = [torch.empty_like(flat) for flat in self.flats]
+        for room, *parts in zip(sums, *gradients, strict=True):
             if is_narrow(room):
                 room.copy_(Mixture(parts, weights).whole())
             else:
                 mix(parts, weights, room)
-        self.step_alone(self._sums)
+        self.step_alone(sums)
 
     def snapshot(self) -> list[torch.Tensor]:
         """The weights as they are now, one flat copy a segment, shared until the next step."""

@@ -54,7 +54,10 @@ class LocalJob:
         for rank in range(self.job.workers):
             model = self._model()
             blueprint = draw(model, self.optimizer, self.param_groups)
-            links: list[Link] = [LoopbackLink(service) for service in self.services]
+            links: list[Link] = [
+                LoopbackLink(service, service.server if isinstance(service, Coordinator) else None)
+                for service in self.services
+            ]
             self.workers.append(Worker(self.job, rank, model, blueprint, links))
 
     def run(self, train: Callable[[Worker], Any], timeout_s: float = 60.0) -> Report:

@@ -290,3 +290,28 @@ def test_an_optimizer_that_raises_ends_the_job_for_all(mode: str) -> None:
     assert set(ended) == {"server 0: ValueError: broken"}
     assert shard.server.ended.is_set()
     assert all(caller.replies for caller in shard.callers), "nobody waits any more"
+
+
+def test_what_nobody_asks_for_is_not_kept_for_ever() -> None:
+    shard = Shard(Asynchronous(), partial(optim.SGD, lr=0.1), quick=True)
+    shard.server.handle(Adopt(0, View(1, ((0, 0),))), (), lambda payload: None)
+    gradients = [torch.zeros_like(flat) for flat in shard.server.store.flats]
+    for clock in range(3000):
+        key = UpdateKey(Stream(StreamKind.WORKER, 0, 0), clock)
+        shard.push(Push(0, clock, key, 8), gradients)
+    assert shard.taken == 3000
+    assert len(shard.observed) > 1500
+    shard.server.catch_up()
+    assert [push.clock for push, _ in shard.observed] == list(range(3000))
+
+
+@pytest.mark.parametrize(("elements", "large"), [(1 << 16, False), ((1 << 16) + 1, True)])
+def test_what_is_stepped_in_stretches_goes_no_short_way(elements: int, large: bool) -> None:
+    """Also in half precision: the ends of stretches may be rounded otherwise."""
+    made = partial(optim.SGD, lr=0.1)
+    model = nn.ParameterList([nn.Parameter(torch.zeros(elements, dtype=torch.bfloat16))])
+    blueprint = draw(model, made)
+    (layout,) = blueprint.layouts(1)
+    job = Job(1)
+    server = ParameterServer(job, 0, blueprint, ShardStore(blueprint, layout, model, job.reduction))
+    assert server.large is large

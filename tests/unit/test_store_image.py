@@ -48,7 +48,7 @@ def test_restored_pieces_keep_the_state_that_is_their_own(name: str) -> None:
 def test_a_restored_shard_runs_its_kernel_at_once(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_optim, "_STRETCH", 64)
+    monkeypatch.setattr(shard_optim, "STRETCH", 64)
     one, other = (Shards(OPTIMIZERS[name]) for _ in range(2))
     one.train(range(2))
     resumed(one, other)

@@ -63,7 +63,7 @@ def test_kernels_do_what_the_class_does(
     name: str, workers: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A segment of several stretches, the last one shorter."""
-    monkeypatch.setattr(shard_optim, "_STRETCH", 64)
+    monkeypatch.setattr(shard_optim, "STRETCH", 64)
     ours, flat, weights = step_both(FACTORIES[name], 200, dtype, workers)
     assert ours._kernel is not None
     assert torch.equal(flat, weights)
@@ -83,7 +83,7 @@ def test_the_class_itself_is_not_asked_after_its_first_step(
 
 @pytest.mark.parametrize("name", ["sgd-momentum", "adam"])
 def test_state_counts_each_step_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_optim, "_STRETCH", 64)
+    monkeypatch.setattr(shard_optim, "STRETCH", 64)
     ours, _, _ = step_both(FACTORIES[name], 200, torch.float32, 2)
     (state,) = ours.state()
     assert float(state.get("step", STEPS)) == STEPS

@@ -15,7 +15,9 @@ class Report:
     """A finished job's counts. Times are in seconds.
 
     `final_loss` is the exponentially weighted mean of the losses that were given to
-    `worker.step`. NaN and infinite ones are left out; None if there is no other.
+    `worker.step`. NaN and infinite ones are left out; None if there is no other. `samples` are
+    those of batches, or what a step was told. A step whose gradient was skipped as not finite is
+    in all counts, as done: `nonfinite_skipped` is how many there were.
     `samples`, `worker_steps` and `updates_applied` count each update once, `samples` and
     `updates_applied` with those in the checkpoint that the job was resumed from, of which
     `samples_before` are; `samples_per_s` and all about workers are of this run alone;

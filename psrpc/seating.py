@@ -9,6 +9,8 @@ from psrpc.core.seats import Placement, rank_of, seats
 from psrpc.environment import Place
 from psrpc.errors import ConfigError
 
+_REVIVED = "Checkpointing(revived=True)"
+
 
 def seated(place: Place, servers: int, replicas: int, placement: Placement) -> Place:
     """This process's place when servers are where `placement` puts them.
@@ -36,16 +38,18 @@ def check_crew(place: Place, servers: int, replicas: int, *, goes_back: bool) ->
     ours = (servers, replicas, int(goes_back))
     if not place.crew or place.crew == ours:
         return
-    who = "the job" if place.joins else "psrpc launch"
+    who, option = "psrpc launch", "--revived"
+    if place.joins:
+        who, option = "the job", _REVIVED
     raise ConfigError(
-        f"psrpc.run has {_shape(ours)} here, and {who} has {_shape(place.crew)}: give both the same"
+        f"psrpc.run has {_shape(ours, _REVIVED)} here, and {who} has "
+        f"{_shape(place.crew, option)}: give both the same"
     )
 
 
-def _shape(crew: tuple[int, ...]) -> str:
+def _shape(crew: tuple[int, ...], option: str) -> str:
     servers, replicas, goes_back = crew
-    way = "Checkpointing(revived=True), for --revived" if goes_back else "no --revived"
-    return f"servers={servers}, replicas={replicas} and {way}"
+    return f"servers={servers}, replicas={replicas} and {'' if goes_back else 'no '}{option}"
 
 
 def role(rank: int, servers: int, replicas: int) -> str:

@@ -183,8 +183,8 @@ def test_who_comes_with_another_script_is_told_and_the_job_goes_on(bench: Bench)
     (address,) = re.findall(r"psrpc join (\S+)", command.shown())
     other = "optimizer is Adam on {} and SGD on the server; give every process the same"
     shape = (
-        "psrpc.run has servers=1, replicas=1 and no --revived here, and the job has servers=1, "
-        "replicas=0 and no --revived: give both the same"
+        "psrpc.run has servers=1, replicas=1 and no Checkpointing(revived=True) here, and the job "
+        "has servers=1, replicas=0 and no Checkpointing(revived=True): give both the same"
     )
     cases = {
         ("join", address, "nowhere.py"): "there is no script nowhere.py",
@@ -260,6 +260,6 @@ def test_a_script_of_another_shape(bench: Bench) -> None:
     bench.write("train.py", SCRIPT)
     ended = refused(bench, "--servers 1 --replicas 1 train.py train 2 0")
     assert ended.lines[1:] == [
-        "Error: psrpc.run has servers=2, replicas=0 and no --revived here, and psrpc launch has "
-        "servers=1, replicas=1 and no --revived: give both the same"
+        "Error: psrpc.run has servers=2, replicas=0 and no Checkpointing(revived=True) here, and "
+        "psrpc launch has servers=1, replicas=1 and no --revived: give both the same"
     ]

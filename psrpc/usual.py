@@ -12,6 +12,7 @@ from typing import NamedTuple
 from psrpc.messages import Override, Push, Stream, StreamKind, UpdateKey, View
 
 KINDS = (StreamKind.LEASE, StreamKind.WORKER)
+LEASED, OWN = range(len(KINDS))
 LATEST = -1  # of `read`
 NO_LOSS = math.nan  # a loss of NaN says no more than none
 

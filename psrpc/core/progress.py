@@ -20,6 +20,7 @@ from psrpc.messages import (
     UpdateKey,
     View,
 )
+from psrpc.usual import LEASED, OWN
 
 
 @dataclass
@@ -122,10 +123,10 @@ class Progress:
     def usual_key(self, *, leased: bool) -> tuple[int, int, int, int, int]:
         """The same as numbers: those of `Usual`, from `kind` to `total`."""
         if not leased:
-            return 1, self.worker, self.incarnation, self._pushes, 0
+            return OWN, self.worker, self.incarnation, self._pushes, 0
         lease = self.lease
         assert lease is not None
-        return 0, lease.epoch, lease.index, self.step, lease.steps
+        return LEASED, lease.epoch, lease.index, self.step, lease.steps
 
     def fold(self) -> None:
         """The current batch has no update of its own: it goes into the next one's."""

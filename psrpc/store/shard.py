@@ -87,6 +87,9 @@ class ShardStore:
         Their sums are made in memory that is kept, as large as the shard, or in fresh one for a
         class of its own, which may keep them.
         """
+        if len(gradients) == 1:
+            self.step_alone(gradients[0])
+            return
         weights = shares(samples, self.reduction)
         sums = self._sums
         if sums is None or not self._optimizer.kernels_only:

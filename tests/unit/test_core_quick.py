@@ -188,6 +188,18 @@ def test_a_push_that_waits_for_its_round_inside_keeps_others_from_waiting_outsid
     assert not core.may_park(last)
 
 
+def test_a_round_is_not_decided_in_one_look_while_somebody_waits() -> None:
+    core = shard(Synchronous())
+    for worker in range(WORKERS):
+        core.push(Push(worker, 0, key_of(worker, 0), samples=8), worker)
+    core.pull(Pull(0, 2), 10)
+    following = [
+        Usual.part_of(Push(worker, 1, key_of(worker, 1), samples=8)) for worker in range(WORKERS)
+    ]
+    assert not core.quick_round(following)
+    assert core.gate.floor == 1
+
+
 def test_synchronous_steps_are_not_decided_alone() -> None:
     core = shard(Synchronous())
     core.push(Push(0, 0, key_of(0, 0), samples=8), 0)
